@@ -1,0 +1,38 @@
+# make reproduce   re-execute the notebooks 00 to 05; the paper's figures appear in figures/
+# make test        what CI runs: notebooks and package agree, notebook tests, pytest
+# make paper       the same as reproduce at profile paper (a GPU helps)
+
+PYTHON  ?= $(shell command -v python3.11 || command -v python3)
+VENV    := .venv
+BIN     := $(VENV)/bin
+PROFILE ?= default
+NAME    ?= $(PROFILE)
+SEED    ?= 0
+DATA    ?=
+
+.PHONY: reproduce paper test install clean
+
+reproduce: install
+	$(BIN)/spiro_run all --profile $(PROFILE) --name $(NAME) -p seed $(SEED) $(if $(DATA),--data "$(DATA)")
+
+paper:
+	$(MAKE) reproduce PROFILE=paper
+
+test: install
+	git rev-parse --is-inside-work-tree > /dev/null
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	git diff --exit-code
+	$(BIN)/nbdev_test --n_workers 1
+	$(BIN)/python -m pytest -q tests
+
+install: $(VENV)/installed
+
+$(VENV)/installed: setup.py settings.ini constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) data/processed data/simulated data/generated checkpoints runs
