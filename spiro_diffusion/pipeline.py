@@ -60,7 +60,7 @@ def check_parameters(notebook: str | Path, given: Mapping[str, Any]) -> dict[str
             raise DataError(f"{notebook.name}: {err}") from err
     return out
 
-# %% ../nbs/foundations/pipeline.ipynb #d4f02523
+# %% ../nbs/foundations/pipeline.ipynb #a70a292b
 def run_notebook(notebook: str | Path, out: str | Path, parameters: Mapping[str, Any] | None = None, progress: bool = True) -> Path:
     """Execute `notebook` with `parameters` (checked) into `out`.
 
@@ -75,7 +75,7 @@ def run_notebook(notebook: str | Path, out: str | Path, parameters: Mapping[str,
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     with writing(out) as tmp:
         try:
-            papermill.execute_notebook(str(notebook), str(tmp), values, cwd=str(notebook.parent), progress_bar=progress and {"desc": f"{notebook.stem:<14}", "leave": True}, log_output=False)
+            papermill.execute_notebook(str(notebook), str(tmp), values, cwd=str(notebook.parent), progress_bar=progress and {"desc": f"{notebook.stem:<14}"}, extra_arguments=["--log-level=ERROR"])
         except PapermillExecutionError as err:
             os.replace(tmp, failed)
             if err.ename in ("DataError", "FileExistsError"):

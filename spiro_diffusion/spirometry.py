@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['N_BINS', 'N_FINE', 'FINE', 'END', 'CLOCK', 'WIDTHS', 'INDICES', 'Rule', 'to_clock', 'volume_on_clock', 'from_clock',
-           'indices', 'indices_on_clock', 'acceptability', 'acceptability_on_clock', 'repeatability', 'plot_loops',
-           'plot_volume_time']
+__all__ = ['N_BINS', 'N_FINE', 'FINE', 'END', 'CLOCK', 'WIDTHS', 'INDICES', 'Rule', 'rows_to_clock', 'to_clock',
+           'volume_on_clock', 'from_clock', 'indices', 'indices_on_clock', 'acceptability', 'acceptability_on_clock',
+           'repeatability', 'plot_loops', 'plot_volume_time']
 
 # %% ../nbs/foundations/spirometry.ipynb #a1299c40
 N_BINS, N_FINE, FINE, END = 512, 200, 0.01, 20.48  # bins; those as recorded; their width (s); end of the clock (s)
@@ -37,7 +37,7 @@ CLOCK: np.ndarray = _make_clock()
 WIDTHS: np.ndarray = np.diff(CLOCK)
 """Bin widths of the clock, (512,) s."""
 
-# %% ../nbs/foundations/spirometry.ipynb #ad3ac93a
+# %% ../nbs/foundations/spirometry.ipynb #fa662a81
 def _as_rows(volume: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of volume that start at 0 and never fall, the time axis, and the last recorded sample of each row."""
     volume = np.atleast_2d(np.asarray(volume, dtype=np.float64))
@@ -54,6 +54,19 @@ def _as_rows(volume: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.maximum.accumulate(volume, axis=1), time, last
 
 
+def rows_to_clock(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Mean flow (N, 512) float32 in the bins of `CLOCK` of rows (N, T) that never fall, a unit of volume per s.
+
+    Rows may be whole numbers (mL as a device counts them): only the 513 edges are computed in floating point.
+    """
+    at = np.minimum(CLOCK, time[-1] - time[0]) + time[0]
+    right = np.clip(np.searchsorted(time, at, side="right"), 1, len(time) - 1)
+    weight = (at - time[right - 1]) / (time[right] - time[right - 1])
+    left_volume = rows[:, right - 1]
+    edges = left_volume + (rows[:, right] - left_volume) * weight
+    return np.maximum(np.diff(edges, axis=1) / WIDTHS, 0).astype(np.float32)
+
+
 def to_clock(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Mean flow in the bins of `CLOCK`, (N, 512) float32 L/s, never negative.
 
@@ -62,11 +75,7 @@ def to_clock(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     Raises ValueError if shapes disagree, time does not rise or volume has a hole.
     """
     rows, time, _ = _as_rows(volume, time)
-    at = np.minimum(CLOCK, time[-1] - time[0]) + time[0]
-    right = np.clip(np.searchsorted(time, at, side="right"), 1, len(time) - 1)
-    weight = (at - time[right - 1]) / (time[right] - time[right - 1])
-    edges = rows[:, right - 1] + (rows[:, right] - rows[:, right - 1]) * weight
-    return np.maximum(np.diff(edges, axis=1) / WIDTHS, 0).astype(np.float32)
+    return rows_to_clock(rows, time)
 
 # %% ../nbs/foundations/spirometry.ipynb #15b1b4df
 def volume_on_clock(flow: np.ndarray) -> np.ndarray:
