@@ -284,20 +284,18 @@ def edm_loss(model: CLDM, batch: tuple[Tensor, ...], generator: torch.Generator 
         loss, parts["physics"] = loss + s.physics * physics, physics.detach()
     return loss, parts
 
-# %% ../nbs/03_cldm.ipynb #6db1750a
-def settings_for(profile: str, seed: int = 0, device: str = "auto") -> CLDMSettings:
+# %% ../nbs/03_cldm.ipynb #673f4723
+def settings_for(profile: str, seed: int = 0, device: str = "auto", steps: int = 0) -> CLDMSettings:
     """The settings of a profile: "smoke" (seconds), "default" (5 minutes on two cores) or "paper" (a GPU).
 
-    Raises DataError on another name.
+    steps: another length of the run; the weights are averaged over about its last tenth. Raises DataError on another name.
     """
-    made = {
-        "smoke": CLDMSettings(widths=(16, 24, 32), train=TrainConfig(steps=40, batch=64, ema=0.9, seed=seed, device=device)),
-        "default": CLDMSettings(train=TrainConfig(steps=2000, batch=128, ema=0.995, seed=seed, device=device)),
-        "paper": CLDMSettings(train=TrainConfig(steps=60_000, batch=512, ema=0.9995, seed=seed, device=device)),
-    }
-    if profile not in made:
-        raise DataError(f"profile {profile!r} is not known: use one of {', '.join(made)}")
-    return made[profile]
+    sizes = {"smoke": ((16, 24, 32), 40, 64), "default": (CLDMSettings().widths, 2000, 128), "paper": (CLDMSettings().widths, 60_000, 512)}
+    if profile not in sizes:
+        raise DataError(f"profile {profile!r} is not known: use one of {', '.join(sizes)}")
+    widths, usual, batch = sizes[profile]
+    steps = steps or usual
+    return CLDMSettings(widths=widths, train=TrainConfig(steps=steps, batch=batch, ema=min(0.9995, 1 - 10 / steps), seed=seed, device=device))
 
 # %% ../nbs/03_cldm.ipynb #8a1b0d24
 def _rows(latents: np.ndarray, metadata: pd.DataFrame, split: str, settings: CLDMSettings, most: int | None = None) -> tuple[Tensor, Tensor, pd.DataFrame]:

@@ -87,14 +87,16 @@ def read_json(path: str | Path) -> Any:
     except (UnicodeDecodeError, json.JSONDecodeError) as err:
         raise DataError(f"{path} is not a JSON file ({err}): delete it and run the step that writes it again") from err
 
-# %% ../nbs/foundations/common.ipynb #54f2d818
+# %% ../nbs/foundations/common.ipynb #4eafbd02
 def save_safetensors(path: str | Path, arrays: dict[str, Any]) -> None:
     """Write numpy arrays or torch tensors to a safetensors file, whole or not at all."""
     from safetensors.numpy import save_file
 
     plain = {k: np.ascontiguousarray(v.detach().cpu().numpy() if hasattr(v, "detach") else v) for k, v in arrays.items()}
     with writing(path) as tmp:
+        mode = tmp.stat().st_mode
         save_file(plain, tmp)
+        tmp.chmod(mode)  # safetensors makes its file readable by the owner alone
 
 
 def load_safetensors(path: str | Path) -> dict[str, np.ndarray]:

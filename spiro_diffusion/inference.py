@@ -99,7 +99,7 @@ class Cohort:
             raise DataError(f"{path} could not be written ({err.strerror or err}): free some space or choose another folder") from err
         return path
 
-# %% ../nbs/04_inference.ipynb #4975bd64
+# %% ../nbs/04_inference.ipynb #18df520b
 def median_loop(flow: np.ndarray, points: int = 201) -> tuple[np.ndarray, np.ndarray]:
     """Volume (points,) L and flow (points,) L/s of the median loop of flow (N, 512): medians at equal shares of FVC."""
     volume = volume_on_clock(flow)
@@ -109,14 +109,17 @@ def median_loop(flow: np.ndarray, points: int = 201) -> tuple[np.ndarray, np.nda
 
 
 def _mark_normal(loops: Any, spirogram: Any, person: pd.DataFrame, end: float) -> None:
-    """Draw predicted values and lower limits of normal of one person (a table of one row)."""
+    """Draw predicted values and lower limits of normal of one person (a table of one row), and make room for them."""
     normal = predicted(person).iloc[0]
+    if np.isfinite(normal["fvc_pred"]):
+        loops.set_xlim(0, max(loops.get_xlim()[1], 1.05 * normal["fvc_pred"]))
+        spirogram.set_ylim(0, max(spirogram.get_ylim()[1], 1.05 * normal["fvc_pred"]))
     for kind, name, style in (("pred", "predicted", "--"), ("lln", "LLN", ":")):
         if np.isfinite(normal[f"fvc_{kind}"]):
             loops.axvline(normal[f"fvc_{kind}"], color="k", ls=style, lw=0.9, label=f"FVC {name}")
             spirogram.plot([1.0, end], normal[[f"fev1_{kind}", f"fvc_{kind}"]], "k", ls="", marker="_" if kind == "pred" else ".", ms=12 if kind == "pred" else 5, label=f"FEV1, FVC {name}", zorder=3)
 
-# %% ../nbs/04_inference.ipynb #ecfe2c38
+# %% ../nbs/04_inference.ipynb #4d7a3c42
 def plot_report(cohort: Cohort, patient: Any = None, most: int = 100) -> Figure:
     """Flow-volume loops and volume-time curves side by side: a fan of at most `most` draws of each sex, and the median of all.
 
@@ -137,10 +140,10 @@ def plot_report(cohort: Cohort, patient: Any = None, most: int = 100) -> Figure:
         left.plot(*median_loop(flow), color=color, lw=2.2, label=f"median, {sex} (n = {len(rows)})")
         right.plot(CLOCK, np.median(volume_on_clock(flow), axis=0), color=color, lw=2.2)
     first = table.iloc[0]
-    title = f"{len(table)} generated curves of {table['patient'].nunique()} patients"
+    title = f"{len(table)} synthetic curves of {table['patient'].nunique()} digital patients"
     if one:
         _mark_normal(left, right, table.iloc[:1], end)
-        title = f"{len(table)} generated curves: {first['sex']}, {first['age']:g} years, {first['height']:g} cm"
+        title = f"{len(table)} synthetic curves: {first['sex']}, {first['age']:g} years, {first['height']:g} cm"
         right.legend(frameon=False, fontsize=8, loc="lower right")
     right.set_xlim(0, end * 1.02)
     left.legend(fontsize=8, loc="upper right", framealpha=0.85, edgecolor="none")

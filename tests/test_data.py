@@ -1,0 +1,127 @@
+"""NHANES files as a user has them: SAS7BDAT by R's haven, XPORT, other names and folders, and broken ones."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyreadstat
+import pytest
+
+from spiro_diffusion.common import DataError
+from spiro_diffusion.data import load_prepared, prepare
+from spiro_diffusion.formats import BAD_RANGE, BAD_TEXT, find_table, read_raw
+
+HERE = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def nhanes(tmp_path) -> Path:
+    """A folder as CDC's downloads leave it: a ZIP unpacked one folder down, names in mixed case, no `_simulated`."""
+    folder = tmp_path / "raw data ü"
+    (folder / "SPXRAW_G").mkdir(parents=True)
+    shutil.copy(HERE / "SPXRAW_G_simulated.sas7bdat", folder / "SPXRAW_G" / "spxraw_g.sas7bdat")
+    shutil.copy(HERE / "DEMO_G_simulated.xpt", folder / "DEMO_G.XPT")
+    shutil.copy(HERE / "BMX_G_simulated.xpt", folder / "bmx_g.xpt")
+    return folder
+
+
+def test_sas7bdat_is_read_as_xport_is(nhanes, tmp_path):
+    sas = read_raw(nhanes / "SPXRAW_G" / "spxraw_g.sas7bdat")
+    frame, _ = pyreadstat.read_sas7bdat(str(HERE / "SPXRAW_G_simulated.sas7bdat"))
+    pyreadstat.write_xport(frame, str(tmp_path / "SPXRAW_G.xpt"), file_format_version=8)
+    xport = read_raw(tmp_path / "SPXRAW_G.xpt")
+    assert len(sas.table) == len(frame) and not sas.dropped
+    assert np.array_equal(sas.values, xport.values) and sas.table.equals(xport.table)
+    first = [int(v) for v in frame["SPXRAW"][0].split(",")]
+    assert sas.values[: len(first)].tolist() == first
+
+
+def test_files_as_cdc_ships_them(nhanes, tmp_path):
+    report = prepare(nhanes, tmp_path / "data" / "processed")
+    flow, metadata = load_prepared(tmp_path)
+    assert report["source"] == "CDC's recorded blows" and not report["simulated"]
+    assert len(flow) == len(metadata) == report["blows_kept"] > 40 and set(metadata["test"]) <= {"pre", "post"}
+    assert json.loads((tmp_path / "data" / "processed" / "preparation.json").read_text())["blows_read"] == report["blows_read"]
+
+
+def test_faulty_rows_are_counted_not_kept(nhanes, tmp_path):
+    raw = find_table(nhanes, "SPXRAW")
+    frame, _ = pyreadstat.read_sas7bdat(str(raw))
+    raw.unlink()
+    frame.loc[0, "SPXRAW"] += ",x"
+    frame.loc[1, "SPXRAW"] = "500," + frame.loc[1, "SPXRAW"].split(",", 1)[1]
+    frame.loc[2, "SEQN"] = 5.0
+    pyreadstat.write_xport(frame, str(nhanes / "SPXRAW_G.xpt"), file_format_version=8)
+    report = prepare(nhanes, tmp_path / "out")
+    assert report["dropped"] == {BAD_TEXT: 1, BAD_RANGE: 1, "SEQN not in DEMO": 1}
+    assert report["blows_kept"] == len(frame) - 3
+
+
+def break_file(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    if how == "web page":
+        path.write_bytes(b"\n<html><head><title>404</title></head></html>")
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "cut":
+        path.write_bytes(whole[: len(whole) * 2 // 3])
+    elif how == "gone":
+        path.unlink()
+    elif how == "other":
+        path.write_bytes(b"PK\x03\x04" + whole)
+
+
+@pytest.mark.parametrize("how", ["web page", "empty", "cut", "gone", "other"])
+@pytest.mark.parametrize("name", ["SPXRAW_G/spxraw_g.sas7bdat", "DEMO_G.XPT", "bmx_g.xpt"])
+def test_broken_files_are_named_and_leave_nothing(nhanes, tmp_path, name, how):
+    if how == "gone" and name.startswith("SPXRAW"):
+        pytest.skip("without raw curves, blows are simulated")
+    break_file(nhanes / name, how)
+    out = tmp_path / "out"
+    with pytest.raises(DataError) as caught:
+        prepare(nhanes, out)
+    word = Path(name).stem.upper() if how == "gone" else Path(name).name
+    assert word in str(caught.value) and "\n" not in str(caught.value)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_failed_run_keeps_what_was_there(nhanes, tmp_path):
+    out = tmp_path / "out"
+    prepare(nhanes, out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    break_file(nhanes / "bmx_g.xpt", "web page")
+    with pytest.raises(DataError):
+        prepare(nhanes, out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_nobody_left_and_no_seqn(nhanes, tmp_path):
+    demo, _ = pyreadstat.read_xport(str(nhanes / "DEMO_G.XPT"))
+    pyreadstat.write_xport(demo.assign(SEQN=demo["SEQN"] + 1e6), str(nhanes / "DEMO_G.XPT"), file_format_version=8)
+    with pytest.raises(DataError, match="no blow of .* is left"):
+        prepare(nhanes, tmp_path / "out")
+    pyreadstat.write_xport(demo.rename(columns={"SEQN": "ID"}), str(nhanes / "DEMO_G.XPT"), file_format_version=8)
+    with pytest.raises(DataError, match="DEMO_G.XPT has no column SEQN"):
+        prepare(nhanes, tmp_path / "out")
+
+
+def test_another_cycle(nhanes, tmp_path):
+    demo, _ = pyreadstat.read_xport(str(nhanes / "DEMO_G.XPT"))
+    pyreadstat.write_xport(demo.assign(SDDSRVYR=6.0), str(nhanes / "DEMO_G.XPT"), file_format_version=8)
+    with pytest.raises(DataError, match="not cycle G's"):
+        prepare(nhanes, tmp_path / "out")
+
+
+def test_missing_height_and_top_coded_age_are_kept_and_counted(nhanes, tmp_path):
+    bmx, _ = pyreadstat.read_xport(str(nhanes / "bmx_g.xpt"))
+    demo, _ = pyreadstat.read_xport(str(nhanes / "DEMO_G.XPT"))
+    short, old = bmx["SEQN"].iloc[0], demo["SEQN"].iloc[1]
+    pyreadstat.write_xport(bmx.assign(BMXHT=bmx["BMXHT"].where(bmx["SEQN"] != short)), str(nhanes / "bmx_g.xpt"), file_format_version=8)
+    pyreadstat.write_xport(demo.assign(RIDAGEYR=demo["RIDAGEYR"].where(demo["SEQN"] != old, 80.0)), str(nhanes / "DEMO_G.XPT"), file_format_version=8)
+    report = prepare(nhanes, tmp_path / "data" / "processed")
+    _, metadata = load_prepared(tmp_path)
+    assert report["blows_without_height"] == metadata["height"].isna().sum() >= (metadata["SEQN"] == short).sum() > 0
+    assert report["blows_aged_80_or_over"] == (metadata["SEQN"] == old).sum() > 0
+    assert isinstance(metadata, pd.DataFrame)
