@@ -282,7 +282,13 @@ def repeatability(person: np.ndarray, values: np.ndarray, acceptable: np.ndarray
         rows[key] = {"best": best, "n_acceptable": n, "gap": gap, "grade": grade}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["best", "n_acceptable", "gap", "grade"]).rename_axis("person")
 
-# %% ../nbs/foundations/spirometry.ipynb #c9895b24
+# %% ../nbs/foundations/spirometry.ipynb #152f6b0b
+def _from_zero(ax: Axes, x: float, y: float) -> None:
+    """Axes from 0 to at least (x, y), never less than they (or axes that share with them) already show."""
+    for high, limits, set_limits in ((x, ax.get_xlim, ax.set_xlim), (y, ax.get_ylim, ax.set_ylim)):
+        set_limits(0, max(limits()[1], 1.05 * high))
+
+
 def plot_loops(flow: np.ndarray, ax: Axes | None = None, aspect: bool = True, **style) -> Axes:
     """Draw expiratory flow-volume loops, flow (N, 512) L/s on the clock, at 2 L/s to 1 L; returns the axes."""
     import matplotlib.pyplot as plt
@@ -294,7 +300,7 @@ def plot_loops(flow: np.ndarray, ax: Axes | None = None, aspect: bool = True, **
     x, y = np.hstack([zero, middle, volume[:, -1:]]), np.hstack([zero, np.atleast_2d(flow), zero])
     ax.plot(x.T, y.T, **{"lw": 1.0, **style})
     ax.set(xlabel="exhaled volume (L)", ylabel="flow (L/s)")
-    ax.set_xlim(left=0), ax.set_ylim(bottom=0)
+    _from_zero(ax, x.max(initial=0), y.max(initial=0))
     if aspect:
         ax.set_aspect(0.5)
     return ax
@@ -305,7 +311,8 @@ def plot_volume_time(flow: np.ndarray, ax: Axes | None = None, **style) -> Axes:
     import matplotlib.pyplot as plt
 
     ax = ax or plt.gca()
-    ax.plot(CLOCK, volume_on_clock(flow).T, **{"lw": 1.0, **style})
+    volume = volume_on_clock(flow)
+    ax.plot(CLOCK, volume.T, **{"lw": 1.0, **style})
     ax.set(xlabel="time (s)", ylabel="volume (L)")
-    ax.set_xlim(left=0), ax.set_ylim(bottom=0)
+    _from_zero(ax, END, volume.max(initial=0))
     return ax
