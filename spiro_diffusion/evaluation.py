@@ -41,7 +41,7 @@ def correlation_gap(real: pd.DataFrame, made: pd.DataFrame, names: tuple[str, ..
     table["gap"] = table["made"] - table["real"]
     return table.sort_values("gap", key=np.abs, ascending=False)
 
-# %% ../nbs/05_evaluation.ipynb #af45c5e3
+# %% ../nbs/05_evaluation.ipynb #05dce67e
 def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """CRPS (P,) of draws (P, D) against truth (P,), the fair estimator (Gneiting and Raftery 2007; Ferro 2014)."""
     ordered = np.sort(draws, axis=1)
@@ -53,8 +53,11 @@ def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def calibration(draws: np.ndarray, truth: np.ndarray, level: float = 0.90) -> dict[str, float]:
     """Calibration of draws (P, D) against truth (P,): mean CRPS, coverage of the central `level` interval, and
-    the KS distance of the PIT from uniform over its noise 1.36 / sqrt(P)."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    the KS distance of the PIT from uniform over its noise 1.36 / sqrt(P).
+
+    Quantiles are at rank p (D + 1) (Weibull 1939): then a calibrated interval covers `level` for few draws too.
+    """
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=1, method="weibull")
     pit = np.sort(((draws < truth[:, None]).mean(1) + (draws <= truth[:, None]).mean(1)) / 2)
     steps = np.arange(len(pit) + 1) / len(pit)
     ks = max(np.max(steps[1:] - pit), np.max(pit - steps[:-1]))
