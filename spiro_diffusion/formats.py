@@ -47,7 +47,7 @@ def is_simulated(path: Path) -> bool:
     """Whether a table's file says by its name that the simulator wrote it."""
     return path.stem.lower().endswith("_simulated")
 
-# %% ../nbs/foundations/formats.ipynb #2f697dfd
+# %% ../nbs/foundations/formats.ipynb #eeb7a41d
 def _check_kind(path: Path) -> None:
     """Raise DataError unless `path` begins as an XPORT or SAS7BDAT file does."""
     head = need_file(path, "download it from CDC").open("rb").read(512)
@@ -77,8 +77,7 @@ def _check_length(path: Path) -> None:
     if size % 80 or start < 0 or left < rows * width or (not rows and left % max(width, 1) >= 80):
         raise DataError(f"{path} breaks off in the middle ({size:,} bytes): the download stopped early, download it again")
 
-
-
+# %% ../nbs/foundations/formats.ipynb #50880dd9
 def iter_table(path: str | Path, columns: Sequence[str] = ("SEQN",), chunk: int = 4000) -> Iterator[pd.DataFrame]:
     """Read an XPORT or SAS7BDAT table in pieces of `chunk` rows; names in capitals.
 
@@ -110,7 +109,7 @@ def read_table(path: str | Path, columns: Sequence[str] = ("SEQN",)) -> pd.DataF
     frame = pd.concat(list(iter_table(path, columns, chunk=1_000_000)), ignore_index=True)
     return frame[frame["SEQN"].notna()].astype({"SEQN": np.int64}).reset_index(drop=True)
 
-# %% ../nbs/foundations/formats.ipynb #d709f100
+# %% ../nbs/foundations/formats.ipynb #bbee4b38
 LOW, HIGH, STEP = -64, 192, 0.01  # range of a value (mL per step); seconds a step
 BAD_TEXT, BAD_RANGE, TOO_SHORT, BAD_COUNT = "not whole numbers", f"value outside {LOW}..{HIGH}", "fewer than two points", "SPXPTS disagrees with the string"
 PLAIN = r"^-?[0-9]{1,4}(,-?[0-9]{1,4})*$"
@@ -138,7 +137,7 @@ def _one(text: object) -> list[int] | None:
         return []
     return [int(w) for w in words.split(",")] if re.fullmatch(PLAIN, words) else None
 
-
+# %% ../nbs/foundations/formats.ipynb #0a295aec
 def _numbers(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values of all numbers (M,) in the order of rows, how many each row has (N,), whether it is well formed (N,)."""
     array = pa.array(texts, type=pa.large_string(), from_pandas=True)
@@ -277,7 +276,7 @@ def read_raw(path: str | Path) -> RawBlows:
     """Read the whole of a SPXRAW file. Raises DataError as `iter_table` does."""
     return join_blows(iter_raw(path))
 
-# %% ../nbs/foundations/formats.ipynb #2b6f8550
+# %% ../nbs/foundations/formats.ipynb #ce52766e
 def _waveform_parts(path: str | Path) -> tuple[dict[str, str], np.ndarray]:
     path = need_file(path, "name an ATS waveform file (.wf)")
     head, mark, data = path.read_text(encoding="latin-1").replace("\x1a", "").partition("[Data]")
@@ -306,7 +305,7 @@ def read_waveform(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     volume = values if header["Type"] == "VT" else np.r_[0.0, np.cumsum(values) / rate]
     return volume, np.arange(len(volume)) / rate
 
-
+# %% ../nbs/foundations/formats.ipynb #62aa74d7
 def read_ukb(lines: Iterable[str] | str | Path) -> tuple[np.ndarray, np.ndarray]:
     """UK Biobank field 3066 blows: volume (N, T) L, NaN after a blow's end, and time (T,) s.
 
