@@ -27,7 +27,7 @@ from spiro_diffusion.simulator import write_nhanes
 from spiro_diffusion.spirometry import CLOCK, WIDTHS
 
 
-def row_by_row(folder: Path, out: Path) -> np.ndarray:
+def row_by_row(folder: Path, out: Path) -> pd.DataFrame:
     """The plain way: each row by itself through np.fromstring and interp1d, then the same join and files."""
     raw, _ = pyreadstat.read_xport(str(folder / "SPXRAW_G_simulated.xpt"))
     demo, _ = pyreadstat.read_xport(str(folder / "DEMO_G_simulated.xpt"))
@@ -41,7 +41,12 @@ def row_by_row(folder: Path, out: Path) -> np.ndarray:
     table = raw.drop(columns="SPXRAW").merge(demo, on="SEQN").merge(bmx, on="SEQN", how="left")
     np.save(out / "signals.npy", signals)
     table.to_csv(out / "metadata.csv", index=False)
-    return signals
+    return pd.DataFrame(signals, index=_keys(raw["SEQN"], raw["SPATTYPE"].map({"Pre": "pre", "Bron": "post"}), raw["SPAMANU"]))
+
+
+def _keys(*columns: pd.Series) -> pd.MultiIndex:
+    """What names a blow: SEQN, test and manoeuvre."""
+    return pd.MultiIndex.from_arrays([columns[0].astype(int), columns[1], columns[2].astype(int)])
 
 
 def main() -> None:
@@ -69,8 +74,8 @@ def main() -> None:
                 times[name].append(time.perf_counter() - began)
                 now = os.times()
                 cpu[name].append(now.user + now.system - used.user - used.system)
-        ours = np.load(Path(tmp) / "ours" / "signals_L512.npy")
-        gap = float(np.abs(ours - signals[: len(ours)]).max()) if len(ours) == len(signals) else float("nan")
+        ours, kept = np.load(Path(tmp) / "ours" / "signals_L512.npy"), pd.read_csv(Path(tmp) / "ours" / "metadata_aligned.csv")
+        gap = float(np.abs(ours - signals.loc[_keys(kept["SEQN"], kept["test"], kept["manoeuvre"])].to_numpy()).max())
     middle = {k: statistics.median(v) for k, v in times.items()}
     result = {
         "blows": report["blows_read"], "file_MB": size / 1e6, "seconds": middle, "ratio": middle["row by row"] / middle["this project"],

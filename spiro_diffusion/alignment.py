@@ -33,7 +33,7 @@ def check_flow(flow: np.ndarray | Tensor) -> Tensor:
         raise ValueError(f"no flow reaches {LOWEST_PEAK:g} L/s: L/s were expected, was this divided by 1000?")
     return flow
 
-# %% ../nbs/foundations/alignment.ipynb #c2a41224
+# %% ../nbs/foundations/alignment.ipynb #859d63bc
 BEFORE = 30  # bins of 10 ms kept before half of peak flow is passed
 EDGES, BIN_WIDTHS = torch.tensor(CLOCK, dtype=torch.float32), torch.tensor(WIDTHS, dtype=torch.float32)
 
@@ -43,13 +43,18 @@ def volume_of(flow: Tensor) -> Tensor:
     return F.pad(torch.cumsum(flow.float() * BIN_WIDTHS.to(flow.device), 1), (1, 0))
 
 
+def _volume_at(flow: Tensor, time: Tensor, slack: float = 0.0) -> Tensor:
+    """Volume (N, K) L at each row's own times (N, K) s; a time within `slack` below an edge counts as past it."""
+    edges = EDGES.to(flow.device)
+    at = (torch.searchsorted(edges, (time + slack).contiguous(), right=True) - 1).clamp(0, N_BINS - 1)
+    return volume_of(flow).gather(1, at) + flow.gather(1, at) * (time - edges[at])
+
+
 def move(flow: Tensor, bins: Tensor) -> Tensor:
     """Flow (N, 512) later by `bins` (N,) whole bins of 10 ms (earlier if negative); exact in the first two seconds."""
     edges, bins = EDGES.to(flow.device), bins[:, None]
     time = (edges - FINE * bins).clamp(0, edges[-1])
-    at = (torch.searchsorted(edges, time + 1e-5, right=True) - 1).clamp(0, N_BINS - 1)
-    volume = volume_of(flow).gather(1, at) + flow.gather(1, at) * (time - edges[at])
-    moved = volume.diff(dim=1) / BIN_WIDTHS.to(flow.device)
+    moved = _volume_at(flow, time, slack=1e-5).diff(dim=1) / BIN_WIDTHS.to(flow.device)
     source = torch.arange(N_FINE, device=flow.device) - bins
     exact = flow.gather(1, source.clamp(0, N_FINE - 1))
     inside = torch.where((source >= 0) & (source < N_FINE), exact, moved[:, :N_FINE])
@@ -70,16 +75,14 @@ def features(flow: Tensor, delay: Tensor, before: Tensor) -> Tensor:
     volume = (volume_of(flow)[:, 8::8] + before[:, None]) * 8**0.5
     return torch.cat([flow * width, volume, torch.stack([0.15 * delay, 15 * before], 1)], 1)
 
-# %% ../nbs/foundations/alignment.ipynb #e7599625
+# %% ../nbs/foundations/alignment.ipynb #c73129f5
 def vary(flow: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Flow (N, 512) with size times 2/3 to 3/2 and time scale times 1/2 to 2, log-uniform, within 16 L/s."""
     draws = torch.rand(2, len(flow), 1, generator=generator, device=flow.device) * 2 - 1
     slow, gain = 2 ** draws[0], 1.5 ** draws[1]
     edges = EDGES.to(flow.device)
     time = (edges / slow).clamp(max=float(edges[-1]))
-    at = (torch.searchsorted(edges, time.contiguous(), right=True) - 1).clamp(0, N_BINS - 1)
-    volume = volume_of(flow).gather(1, at) + flow.gather(1, at) * (time - edges[at])
-    varied = gain * volume.diff(dim=1).clamp(min=0) / BIN_WIDTHS.to(flow.device)
+    varied = gain * _volume_at(flow, time).diff(dim=1).clamp(min=0) / BIN_WIDTHS.to(flow.device)
     return varied * (16 / varied.amax(1, keepdim=True).clamp(min=16))
 
 # %% ../nbs/foundations/alignment.ipynb #7e64b8e9

@@ -55,7 +55,7 @@ def encode_patients(table: pd.DataFrame, variables: tuple[Variable, ...] = VARIA
         out[:, k] = codes
     return out
 
-# %% ../nbs/foundations/patients.ipynb #c535a220
+# %% ../nbs/foundations/patients.ipynb #4868bb00
 OPTIONAL = ("weight", "ethnicity", "effort", "test")
 _SEX = {"male": 1, "m": 1, "1": 1, "1.0": 1, "female": 2, "f": 2, "2": 2, "2.0": 2}
 
@@ -71,7 +71,7 @@ def _check_measures(row: Any, where: str, lowest: float, highest: float) -> None
     if not lowest <= row.height <= highest:
         raise DataError(f"{where}: height {row.height:g} cm is outside {lowest:.0f} to {highest:.0f} cm, where the model was trained; choose a height within")
 
-
+# %% ../nbs/foundations/patients.ipynb #afff9869
 def check_patients(patients: Mapping[str, Any] | pd.DataFrame, height_range: tuple[float, float] = (90, 220)) -> pd.DataFrame:
     """The patients as a table: `patient, age` (years), `height` (cm), `sex` (1, 2) and the optional columns given.
 

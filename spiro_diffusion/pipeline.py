@@ -17,7 +17,7 @@ from .common import DataError, need_dir, need_file, writing
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'check_parameters', 'run_notebook', 'written_since', 'run_all', 'main']
 
-# %% ../nbs/foundations/pipeline.ipynb #bdf075fb
+# %% ../nbs/foundations/pipeline.ipynb #9f9468e5
 NOTEBOOKS = ("00_data", "01_vqvae", "02_latents", "03_cldm", "04_inference", "05_evaluation")
 
 
@@ -35,7 +35,7 @@ def _cast(name: str, value: Any, kind: str) -> Any:
             raise ValueError(f"{name} must be {'a whole number' if kind == 'int' else 'a number'}, not {text!r}") from None
     return str(value)
 
-
+# %% ../nbs/foundations/pipeline.ipynb #229190e0
 def check_parameters(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` parameters as the types that the notebook's parameters cell declares.
 
@@ -112,7 +112,7 @@ def run_all(nbs: str | Path, root: str | Path, name: str = "default", start: str
         run_notebook(nbs / f"{book}.ipynb", root / "runs" / name / f"{book}.ipynb", {"run_dir": str(root), **parameters}, progress)
     return written_since(root, moment, (f"runs/{name}", "data", "checkpoints", "figures"))
 
-# %% ../nbs/foundations/pipeline.ipynb #f0a29cf3
+# %% ../nbs/foundations/pipeline.ipynb #50bc7506
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="spiro_run", description="Re-execute the notebooks 00 to 05, or one of them, with checked parameters.")
     parser.add_argument("notebook", nargs="?", default="all", help="all, or one of " + ", ".join(NOTEBOOKS))
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--start", default=NOTEBOOKS[0], help="with all: begin at this notebook")
     return parser
 
-
+# %% ../nbs/foundations/pipeline.ipynb #ac7064b7
 def _list(files: Sequence[Path], root: Path) -> str:
     """What was written and where, a line a file."""
     lines = [f"  {p.relative_to(root)}  ({p.stat().st_size / 1024:,.0f} KB)" for p in files]
@@ -147,10 +147,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_notebook(Path(args.nbs) / f"{book}.ipynb", root / "runs" / args.name / f"{book}.ipynb", parameters)
             files = written_since(root, began, (f"runs/{args.name}", "data", "checkpoints", "figures"))
     except DataError as err:
-        sys.exit(_fail(err))
+        print(f"spiro_run: {err}", file=sys.stderr)
+        sys.exit(2)
     print(_list(files, root) + f"\n{len(files)} files in {(time.time() - began) / 60:.1f} minutes")
-
-
-def _fail(err: Exception) -> int:
-    print(f"spiro_run: {err}", file=sys.stderr)
-    return 2

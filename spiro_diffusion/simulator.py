@@ -22,7 +22,7 @@ from .spirometry import indices
 _all_ = ["fit_people", "simulate_people"]  # of people, offered here too
 
 # %% auto #0
-__all__ = ['SLOTS', 'UNIFORMS', 'NORMALS', 'COLUMNS', 'TEXT', 'YEARS', 'HEIGHT_MISSING', 'Protocol', 'Session', 'session_blows',
+__all__ = ['SLOTS', 'UNIFORMS', 'NORMALS', 'COLUMNS', 'TEXT', 'SURVEY', 'HEIGHT_MISSING', 'Protocol', 'Session', 'session_blows',
            'simulate_blows', 'write_nhanes', 'fit_people', 'simulate_people']
 
 # %% ../nbs/foundations/simulator.ipynb #62792f15
@@ -252,8 +252,8 @@ def simulate_blows(people: pd.DataFrame, seed: int = 0, protocol: Protocol | Non
         parts.append(_chunk(people.iloc[start : start + chunk].reset_index(drop=True), seed, protocol or Protocol()))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../nbs/foundations/simulator.ipynb #c281b047
-YEARS = {"E": (5, "2007-2008"), "F": (6, "2009-2010"), "G": (7, "2011-2012")}
+# %% ../nbs/foundations/simulator.ipynb #284ebf41
+SURVEY = {"E": 5, "F": 6, "G": 7}  # cycle -> SDDSRVYR: those of 2007 to 2012, which have raw spirometry
 HEIGHT_MISSING = 0.006  # 37 of 6,652 people
 
 
@@ -263,12 +263,12 @@ def _demo(people: pd.DataFrame, cycle: str, seed: int) -> tuple[pd.DataFrame, pd
     draws = np.stack([rng_for(seed, "survey", int(s)).random(3) for s in t["SEQN"]]) if len(t) else np.zeros((0, 3))
     age, group = t["age"].astype(float), t["ethnicity"].astype(float)
     weight = np.round(np.where(group == 3, 45000, 22000) * np.exp(1.2 * (draws[:, 0] - 0.5)), 2)
-    demo = pd.DataFrame({"SEQN": t["SEQN"].astype(float), "SDDSRVYR": float(YEARS[cycle][0]), "RIDSTATR": 2.0, "RIAGENDR": t["gender"].astype(float), "RIDAGEYR": np.floor(age.clip(0, 80)), "RIDRETH1": group, "WTMEC2YR": weight})
+    demo = pd.DataFrame({"SEQN": t["SEQN"].astype(float), "SDDSRVYR": float(SURVEY[cycle]), "RIDSTATR": 2.0, "RIAGENDR": t["gender"].astype(float), "RIDAGEYR": np.floor(age.clip(0, 80)), "RIDRETH1": group, "WTMEC2YR": weight})
     height = t["height"].astype(float).where(draws[:, 1] >= HEIGHT_MISSING).round(1)
     mass = t["weight"].astype(float).round(1)
     return demo, pd.DataFrame({"SEQN": demo["SEQN"], "BMXWT": mass, "BMXHT": height, "BMXBMI": (mass / (height / 100) ** 2).round(2)})
 
-# %% ../nbs/foundations/simulator.ipynb #ddde4877
+# %% ../nbs/foundations/simulator.ipynb #1ae65385
 def write_nhanes(folder: str | Path, cycle: str = "G", people: int | pd.DataFrame = 1000, seed: int = 0, tables: Sequence[str] = ("SPXRAW", "DEMO", "BMX")) -> dict[str, Path]:
     """Write simulated NHANES files `<TABLE>_<cycle>_simulated.xpt` (SAS transport, version 8); returns their paths.
 
@@ -276,7 +276,7 @@ def write_nhanes(folder: str | Path, cycle: str = "G", people: int | pd.DataFram
     """
     import pyreadstat
 
-    if cycle not in YEARS:
+    if cycle not in SURVEY:
         raise DataError(f"NHANES has spirometry in cycles E, F and G, not {cycle!r}")
     if unknown := set(tables) - {"SPXRAW", "DEMO", "BMX"}:
         raise DataError(f"the simulator writes SPXRAW, DEMO and BMX, not {', '.join(sorted(unknown))}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['N_BINS', 'N_FINE', 'FINE', 'END', 'CLOCK', 'WIDTHS', 'INDICES', 'Rule', 'rows_to_clock', 'to_clock',
            'volume_on_clock', 'from_clock', 'indices', 'indices_on_clock', 'acceptability', 'acceptability_on_clock',
-           'repeatability', 'plot_loops', 'plot_volume_time']
+           'repeatability', 'from_zero', 'plot_loops', 'plot_volume_time']
 
 # %% ../nbs/foundations/spirometry.ipynb #a1299c40
 N_BINS, N_FINE, FINE, END = 512, 200, 0.01, 20.48  # bins; those as recorded; their width (s); end of the clock (s)
@@ -37,7 +37,7 @@ CLOCK: np.ndarray = _make_clock()
 WIDTHS: np.ndarray = np.diff(CLOCK)
 """Bin widths of the clock, (512,) s."""
 
-# %% ../nbs/foundations/spirometry.ipynb #fa662a81
+# %% ../nbs/foundations/spirometry.ipynb #e73897db
 def _as_rows(volume: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of volume that start at 0 and never fall, the time axis, and the last recorded sample of each row."""
     volume = np.atleast_2d(np.asarray(volume, dtype=np.float64))
@@ -54,16 +54,20 @@ def _as_rows(volume: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.maximum.accumulate(volume, axis=1), time, last
 
 
+def _at_times(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
+    """Volume (N, K) of all rows (N, T) at the same times `when` (K,), linear in between."""
+    right = np.clip(np.searchsorted(time, when, side="right"), 1, len(time) - 1)
+    weight = (when - time[right - 1]) / (time[right] - time[right - 1])
+    left = rows[:, right - 1]
+    return left + (rows[:, right] - left) * weight
+
+# %% ../nbs/foundations/spirometry.ipynb #8b867374
 def rows_to_clock(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Mean flow (N, 512) float32 in the bins of `CLOCK` of rows (N, T) that never fall, a unit of volume per s.
 
     Rows may be whole numbers (mL as a device counts them): only the 513 edges are computed in floating point.
     """
-    at = np.minimum(CLOCK, time[-1] - time[0]) + time[0]
-    right = np.clip(np.searchsorted(time, at, side="right"), 1, len(time) - 1)
-    weight = (at - time[right - 1]) / (time[right] - time[right - 1])
-    left_volume = rows[:, right - 1]
-    edges = left_volume + (rows[:, right] - left_volume) * weight
+    edges = _at_times(rows, time, np.minimum(CLOCK, time[-1] - time[0]) + time[0])
     return np.maximum(np.diff(edges, axis=1) / WIDTHS, 0).astype(np.float32)
 
 
@@ -77,7 +81,7 @@ def to_clock(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     rows, time, _ = _as_rows(volume, time)
     return rows_to_clock(rows, time)
 
-# %% ../nbs/foundations/spirometry.ipynb #15b1b4df
+# %% ../nbs/foundations/spirometry.ipynb #432922bc
 def volume_on_clock(flow: np.ndarray) -> np.ndarray:
     """Cumulative volume at the edges of `CLOCK`, (N, 513) float64 L, from flow (N, 512) or (512,) L/s.
 
@@ -94,12 +98,9 @@ def volume_on_clock(flow: np.ndarray) -> np.ndarray:
 def from_clock(flow: np.ndarray, rate: float = 100) -> tuple[np.ndarray, np.ndarray]:
     """Volume (N, T) L and time (T,) s at `rate` Hz, from flow (N, 512) or (512,) L/s on the clock."""
     time = np.arange(int(round(END * rate)) + 1) / rate
-    edges = volume_on_clock(flow)
-    right = np.clip(np.searchsorted(CLOCK, time, side="right"), 1, N_BINS)
-    weight = (time - CLOCK[right - 1]) / WIDTHS[right - 1]
-    return edges[:, right - 1] + (edges[:, right] - edges[:, right - 1]) * weight, time
+    return _at_times(volume_on_clock(flow), CLOCK, time), time
 
-# %% ../nbs/foundations/spirometry.ipynb #e1ddaef1
+# %% ../nbs/foundations/spirometry.ipynb #873d3d02
 def _volume_at(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
     """Volume (N,) of each row at its own time `when` (N,), linear in between, held after the end."""
     when = np.clip(when, time[0], time[-1])
@@ -131,10 +132,7 @@ def _time_zero(rows: np.ndarray, time: np.ndarray, flow: np.ndarray, peak: np.nd
         level = (rows[i, peak] + rows[i, peak + 1]) / 2
     elif rule == "2005":
         start = time[: max(int(np.searchsorted(time, time[-1] - 0.08, side="right")), 1)]
-        right = np.clip(np.searchsorted(time, start + 0.08 - 1e-9), 1, len(time) - 1)
-        weight = np.clip((start + 0.08 - time[right - 1]) / (time[right] - time[right - 1]), 0, 1)
-        later = rows[:, right - 1] + (rows[:, right] - rows[:, right - 1]) * weight
-        rise = later - rows[:, : len(start)]
+        rise = _at_times(rows, time, np.minimum(start + 0.08, time[-1])) - rows[:, : len(start)]
         best = _first_peak(rise)
         slope, middle = rise[i, best] / 0.08, start[best] + 0.04
         level = rows[i, best] + rise[i, best] / 2
@@ -197,13 +195,11 @@ def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = 2048) -
     parts = [pd.DataFrame(_measure(volume_on_clock(flow[s : s + chunk]), CLOCK, rule)) for s in range(0, max(len(flow), 1), chunk)]
     return pd.concat(parts, ignore_index=True)[list(INDICES)]
 
-# %% ../nbs/foundations/spirometry.ipynb #365d1b5a
+# %% ../nbs/foundations/spirometry.ipynb #74c2bd92
 def _cough(rows: np.ndarray, time: np.ndarray, t0: np.ndarray, pef: np.ndarray) -> np.ndarray:
     """Whether flow dips and recovers between the peak and 1 s after time zero, (N,) bool."""
     grid = np.arange(time[0], min(time[-1], time[0] + 4.0), 0.05)
-    right = np.clip(np.searchsorted(time, grid, side="right"), 1, len(time) - 1)
-    weight = (grid - time[right - 1]) / (time[right] - time[right - 1])
-    flow = np.diff(rows[:, right - 1] + (rows[:, right] - rows[:, right - 1]) * weight, axis=1) / 0.05
+    flow = np.diff(_at_times(rows, time, grid), axis=1) / 0.05
     inside = (grid[1:] <= t0[:, None] + 1.0 + 1e-9) & (np.arange(flow.shape[1]) >= flow.argmax(1)[:, None])
     flow = np.where(inside, flow, np.nan)
     before = np.fmax.accumulate(flow, axis=1)
@@ -282,8 +278,8 @@ def repeatability(person: np.ndarray, values: np.ndarray, acceptable: np.ndarray
         rows[key] = {"best": best, "n_acceptable": n, "gap": gap, "grade": grade}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["best", "n_acceptable", "gap", "grade"]).rename_axis("person")
 
-# %% ../nbs/foundations/spirometry.ipynb #152f6b0b
-def _from_zero(ax: Axes, x: float, y: float) -> None:
+# %% ../nbs/foundations/spirometry.ipynb #65442e73
+def from_zero(ax: Axes, x: float, y: float) -> None:
     """Axes from 0 to at least (x, y), never less than they (or axes that share with them) already show."""
     for high, limits, set_limits in ((x, ax.get_xlim, ax.set_xlim), (y, ax.get_ylim, ax.set_ylim)):
         set_limits(0, max(limits()[1], 1.05 * high))
@@ -300,7 +296,7 @@ def plot_loops(flow: np.ndarray, ax: Axes | None = None, aspect: bool = True, **
     x, y = np.hstack([zero, middle, volume[:, -1:]]), np.hstack([zero, np.atleast_2d(flow), zero])
     ax.plot(x.T, y.T, **{"lw": 1.0, **style})
     ax.set(xlabel="exhaled volume (L)", ylabel="flow (L/s)")
-    _from_zero(ax, x.max(initial=0), y.max(initial=0))
+    from_zero(ax, x.max(initial=0), y.max(initial=0))
     if aspect:
         ax.set_aspect(0.5)
     return ax
@@ -314,5 +310,5 @@ def plot_volume_time(flow: np.ndarray, ax: Axes | None = None, **style) -> Axes:
     volume = volume_on_clock(flow)
     ax.plot(CLOCK, volume.T, **{"lw": 1.0, **style})
     ax.set(xlabel="time (s)", ylabel="volume (L)")
-    _from_zero(ax, END, volume.max(initial=0))
+    from_zero(ax, END, volume.max(initial=0))
     return ax

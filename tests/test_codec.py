@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spiro_diffusion.common import DataError
+from spiro_diffusion.formats import read_waveform
 from spiro_diffusion.spirometry import indices_on_clock, to_clock
 from spiro_diffusion.vqvae import VQVAE
 
@@ -39,8 +40,7 @@ def test_any_latents_decode_to_a_possible_blow(codec: VQVAE) -> None:
 @pytest.mark.skipif(not WAVEFORMS, reason="the ATS waveforms are not here")
 @pytest.mark.parametrize("path", WAVEFORMS, ids=lambda p: p.stem)
 def test_recorded_blows(codec: VQVAE, path: Path) -> None:
-    volume = np.array([float(v) for v in path.read_text().split("[Data]")[1].split()])
-    flow = to_clock(volume, np.arange(len(volume)) / 100)
+    flow = to_clock(*read_waveform(path))
     a, b = indices_on_clock(flow).iloc[0], indices_on_clock(codec.decode(codec.encode(flow))).iloc[0]
     assert abs(b.fvc / a.fvc - 1) < 0.02 and abs(b.fev1 / a.fev1 - 1) < 0.02 and abs(b.pef / a.pef - 1) < 0.05
 
