@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from .spirometry import CLOCK, FINE, N_BINS, N_FINE, WIDTHS
 
 # %% auto #0
-__all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'BEFORE', 'EDGES', 'BIN_WIDTHS', 'LEAST', 'check_flow', 'volume_of', 'move', 'align',
-           'features', 'vary', 'assemble']
+__all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'BEFORE', 'EDGES', 'BIN_WIDTHS', 'CUT', 'REST', 'check_flow', 'volume_of', 'move',
+           'align', 'features', 'vary', 'assemble']
 
 # %% ../nbs/foundations/alignment.ipynb #066a4b0d
 LOWEST_PEAK, HIGHEST_PEAK = 0.2, 25.0  # L/s
@@ -85,15 +85,19 @@ def vary(flow: Tensor, generator: torch.Generator | None = None) -> Tensor:
     varied = gain * _volume_at(flow, time).diff(dim=1).clamp(min=0) / BIN_WIDTHS.to(flow.device)
     return varied * (16 / varied.amax(1, keepdim=True).clamp(min=16))
 
-# %% ../nbs/foundations/alignment.ipynb #7e64b8e9
-LEAST = 2e-4  # L; a blow has ended after the last bin that holds as much
+# %% ../nbs/foundations/alignment.ipynb #13842abb
+CUT, REST = 0.010, 0.006  # L that may be lost before the clock starts; L still to come when a blow is over
 
 
 def assemble(flow: Tensor, delay: Tensor, before: Tensor) -> Tensor:
     """A blow on the clock (N, 512) L/s from a decoder's three outputs: put in place, and ended."""
-    bins = delay.round().long().clamp(-BEFORE, N_FINE - BEFORE)
+    start = (volume_of(flow)[:, 1:] > CUT).int().argmax(1)
+    bins = torch.maximum(delay.round().long().clamp(-BEFORE, N_FINE - BEFORE), -start)
     lead = torch.arange(N_BINS, device=flow.device) < bins[:, None]
     even = before / (FINE * bins.clamp(min=1))
     flow = torch.where(lead, even[:, None], move(flow, bins))
-    counted = (flow * BIN_WIDTHS.to(flow.device) >= LEAST).long()
-    return flow * counted.flip(1).cummax(1).values.flip(1)
+    volume = volume_of(flow)
+    early, late = flow.masked_fill(volume[:, -1:] - volume[:, :-1] <= REST, 0).split((N_FINE, N_BINS - N_FINE), 1)
+    lacking = volume[:, -1:] - volume_of(torch.cat([early, late], 1))[:, -1:]
+    share = lacking / (late * BIN_WIDTHS[N_FINE:].to(flow.device)).sum(1, keepdim=True).clamp_min(REST)
+    return torch.cat([early, late * (1 + share)], 1)

@@ -14,24 +14,27 @@ import pandas as pd
 from .common import DataError, need_file
 
 # %% auto #0
-__all__ = ['VARIABLES', 'OPTIONAL', 'Variable', 'encode_patients', 'check_patients', 'read_patients']
+__all__ = ['VARIABLES', 'OPTIONAL', 'AGES', 'BEYOND', 'Variable', 'encode_patients', 'patient_name', 'check_patients',
+           'read_patients']
 
-# %% ../nbs/foundations/patients.ipynb #490e78cf
+# %% ../nbs/foundations/patients.ipynb #657ab329
 @dataclass(frozen=True)
 class Variable:
-    """A clinical variable: its categories (empty for a measurement) and how often training hides it."""
+    """A clinical variable: its categories (empty for a measurement), how often training hides it, and blurs it by how much."""
 
     name: str
     categories: tuple[Any, ...] = ()
     drop: float = 0.1
+    blur: float = 0.0
 
 
 VARIABLES: tuple[Variable, ...] = (
-    Variable("age"), Variable("height"), Variable("sex", (1, 2)),
-    Variable("weight", drop=0.5), Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.5),
-    Variable("effort", ("A", "B", "C", "D")), Variable("test", ("pre", "post")),
+    Variable("age", blur=0.3), Variable("height", blur=1.0), Variable("sex", (1, 2)),
+    Variable("weight", drop=0.5, blur=1.0), Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.5),
+    Variable("effort", ("A", "B", "C", "D")), Variable("test", ("pre", "post")), Variable("blow", ("best", "repeat")),
+    Variable("fev1_z", drop=0.6), Variable("fvc_z", drop=0.6), Variable("fev1_fvc_z", drop=0.6),
 )  # fmt: skip
-"""Years, cm, 1 male 2 female, kg, RIDRETH1, grade, before or after bronchodilator."""
+"""Years, cm, 1 male 2 female, kg, RIDRETH1, grade, before or after bronchodilator, best of its session or not, z-scores."""
 
 
 def encode_patients(table: pd.DataFrame, variables: tuple[Variable, ...] = VARIABLES) -> np.ndarray:
@@ -55,50 +58,97 @@ def encode_patients(table: pd.DataFrame, variables: tuple[Variable, ...] = VARIA
         out[:, k] = codes
     return out
 
-# %% ../nbs/foundations/patients.ipynb #4868bb00
-OPTIONAL = ("weight", "ethnicity", "effort", "test")
+# %% ../nbs/foundations/patients.ipynb #92b5030c
+OPTIONAL = tuple(v.name for v in VARIABLES if v.name not in ("age", "height", "sex"))
+AGES = (6.0, 79.0)  # years, of people with spirometry in NHANES
+BEYOND = {"age": (3.0, 95.0), "height": (90.0, 250.0)}  # what may be asked for on the user's own responsibility
+_KNOWN = ("patient", "age", "height", "sex", "gender", *OPTIONAL)
 _SEX = {"male": 1, "m": 1, "1": 1, "1.0": 1, "female": 2, "f": 2, "2": 2, "2.0": 2}
 
 
-def _check_measures(row: Any, where: str, lowest: float, highest: float) -> None:
-    """Raise DataError unless one row's age and height are such that the models know."""
-    if not 6 <= row.age <= 79:
-        raise DataError(f"{where}: age {row.age:g} is outside 6 to 79 years, where people were measured; choose an age within")
-    if row.height < 3:
-        raise DataError(f"{where}: height {row.height:g} looks like metres; give it in cm ({100 * row.height:.0f})")
-    if 50 <= row.height <= 90:
-        raise DataError(f"{where}: height {row.height:g} looks like inches; give it in cm ({2.54 * row.height:.0f}) if it is")
-    if not lowest <= row.height <= highest:
-        raise DataError(f"{where}: height {row.height:g} cm is outside {lowest:.0f} to {highest:.0f} cm, where the model was trained; choose a height within")
+def _check_measures(out: pd.DataFrame, ages: tuple[float, float], heights: tuple[float, float]) -> None:
+    """Raise DataError on the first row whose age (years) or height (cm) is outside the limits or in other units."""
+    age, height = out["age"], out["height"]
+    faults = (
+        (~age.between(*ages), "age {0.age:g} is outside {1[0]:.0f} to {1[1]:.0f} years, where people were measured; choose an age within"),
+        (height < 3, "height {0.height:g} looks like metres; give it in cm ({3:.0f})"),
+        (height.between(50, 90), "height {0.height:g} looks like inches; give it in cm ({4:.0f}) if it is"),
+        (~height.between(*heights), "height {0.height:g} cm is outside {2[0]:.0f} to {2[1]:.0f} cm, where the model was trained; choose a height within"),
+    )
+    for bad, sentence in faults:
+        if bad.any():
+            row = next(out[bad].itertuples())
+            raise DataError(f"patient {row.patient}: " + sentence.format(row, ages, heights, 100 * row.height, 2.54 * row.height))
 
-# %% ../nbs/foundations/patients.ipynb #afff9869
-def check_patients(patients: Mapping[str, Any] | pd.DataFrame, height_range: tuple[float, float] = (90, 220)) -> pd.DataFrame:
-    """The patients as a table: `patient, age` (years), `height` (cm), `sex` (1, 2) and the optional columns given.
 
-    Raises DataError, naming the row, on a missing column or value, an unknown sex, an age outside 6-79 or a height
-    outside height_range or in other units; on an empty table or a patient named twice.
-    """
-    mapping = {k: v if isinstance(v, (list, tuple, np.ndarray, pd.Series)) else [v] for k, v in patients.items()} if isinstance(patients, Mapping) else patients
-    table = pd.DataFrame(mapping).reset_index(drop=True)
+def _beyond(out: pd.DataFrame, heights: tuple[float, float]) -> pd.Series:
+    """For each row what is outside the measured ages and heights: "", "age", "height" or "age, height"."""
+    age, height = ~out["age"].between(*AGES), ~out["height"].between(*heights)
+    return pd.Series(np.select([age & height, age, height], ["age, height", "age", "height"], "").tolist(), index=out.index)
+
+# %% ../nbs/foundations/patients.ipynb #e9613b88
+def _as_table(patients: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
+    """`patients` as a table with columns age, height and sex and one row or more; raises DataError if that cannot be."""
+    if isinstance(patients, Mapping) and all(np.ndim(v) == 0 for v in patients.values()):
+        patients = {k: [v] for k, v in patients.items()}
+    try:
+        table = pd.DataFrame(patients).reset_index(drop=True)
+    except ValueError as err:
+        raise DataError(f"the patients are no table ({err}): give columns of one length") from err
+    plain = {c: str(c).strip().lower() for c in table}
+    table = table.rename(columns={c: name for c, name in plain.items() if name in _KNOWN and name not in table})
     if "sex" not in table and "gender" in table:
         table = table.rename(columns={"gender": "sex"})
     if missing := [c for c in ("age", "height", "sex") if c not in table]:
         raise DataError(f"the patients have no {', '.join(missing)}: give age (years), height (cm) and sex")
     if table.empty:
         raise DataError("there are no patients in the table: give at least one row of age, height and sex")
-    out = pd.DataFrame({"patient": table["patient"] if "patient" in table else range(len(table))})
+    return table
+
+# %% ../nbs/foundations/patients.ipynb #1ae67d22
+def _need_known(out: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Raise DataError on the first value that is missing or means nothing; `table` has the values as given."""
+    for name in ("age", "height", "sex"):
+        bad = ~np.isfinite(out[name].to_numpy(dtype=float))
+        if bad.any():
+            i, hint = int(bad.argmax()), 'is neither "male" nor "female" (1 or 2)' if name == "sex" else "is missing or no number"
+            raise DataError(f"patient {out['patient'].iloc[i]}: {name} {str(table[name].iloc[i])!r} {hint}; correct it or leave the row out")
+    for name in [v.name for v in VARIABLES if v.name in table and v.name in OPTIONAL and not v.categories]:
+        bad = (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna() & (table[name].astype(str).str.strip() != "")).to_numpy()
+        if bad.any():
+            raise DataError(f"patient {out['patient'].iloc[int(bad.argmax())]}: {name} {str(table[name].iloc[int(bad.argmax())])!r} is no number; correct it or leave it empty")
+
+# %% ../nbs/foundations/patients.ipynb #b8a522b7
+def patient_name(name: Any) -> int | str:
+    """A patient's name as the whole number that it is (7, 7.0, "7"), else as text without spaces around it."""
+    text = str(name).strip()
+    number = text[:-2] if text.endswith(".0") else text
+    return int(number) if number.isascii() and number.isdigit() and str(int(number)) == number else text
+
+# %% ../nbs/foundations/patients.ipynb #af55896b
+def check_patients(patients: Mapping[str, Any] | pd.DataFrame, height_range: tuple[float, float] = (90, 220), extrapolate: bool = False) -> pd.DataFrame:
+    """The patients as a table: `patient, age` (years), `height` (cm), `sex` (1, 2) and the optional columns given.
+
+    extrapolate: let ages outside 6-79 and heights outside height_range through, within `BEYOND`, and add a column
+    `extrapolated` that says what is outside ("" for nothing). Raises DataError, naming the patient, on a missing
+    column or value, an unknown sex, an age or height outside or in other units, an empty table or a name given twice.
+    """
+    table = _as_table(patients)
+    names = table["patient"] if "patient" in table else pd.Series(range(len(table)))
+    if names.isna().any() or (names.astype(str).str.strip() == "").any():
+        raise DataError("a patient has no name: fill the column patient, or leave it out and rows are numbered")
+    out = pd.DataFrame({"patient": names if pd.api.types.is_integer_dtype(names) else [patient_name(n) for n in names]})
+    if pd.api.types.is_object_dtype(out["patient"]):
+        out["patient"] = out["patient"].astype(str)
     for name in ("age", "height"):
         out[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
     out["sex"] = table["sex"].astype(str).str.strip().str.lower().map(_SEX)
-    for i, row in enumerate(out.itertuples()):
-        where = f"patient {row.patient}"
-        for name in ("age", "height", "sex"):
-            if not np.isfinite(getattr(row, name)):
-                hint = 'is neither "male" nor "female" (1 or 2)' if name == "sex" else "is missing or no number"
-                raise DataError(f"{where}: {name} {str(table[name].iloc[i])!r} {hint}; correct it or leave the row out")
-        _check_measures(row, where, *height_range)
+    _need_known(out, table)
+    _check_measures(out, BEYOND["age"] if extrapolate else AGES, BEYOND["height"] if extrapolate else height_range)
     if out["patient"].duplicated().any():
         raise DataError(f"patient {out['patient'][out['patient'].duplicated()].iloc[0]} is named twice: give each row a name of its own")
+    if extrapolate:
+        out["extrapolated"] = _beyond(out, height_range)
     return out.astype({"sex": int}).join(table[[c for c in OPTIONAL if c in table]])
 
 # %% ../nbs/foundations/patients.ipynb #513a43e6

@@ -14,7 +14,7 @@ from .common import DataError
 from .spirometry import END, N_BINS
 
 # %% auto #0
-__all__ = ['soft_indices', 'physics_loss', 'steer']
+__all__ = ['soft_indices', 'rebound', 'physics_loss', 'steer']
 
 # %% ../nbs/foundations/physics.ipynb #c3bf949d
 def soft_indices(flow: Tensor) -> dict[str, Tensor]:
@@ -30,18 +30,26 @@ def soft_indices(flow: Tensor) -> dict[str, Tensor]:
     fev1 = low + (high - low) * (when - edges[right[:, 0] - 1]) / widths[right[:, 0] - 1]
     return {"fvc": volume[:, -1], "fev1": fev1, "pef": pef}
 
-# %% ../nbs/foundations/physics.ipynb #3e046e31
+# %% ../nbs/foundations/physics.ipynb #5189bf42
+def rebound(flow: Tensor) -> Tensor:
+    """By how much flow (N, 512) L/s rises again after its peak, in all, (N,) L/s."""
+    after = torch.arange(1, N_BINS, device=flow.device) > flow.argmax(1, keepdim=True)
+    return (F.relu(flow.diff(dim=1)) * after).sum(1)
+
+
 def physics_loss(decode: Callable[[Tensor], Tensor], guess: Tensor, truth: Tensor, sigma: Tensor) -> Tensor:
-    """Error of the decoded guess (N, C, 32) in volume over time and in flow at the end, as shares of FVC and of PEF.
+    """Error of the decoded guess (N, C, 32) in volume over time, end, peak and rebounds, as shares of FVC and of PEF.
 
     Computed for the quarter of the rows with the smallest sigma (N,), weighted by 1 / (1 + sigma²); a scalar.
     """
     least = sigma.argsort()[: max(len(sigma) // 4, 1)]
     flow, true = decode(guess[least]), decode(truth[least]).detach()
-    volume, true_volume = volume_of(flow)[:, 1:], volume_of(true)[:, 1:]
+    volume, true_volume, peak = volume_of(flow)[:, 1:], volume_of(true)[:, 1:], true.amax(1).clamp_min(0.1)
     by_volume = (((volume - true_volume) / true_volume[:, -1:].clamp_min(0.1)) ** 2).mean(1)
-    by_end = (F.relu(flow[:, -64:] - true[:, -64:]).mean(1) / true.amax(1).clamp_min(0.1)) ** 2
-    return ((by_volume + by_end) / (1 + sigma[least] ** 2)).mean()
+    by_end = (F.relu(flow[:, -64:] - true[:, -64:]).mean(1) / peak) ** 2
+    by_peak = ((flow.amax(1) - true.amax(1)) / peak) ** 2
+    by_rebound = F.relu(rebound(flow) - rebound(true)) / peak
+    return ((by_volume + by_end + by_peak + 0.1 * by_rebound) / (1 + sigma[least] ** 2)).mean()
 
 # %% ../nbs/foundations/physics.ipynb #19efba36
 def steer(denoise: Callable[[Tensor, float], Tensor], decode: Callable[[Tensor], Tensor], target: dict[str, float], below: float = 10.0) -> Callable[[Tensor, float], Tensor]:
