@@ -1,5 +1,7 @@
 # make reproduce   re-execute the notebooks 00 to 05; the paper's figures appear in figures/
 # make test        what CI runs: notebooks and package agree, notebook tests, pytest
+# make lint        ruff and mypy on the exported package
+# make coverage    which lines of the package pytest does not reach
 # make paper       the same as reproduce at profile paper (a GPU helps)
 
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +12,7 @@ NAME    ?= $(PROFILE)
 SEED    ?= 0
 DATA    ?=
 
-.PHONY: reproduce paper test install clean
+.PHONY: reproduce paper test lint coverage install clean
 
 reproduce: install
 	$(BIN)/spiro_run all --profile $(PROFILE) --name $(NAME) -p seed $(SEED) $(if $(DATA),--data "$(DATA)")
@@ -25,6 +27,13 @@ test: install
 	git diff --exit-code
 	$(BIN)/nbdev_test --n_workers 1
 	$(BIN)/python -m pytest -q tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy spiro_diffusion
+
+coverage: install
+	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m pytest -q --cov=spiro_diffusion --cov-report=term-missing:skip-covered tests
 
 install: $(VENV)/installed
 

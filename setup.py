@@ -29,7 +29,7 @@ setup(
     packages=find_packages(include=["spiro_diffusion", "spiro_diffusion.*"]),
     package_data={"spiro_diffusion": ["*.json", "*.mplstyle", "weights/*", "weights/*/*"]},
     install_requires=words("requirements"),
-    extras_require={"dev": words("dev_requirements")},
+    extras_require={"dev": words("dev_requirements"), "distributed": words("distributed_requirements"), "eval": words("eval_requirements")},
     entry_points={"console_scripts": [line.strip() for line in cfg["console_scripts"].splitlines() if line.strip()]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -21,11 +21,11 @@ from spiro_diffusion import vqvae as codec
 from spiro_diffusion.cldm import sample, settings_for, train_cldm
 from spiro_diffusion.common import write_json
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.scores import ks_table
 from spiro_diffusion.inference import USUAL, starting_noise
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.patients import encode_patients
 from spiro_diffusion.physics import steer
+from spiro_diffusion.scores import ks_table
 from spiro_diffusion.spirometry import acceptability_on_clock, indices_on_clock
 
 

@@ -18,10 +18,10 @@ import torch
 from spiro_diffusion.cldm import sample
 from spiro_diffusion.common import write_json
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.scores import crps
 from spiro_diffusion.inference import USUAL, load_models, starting_noise
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.patients import encode_patients
+from spiro_diffusion.scores import crps
 from spiro_diffusion.spirometry import indices_on_clock
 
 SAMPLERS = [("dpmpp", 8), ("dpmpp", 3), ("dpmpp", 4), ("dpmpp", 5), ("dpmpp", 6), ("dpmpp", 12), ("dpmpp", 16), ("ddim", 8), ("ddim", 16), ("ddim", 50), ("heun", 4), ("heun", 8), ("heun", 18), ("ddpm", 50), ("ddpm", 1000)]

@@ -1,0 +1,160 @@
+"""Reconstruction against what else one could do: whole simulated blows of split test, cut at 1.5, 2 and 3 s, and ATS waveforms.
+
+    python bench/reconstruction.py --run_dir runs/all [--waveforms FOLDER] [--draws 100] [--most 1200]
+
+`run_dir` holds data/processed of the data set whose split test the weights have not seen. Writes bench/results/reconstruction.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from spiro_diffusion.common import sha256_of, shipped_weights, write_json
+from spiro_diffusion.completion import POSITIONS, Completion, draw_tails, look, whole_blows
+from spiro_diffusion.data import load_prepared
+from spiro_diffusion.formats import read_waveform
+from spiro_diffusion.patients import encode_patients
+from spiro_diffusion.reconstruction import extrapolated_fvc, reconstruct
+from spiro_diffusion.references import predicted
+from spiro_diffusion.spirometry import CLOCK, INDICES, N_BINS, indices_on_clock, to_clock
+
+CUTS = (1.5, 2.0, 3.0)
+
+
+def cut_flow(volume: np.ndarray, edge: int) -> np.ndarray:
+    flow = np.diff(volume, axis=1) / np.diff(CLOCK)
+    flow[:, edge:] = 0
+    return np.maximum(flow, 0)
+
+
+def seen_table(volume: np.ndarray, edge: int, who: pd.DataFrame) -> np.ndarray:
+    """Indices of the observed part, flows just before the cut, age, height and sex."""
+    table = indices_on_clock(cut_flow(volume, edge))[list(INDICES)]
+    for window in (0.1, 0.25, 0.5):
+        before = np.array([np.interp(CLOCK[edge] - window, CLOCK, v) for v in volume])
+        table[f"flow{window}"] = (volume[:, edge] - before) / window
+    return np.c_[table.to_numpy(), who.reindex(columns=["age", "height", "gender"]).to_numpy(dtype=float)]
+
+
+def drawn_fvc(model: Completion, volume: np.ndarray, edge: int, who: pd.DataFrame, draws: int) -> np.ndarray:
+    """FVC (N, draws) L."""
+    rows, parts = torch.from_numpy(volume.astype(np.float32)), []
+    values = torch.from_numpy(encode_patients(who, model.settings.variables))
+    generator = torch.Generator().manual_seed(0)
+    for s in range(0, len(rows), 20):
+        part = rows[s : s + 20]
+        seen = look(part, torch.full((len(part),), edge), torch.ones(len(part), N_BINS))
+        tails = draw_tails(model, seen, values[s : s + 20], torch.randn(len(part), draws, POSITIONS, generator=generator))
+        parts.append((seen.volume + tails[..., -1]).numpy())
+    return np.concatenate(parts)
+
+
+def boosted(train: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> dict[str, np.ndarray]:
+    """FVC by gradient boosting: of FVC itself, and of ln(FVC / observed volume); squared and absolute loss."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    out = {}
+    for loss in ("squared_error", "absolute_error"):
+        fit = lambda y: HistGradientBoostingRegressor(loss=loss, max_iter=400, learning_rate=0.06, early_stopping=True, random_state=0).fit(train[0], y)
+        out[f"gradient boosting of FVC, {loss}"] = fit(train[1]).predict(x)
+        out[f"gradient boosting of FVC / observed, {loss}"] = x[:, 0] * np.exp(fit(np.log(train[1] / train[0][:, 0])).predict(x))
+    return out
+
+
+def nearest(train: np.ndarray, volume: np.ndarray, edge: int) -> np.ndarray:
+    """FVC of the training blow whose course up to the cut is nearest, scaled to the observed volume."""
+    known, course = (v[:, 1 : edge + 1 : 4] / v[:, [edge]] for v in (train, volume))
+    squares, found = (known**2).sum(1), []
+    for s in range(0, len(course), 256):
+        found.append((squares - 2 * course[s : s + 256] @ known.T).argmin(1))
+    i = np.concatenate(found)
+    return volume[:, edge] * train[i, -1] / train[i, edge]
+
+
+def errors(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    e = guess - truth
+    return {"median_abs_l": float(np.median(np.abs(e))), "mean_abs_l": float(np.abs(e).mean()), "bias_percent": float(100 * (e / truth).mean())}
+
+
+def coverage(fvc: np.ndarray, truth: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
+    low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
+    inside = (low <= truth) & (truth <= high)
+    return {name: float(inside[rows].mean()) for name, rows in groups.items() if rows.sum() >= 30} | {"median_width_l": float(np.median(high - low))}
+
+
+def groups_of(who: pd.DataFrame, volume: np.ndarray) -> dict[str, np.ndarray]:
+    age, lln = who["age"].to_numpy(), predicted(who, ("fev1_fvc",))["fev1_fvc_lln"].to_numpy()
+    ratio = indices_on_clock(cut_flow(volume, N_BINS))["fev1_fvc"].to_numpy()
+    bands = {f"age {a} to {b}": (age >= a) & (age <= b) for a, b in ((6, 12), (13, 19), (20, 39), (40, 59), (60, 80))}
+    sexes = {"male": (who["gender"] == 1).to_numpy(), "female": (who["gender"] == 2).to_numpy()}
+    return {"all": np.ones(len(who), dtype=bool), **sexes, **bands, "obstruction (FEV1/FVC < LLN)": ratio < lln}
+
+
+def on_waveforms(folder: Path, model: Completion, train: np.ndarray, who: pd.DataFrame, draws: int) -> dict:
+    """The recorded blows (05 and above), of persons unknown, cut at 1.5, 2 and 3 s."""
+    files = [p for p in sorted(folder.glob("24*.wf")) if int(p.stem[2:]) >= 5]
+    blows = [read_waveform(p) for p in files]
+    flow = np.concatenate([to_clock(v, t) for v, t in blows])
+    volume = np.c_[np.zeros(len(flow)), np.cumsum(flow * np.diff(CLOCK), 1)]
+    out = {"files": [p.stem for p in files]}
+    for stop in CUTS:
+        edge = int(np.searchsorted(CLOCK, stop + 1e-6, side="right")) - 1
+        fvc = drawn_fvc(model, volume, edge, pd.DataFrame(index=range(len(flow))), draws)
+        nobody = pd.DataFrame(np.nan, index=range(len(flow)), columns=["age", "height", "gender"])
+        fits = boosted((seen_table(train, edge, who), train[:, -1]), seen_table(volume, edge, nobody))
+        guesses = {"this model": np.median(fvc, 1), **{h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h) for h in ("carried", "exponential", "power")}, **fits}
+        low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
+        out[f"cut at {stop:g} s"] = {k: errors(g, volume[:, -1]) for k, g in guesses.items()} | {"error_l": (np.median(fvc, 1) - volume[:, -1]).round(3).tolist(), "in_90": float(((low <= volume[:, -1]) & (volume[:, -1] <= high)).mean())}
+    whole = [(reconstruct(v, t, model=model, draws=20), v) for v, t in blows]
+    out["given whole"] = {p.stem: {"complete": r.complete, "change_ml": float(1000 * (r.table["fvc"].median() - v.max()))} for p, (r, v) in zip(files, whole)}
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run_dir", default="..")
+    parser.add_argument("--waveforms")
+    parser.add_argument("--weights")
+    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--most", type=int, default=1200, help="blows of split test")
+    args = parser.parse_args()
+    flow, metadata = load_prepared(args.run_dir)
+    folder = Path(args.weights) if args.weights else shipped_weights("completion")
+    model = Completion.from_pretrained(folder)
+    (train, trained), (test, who) = (whole_blows(flow, metadata, s) for s in ("train", "test"))
+    some = np.sort(np.random.default_rng(0).permutation(len(test))[: args.most])
+    train, volume, who = train.double().numpy(), test.double().numpy()[some], who.iloc[some].reset_index(drop=True)
+    truth, groups, result = volume[:, -1], groups_of(who, volume), {"weights_sha256": sha256_of(folder / "model.safetensors"), "blows": len(some), "draws": args.draws}
+    for stop in CUTS:
+        edge = int(np.searchsorted(CLOCK, stop + 1e-6, side="right")) - 1
+        fvc = drawn_fvc(model, volume, edge, who, args.draws)
+        guesses = {"this model": np.median(fvc, 1), **{h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h) for h in ("carried", "exponential", "power")}}
+        guesses |= boosted((seen_table(train, edge, trained), train[:, -1]), seen_table(volume, edge, who))
+        guesses |= {"nearest training blow": nearest(train, volume, edge), "FEV6, had it been blown": indices_on_clock(cut_flow(volume, N_BINS))["fev6"].to_numpy()}
+        table = {k: errors(g, truth) for k, g in guesses.items()}
+        mine, best = table["this model"]["median_abs_l"], lambda word: min(v["median_abs_l"] for k, v in table.items() if word in k)
+        ratios = {"to extrapolation": mine / min(best("exponential"), best("power"), best("carried")), "to gradient boosting": mine / best("gradient")}
+        result[f"cut at {stop:g} s"] = {"fvc": table, "ratios": ratios, "in_90": coverage(fvc, truth, groups)}
+        print(stop, pd.DataFrame(table).T.round(4).to_string(), ratios, result[f"cut at {stop:g} s"]["in_90"], sep="\n", flush=True)
+    if args.waveforms:
+        result["ats24"] = on_waveforms(Path(args.waveforms), model, train, trained, args.draws)
+        print(result["ats24"])
+    clock = np.linspace(0, 2, 201)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        reconstruct(np.interp(clock, CLOCK, volume[0]), clock, {"age": 45, "height": 170, "sex": "male"}, draws=100, weights=args.weights)
+        seconds.append(time.perf_counter() - start)
+    result["seconds_for_100_draws"] = float(np.median(seconds))
+    write_json(Path(__file__).parent / "results" / "reconstruction.json", result)
+    print("100 draws in", np.round(seconds, 2), "s")
+
+
+if __name__ == "__main__":
+    main()
