@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 
 from spiro_diffusion.common import sha256_of, shipped_weights, write_json
-from spiro_diffusion.completion import POSITIONS, Completion, draw_tails, look, whole_blows
+from spiro_diffusion.completion import Completion, draw_tails, whole_blows
 from spiro_diffusion.data import load_prepared
 from spiro_diffusion.formats import read_waveform
+from spiro_diffusion.partial import POSITIONS, edge_at, look
 from spiro_diffusion.patients import encode_patients
 from spiro_diffusion.reconstruction import extrapolated_fvc, reconstruct
 from spiro_diffusion.references import predicted
@@ -104,7 +105,7 @@ def on_waveforms(folder: Path, model: Completion, train: np.ndarray, who: pd.Dat
     volume = np.c_[np.zeros(len(flow)), np.cumsum(flow * np.diff(CLOCK), 1)]
     out = {"files": [p.stem for p in files]}
     for stop in CUTS:
-        edge = int(np.searchsorted(CLOCK, stop + 1e-6, side="right")) - 1
+        edge = edge_at(stop)
         fvc = drawn_fvc(model, volume, edge, pd.DataFrame(index=range(len(flow))), draws)
         nobody = pd.DataFrame(np.nan, index=range(len(flow)), columns=["age", "height", "gender"])
         fits = boosted((seen_table(train, edge, who), train[:, -1]), seen_table(volume, edge, nobody))
@@ -132,7 +133,7 @@ def main() -> None:
     train, volume, who = train.double().numpy(), test.double().numpy()[some], who.iloc[some].reset_index(drop=True)
     truth, groups, result = volume[:, -1], groups_of(who, volume), {"weights_sha256": sha256_of(folder / "model.safetensors"), "blows": len(some), "draws": args.draws}
     for stop in CUTS:
-        edge = int(np.searchsorted(CLOCK, stop + 1e-6, side="right")) - 1
+        edge = edge_at(stop)
         fvc = drawn_fvc(model, volume, edge, who, args.draws)
         guesses = {"this model": np.median(fvc, 1), **{h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h) for h in ("carried", "exponential", "power")}}
         guesses |= boosted((seen_table(train, edge, trained), train[:, -1]), seen_table(volume, edge, who))

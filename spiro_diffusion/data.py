@@ -119,7 +119,7 @@ def _joined(blows: RawBlows, people: pd.DataFrame, source: Source, dropped: Coun
     dropped.update(reason[reason != ""].tolist())
     keep = reason == ""
     table = table[keep].assign(split=lambda t: split_of(t["SEQN"]), cycle=source.cycle, source=source.kind)
-    return flow[keep], table.astype({"gender": int, "manoeuvre": int})[list(METADATA)]
+    return (flow if keep.all() else flow[keep]), table.astype({"gender": int, "manoeuvre": int})[list(METADATA)]
 
 
 def _pieces(sources: list[Source], dropped: Counter[str], chunk: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
@@ -139,7 +139,7 @@ def _header(file: BinaryIO, n: int) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n, 512)})
 
 
-def prepare(data_dir: str | Path | None, out_dir: str | Path, cycles: tuple[str, ...] = ("G",), n_people: int = 1000, seed: int = 0, chunk: int = 16_000) -> dict:
+def prepare(data_dir: str | Path | None, out_dir: str | Path, cycles: tuple[str, ...] = ("G",), n_people: int = 1000, seed: int = 0, chunk: int = 8_000) -> dict:
     """Write `signals_L512.npy`, `metadata_aligned.csv` and `preparation.json` into `out_dir`; return the last.
 
     data_dir: folder with the NHANES files, or None for simulated people and blows (see `find_source`).

@@ -179,7 +179,7 @@ def _plot(r: Reconstruction) -> Figure:
     fig.tight_layout(rect=(0, 0.03, 1, 1))
     return fig
 
-# %% ../nbs/applications/reconstruction.ipynb #245c7ed5
+# %% ../nbs/applications/reconstruction.ipynb #eca1d60a
 def _values(patients: Mapping[str, Any] | pd.DataFrame | None, variables: Any) -> tuple[np.ndarray, float]:
     """The clinical values (1, K), NaN where not known, and the age."""
     if patients is None:
@@ -194,8 +194,9 @@ def _tails(blow: Observed, before: np.ndarray, cut: int, values: np.ndarray, mod
     """Bridged volume (513,) L, tails (draws, 33) L after the cut, and the distance from the training blows."""
     import torch
 
-    from spiro_diffusion.completion import POSITIONS, bridge, draw_tails, look
+    from spiro_diffusion.completion import draw_tails
     from spiro_diffusion.inference import few_threads
+    from spiro_diffusion.partial import POSITIONS, bridge, look
 
     gap = (np.interp(CLOCK, blow.time, (~blow.seen).astype(float)) > 0) & (np.arange(N_BINS + 1) < cut)
     change = np.flatnonzero(np.diff(np.r_[False, gap, False].astype(int)))
@@ -210,7 +211,7 @@ def _tails(blow: Observed, before: np.ndarray, cut: int, values: np.ndarray, mod
         ahead = draw_tails(model, part, torch.from_numpy(values), torch.from_numpy(noise), steps)[0].numpy().astype(float)
     return filled, np.c_[np.zeros(draws), ahead], float(model.distance(part))
 
-# %% ../nbs/applications/reconstruction.ipynb #bea9bc97
+# %% ../nbs/applications/reconstruction.ipynb #e6daaaf0
 def reconstruct(volume: Any, time: Any, patients: Mapping[str, Any] | pd.DataFrame | None = None, draws: int = 100, seed: int = 0, observed: Any = None, steps: int = 8, weights: str | Path | None = None, model: Completion | None = None) -> Reconstruction:
     """Whole blows that begin with the observed one, which stopped early or has parts cut out.
 
@@ -233,7 +234,7 @@ def reconstruct(volume: Any, time: Any, patients: Mapping[str, Any] | pd.DataFra
     if whole:
         flow = np.tile(np.diff(before) / WIDTHS, (draws, 1))
     else:
-        from spiro_diffusion.completion import OFFSETS
+        from spiro_diffusion.partial import OFFSETS
 
         flow = join(before, last, cut, OFFSETS.double().numpy(), ahead)
     kept = np.abs(volume_on_clock(flow)[:, : cut + 1] - before[: cut + 1]).max(1)

@@ -11,7 +11,8 @@ import pytest
 
 from spiro_diffusion.common import DataError
 from spiro_diffusion.data import load_prepared, prepare
-from spiro_diffusion.formats import BAD_RANGE, BAD_TEXT, find_table, read_raw
+from spiro_diffusion.formats import find_table, read_raw
+from spiro_diffusion.steps import BAD_RANGE, BAD_TEXT
 
 HERE = Path(__file__).parent / "data"
 
