@@ -56,12 +56,12 @@ def drawn_fvc(model: Completion, volume: np.ndarray, edge: int, who: pd.DataFram
     return np.concatenate(parts)
 
 
-def boosted(train: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> dict[str, np.ndarray]:
+def boosted(train: tuple[np.ndarray, np.ndarray], x: np.ndarray, losses: tuple[str, ...] = ("squared_error", "absolute_error")) -> dict[str, np.ndarray]:
     """FVC by gradient boosting: of FVC itself, and of ln(FVC / observed volume); squared and absolute loss."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     out = {}
-    for loss in ("squared_error", "absolute_error"):
+    for loss in losses:
         fit = lambda y: HistGradientBoostingRegressor(loss=loss, max_iter=400, learning_rate=0.06, early_stopping=True, random_state=0).fit(train[0], y)
         out[f"gradient boosting of FVC, {loss}"] = fit(train[1]).predict(x)
         out[f"gradient boosting of FVC / observed, {loss}"] = x[:, 0] * np.exp(fit(np.log(train[1] / train[0][:, 0])).predict(x))
@@ -108,11 +108,11 @@ def on_waveforms(folder: Path, model: Completion, train: np.ndarray, who: pd.Dat
         edge = edge_at(stop)
         fvc = drawn_fvc(model, volume, edge, pd.DataFrame(index=range(len(flow))), draws)
         nobody = pd.DataFrame(np.nan, index=range(len(flow)), columns=["age", "height", "gender"])
-        fits = boosted((seen_table(train, edge, who), train[:, -1]), seen_table(volume, edge, nobody))
+        fits = boosted((seen_table(train, edge, who), train[:, -1]), seen_table(volume, edge, nobody), ("absolute_error",))
         guesses = {"this model": np.median(fvc, 1), **{h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h) for h in ("carried", "exponential", "power")}, **fits}
         low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
         out[f"cut at {stop:g} s"] = {k: errors(g, volume[:, -1]) for k, g in guesses.items()} | {"error_l": (np.median(fvc, 1) - volume[:, -1]).round(3).tolist(), "in_90": float(((low <= volume[:, -1]) & (volume[:, -1] <= high)).mean())}
-    whole = [(reconstruct(v, t, model=model, draws=20), v) for v, t in blows]
+    whole = [(reconstruct(v, t, model=model, draws=20, seed=0), v) for v, t in blows]
     out["given whole"] = {p.stem: {"complete": r.complete, "change_ml": float(1000 * (r.table["fvc"].median() - v.max()))} for p, (r, v) in zip(files, whole)}
     return out
 

@@ -65,15 +65,16 @@ def hide_values(values: Tensor, variables: tuple[Variable, ...], everything: flo
     hidden = (u[:, 2:] < drop) | (u[:, :1] < everything) | ((u[:, 1:2] < rare) & (drop >= 0.5))
     return (values + blur).masked_fill(hidden, torch.nan)
 
-# %% ../nbs/03_cldm.ipynb #8d07094c
+# %% ../nbs/03_cldm.ipynb #387ff3dd
 def precondition(sigma: Tensor, sd: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The factors c_skip, c_out, c_in, c_noise for noise levels sigma (Karras 2022, table 1); shapes as sigma."""
     total = (sigma**2 + sd**2).sqrt()
     return sd**2 / total**2, sigma * sd / total, 1 / total, sigma.log() / 4
 
 
-def noise_levels(steps: int, low: float = 0.04, bend: float = 10.0, high: float = 80.0) -> Tensor:
-    """Falling noise levels, (steps + 1,): high, then from bend to low, evenly in ln(sigma) (Lu 2022), and then 0."""
+def noise_levels(steps: int, high: float = 80.0) -> Tensor:
+    """Falling noise levels, (steps + 1,): high, then from 10 to 0.04 (four steps or fewer: 4 to 0.2), evenly in ln(sigma) (Lu 2022), and then 0."""
+    bend, low = (10.0, 0.04) if steps > 4 else (4.0, 0.2)
     levels = bend * (low / bend) ** torch.linspace(0, 1, steps - 1, dtype=torch.float64)
     return torch.cat([levels.new_tensor([high]), levels, levels.new_zeros(1)])
 

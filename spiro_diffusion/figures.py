@@ -175,22 +175,24 @@ def figure_calibration(shares: Mapping[str, np.ndarray], indices: pd.DataFrame, 
     right.set(yticks=y, yticklabels=[], xlabel="CRPS / spline regression", title="score (less is better)")
     return fig
 
-# %% ../nbs/foundations/figures.ipynb #4a072814
+# %% ../nbs/foundations/figures.ipynb #5fa9d2f0
 def figure_reconstruction(record: Mapping[str, Any], note: str) -> Figure:
-    """Figure 6: `rows` with `seconds` and an error in mL for each method (`<method>_ml`); `example` with `flow`, `draws` (L/s), `seconds`."""
-    fig, axes = sheet(1, 2, 2.4, note)
+    """Figure 6: for each key "cut at 2 s" of record, `fvc` (method: `median_abs_l`, L) and `in_90` (group: share covered)."""
+    fig, axes = sheet(1, 2, 2.9, note)
     left, right = axes[0]
-    if example := record.get("example"):
-        low, middle, high = np.quantile(volume_on_clock(np.asarray(example["draws"])), (0.05, 0.5, 0.95), axis=0)
-        truth, seen = volume_on_clock(np.asarray(example["flow"])[None])[0], CLOCK <= example["seconds"]
-        left.fill_between(CLOCK, low, high, color=RED, alpha=0.3, lw=0, label="completions, central 90 %"), left.plot(CLOCK, middle, color=RED, label="median")
-        left.plot(CLOCK, truth, "k:", lw=1, label="the whole blow"), left.plot(CLOCK[seen], truth[seen], "k", lw=1.6, label="seen")
-        left.set(xlim=(0, 10), ylim=(0, None), xlabel="time (s)", ylabel="volume (L)", title=f"{example['seconds']:g} s seen"), left.legend(loc="lower right")
-    left.set_visible(bool(example))
-    table = pd.DataFrame(record["rows"]).set_index("seconds").sort_index()
-    for name in table.filter(regex="_ml$"):
-        right.plot(table.index, table[name], "o-", ms=3, label=name.removesuffix("_ml").replace("_", " "))
-    right.set(yscale="log", xlabel="seconds seen", ylabel="error of FVC, median (mL)", title="the less is seen, the harder"), right.legend()
+    cuts = {float(k.split()[2]): v for k, v in record.items() if k.startswith("cut at ")}
+    methods = list(next(iter(cuts.values()))["fvc"])
+    for i, name in enumerate(methods):
+        mine = name == "this model"
+        style = {"color": RED, "lw": 2, "zorder": 5} if mine else {"color": plt.cm.Greys(0.35 + 0.6 * i / len(methods)), "ls": ("-", "--", ":")[i % 3]}
+        left.plot(list(cuts), [1000 * v["fvc"][name]["median_abs_l"] for v in cuts.values()], "o", ls=style.pop("ls", "-"), ms=3, label=name, **style)
+    left.set(yscale="log", xticks=list(cuts), xlabel="seconds of the blow known", ylabel="error of FVC, median (mL)", title="how far off")
+    left.legend(fontsize=5)
+    groups = [g for g in next(iter(cuts.values()))["in_90"] if not g.endswith("_l")]
+    for i, (cut, v) in enumerate(cuts.items()):
+        right.plot([v["in_90"].get(g) for g in groups], -np.arange(len(groups)) + 0.15 * (1 - i), "os^"[i % 3], ms=3, label=f"{cut:g} s known")
+    right.axvline(0.9, color="0.5", lw=0.6, ls=":")
+    right.set(yticks=-np.arange(len(groups)), yticklabels=groups, xlim=(0.7, 1), xlabel="90 % interval holds the truth", title="how sure"), right.legend()
     return fig
 
 # %% ../nbs/foundations/figures.ipynb #39153f5e
@@ -245,14 +247,14 @@ def figure_judge(held: np.ndarray, made: np.ndarray, odds: np.ndarray, saliency:
     axes[0, 2].set(xscale="symlog", xlim=(0, 20.5), yscale="log", xlabel="time (s)", ylabel="saliency (1/s)", title=f"where it looks (AUC {area:.2f})")
     return fig
 
-# %% ../nbs/foundations/figures.ipynb #20543b95
+# %% ../nbs/foundations/figures.ipynb #bafab618
 CAPTIONS = {
     "figure1_pipeline": "The models, and flow-volume loops of held-out and generated blows of the same people.",
     "figure2_clock": "The clock's bin widths; the start of a blow on it and on even bins of 40 ms; errors of indices when a blow is kept in 512 numbers in three ways (blows read back from the clock at 100 Hz, so that the clock's own error is left out).",
     "figure3_codec": "Errors of indices after 32 codes, how often codes are used, and mean flow by code at the position that tells most.",
     "figure4_conditional": "Generated FEV1 and FEV1/FVC over age at the usual height, with predicted values and lower limits of normal (GLI Global 2022).",
     "figure5_calibration": "Probability integral transform of each index (grey: 1.36 over the root of n), and by group of people the coverage of central 90 % intervals (bars: 1.96 SD) and the CRPS beside a spline regression's.",
-    "figure6_reconstruction": "Blows that stopped early, completed.",
+    "figure6_reconstruction": "Blows that stopped early: error of FVC by the seconds known, for the model (red) and for simpler ways, and coverage of its 90 % intervals by group.",
     "figure7_ablation": "What each kind of physics buys, and the score of samplers by network calls.",
     "figure8_privacy": "Distances to the nearest training blow, and membership attacks.",
     "figureS1_judge": "Curves that a convolutional judge was surest of, and where along a curve it looks.",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ['SHORTEST', 'NOTICE', 'MEASURES', 'WIDEST', 'Observed', 'check_blow', 'is_whole', 'join', 'Reconstruction',
            'reconstruct', 'extrapolated_fvc', 'read_blow', 'main']
 
-# %% ../nbs/applications/reconstruction.ipynb #099397d8
+# %% ../nbs/applications/reconstruction.ipynb #4ea88916
 SHORTEST = 0.75  # s that must have been observed
 NOTICE = "Research use; not a medical device."
 
@@ -67,9 +67,9 @@ def _check_sense(v: np.ndarray, t: np.ndarray, seconds: float) -> None:
     faults = (
         (t[-1] > 60, f"the blow lasts {t[-1]:.4g} s: is time in ms? give it in s"),
         (seconds < SHORTEST, f"{seconds:.2f} s were observed: at least {SHORTEST} s are needed"),
+        (v.min() < -max(0.5 * v.max(), 0.1), "the volume falls: give exhaled volume, rising, in L"),
         (v.max() > 20, f"the volume is {v.max():.4g} L: is it in mL? give it in L"),
         (v.max() < 0.1, f"the volume is {v.max():.3g} L: no air was moved, or it is in another unit than L"),
-        (v.min() < -0.5 * v.max(), "the volume falls: give exhaled volume, rising, in L"),
         (v[-1] < 0.6 * v.max(), "this falls again after a peak: is it flow? give volume, its sum over time"),
         (len(t) < 20 or np.diff(t).max() > 0.25, f"{len(t)} samples, up to {np.diff(t).max():.2g} s apart: at least 4 per second are needed"),
         (np.diff(v).max() > 0.8 * v.max(), "the volume jumps by most of the blow from one sample to the next: give the curve as recorded"),
@@ -85,7 +85,7 @@ def is_whole(blow: Observed, age: float = np.nan) -> bool:
     late = float(blow.volume[-1] - np.interp(blow.time[-1] - 1, blow.time, blow.volume))
     return bool(met["end"] or (blow.time[-1] >= (3 if age < 10 else 6) and late < 0.040))
 
-# %% ../nbs/applications/reconstruction.ipynb #c1cfe64d
+# %% ../nbs/applications/reconstruction.ipynb #1c7e78bc
 def join(before: np.ndarray, last: tuple[float, float], cut: int, offsets: np.ndarray, ahead: np.ndarray) -> np.ndarray:
     """Flow (D, 512) L/s: volume `before` (513,) L up to the sample `last` (time, volume), then tails drawn from edge `cut`.
 
@@ -93,7 +93,7 @@ def join(before: np.ndarray, last: tuple[float, float], cut: int, offsets: np.nd
     """
     from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 
-    flow = max(last[1] - np.interp(last[0] - 0.12, CLOCK[: cut + 1], before[: cut + 1]), 0) / 0.12
+    flow = max(before[cut] - before[cut - 1], 0) / WIDTHS[cut - 1]
     excess = flow - ahead[:, [1]] / offsets[1]
     ahead = np.maximum.accumulate(ahead + excess * offsets * np.exp(-offsets / 0.1), axis=1)
     ahead = np.minimum(ahead, ahead[:, -1:])
