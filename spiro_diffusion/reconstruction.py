@@ -85,14 +85,18 @@ def is_whole(blow: Observed, age: float = np.nan) -> bool:
     late = float(blow.volume[-1] - np.interp(blow.time[-1] - 1, blow.time, blow.volume))
     return bool(met["end"] or (blow.time[-1] >= (3 if age < 10 else 6) and late < 0.040))
 
-# %% ../nbs/applications/reconstruction.ipynb #1c7e78bc
+# %% ../nbs/applications/reconstruction.ipynb #bf38b738
 def join(before: np.ndarray, last: tuple[float, float], cut: int, offsets: np.ndarray, ahead: np.ndarray) -> np.ndarray:
     """Flow (D, 512) L/s: volume `before` (513,) L up to the sample `last` (time, volume), then tails drawn from edge `cut`.
 
     offsets (33,) s and ahead (D, 33) L: the tails, from 0, after CLOCK[cut].
     """
     from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
+    from scipy.optimize import isotonic_regression
 
+    steps = np.diff(offsets)
+    falling = [isotonic_regression(rate, weights=steps, increasing=False).x for rate in np.diff(ahead, axis=1) / steps]
+    ahead = np.c_[np.zeros(len(ahead)), np.cumsum(falling * steps, axis=1)]
     flow = max(before[cut] - before[cut - 1], 0) / WIDTHS[cut - 1]
     excess = flow - ahead[:, [1]] / offsets[1]
     ahead = np.maximum.accumulate(ahead + excess * offsets * np.exp(-offsets / 0.1), axis=1)
