@@ -1,6 +1,7 @@
 # make reproduce   re-execute the notebooks 00 to 05; the paper's figures appear in figures/
 # make test        what CI runs: notebooks and package agree, notebook tests, pytest
-# make lint        ruff and mypy on the exported package
+# make lint        ruff
+# make types       mypy on the exported package (not clean yet)
 # make coverage    which lines of the package pytest does not reach
 # make paper       the same as reproduce at profile paper (a GPU helps)
 
@@ -12,7 +13,7 @@ NAME    ?= $(PROFILE)
 SEED    ?= 0
 DATA    ?=
 
-.PHONY: reproduce paper test lint coverage install clean
+.PHONY: reproduce paper test lint types coverage install clean
 
 reproduce: install
 	$(BIN)/spiro_run all --profile $(PROFILE) --name $(NAME) -p seed $(SEED) $(if $(DATA),--data "$(DATA)")
@@ -30,6 +31,8 @@ test: install
 
 lint: install
 	$(BIN)/ruff check .
+
+types: install
 	$(BIN)/mypy spiro_diffusion
 
 coverage: install

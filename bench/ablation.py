@@ -62,7 +62,7 @@ def judge(name: str, model, vqvae, held, truth, draws: int, steered: bool) -> di
     noise = torch.from_numpy(starting_noise(held["SEQN"].repeat(draws).tolist(), np.tile(np.arange(draws), len(held)), 0, shape))
     denoise, wanted = model.denoiser(values), np.repeat(truth["fev1"].to_numpy(), draws)
     if steered:
-        denoise = steer(denoise, vqvae.decode_latents, {"fev1": torch.from_numpy(wanted)})
+        denoise = steer(denoise, vqvae.decode_latents, {"fev1": torch.from_numpy(wanted).float()})
     flow = vqvae.decode_latents(sample(denoise, noise)).detach().numpy()
     lawful = (flow >= 0).all(1)
     table = indices_on_clock(np.maximum(flow, 0))

@@ -18,7 +18,7 @@ from .spirometry import indices_on_clock
 __all__ = ['BANDS', 'GROUPS', 'SHAPE', 'yardstick', 'index_table', 'cells', 'cell_table', 'worst_cells', 'by_sex_and_age',
            'described', 'set_row', 'findings', 'learnt', 'closeness', 'attack', 'rare']
 
-# %% ../nbs/foundations/judging.ipynb #e8cb9666
+# %% ../nbs/foundations/judging.ipynb #1229fc4f
 def yardstick(train: pd.DataFrame, people: pd.DataFrame, names: tuple[str, ...] = HEADLINE, draws: int = 100, seed: int = 0) -> dict[str, np.ndarray]:
     """CRPS (P,) of each index of `people` under the spline regression fitted to `train`; NaN where it is missing.
 
@@ -35,7 +35,8 @@ def yardstick(train: pd.DataFrame, people: pd.DataFrame, names: tuple[str, ...] 
 def index_table(people: pd.DataFrame, draws: Mapping[str, np.ndarray], yard: Mapping[str, np.ndarray], seed: int = 0, times: int = 300) -> pd.DataFrame:
     """A row an index: people's own values (P,) against draws (P, D) of each, with 95 % intervals over participants.
 
-    Columns of `ks_table` (the noise counts people) and `calibration`; `crps_ratio` to `yard`; `<score>_low`, `<score>_high`.
+    Columns of `ks_table` (the noise counts people) and `calibration`; `crps_ratio` to `yard`; `<score>_low`, `<score>_high` (for
+    `wasserstein` moved to lie around the score, which resampling alone makes larger).
     """
     rows = {}
     for name, drawn in draws.items():
@@ -49,7 +50,9 @@ def index_table(people: pd.DataFrame, draws: Mapping[str, np.ndarray], yard: Map
             ("crps", lambda i: each[i].mean()), ("crps_ratio", lambda i: each[i].mean() / base[i].mean()), ("coverage", lambda i: inside[i].mean()),
             ("wasserstein", lambda i: np.abs(np.sort(np.repeat(truth[i], few.shape[1])) - np.sort(few[i].ravel())).mean()),
         ):  # fmt: skip
-            row[f"{score}_low"], row[f"{score}_high"] = bootstrap(of, len(truth), times, seed)
+            low, high = bootstrap(of, len(truth), times, seed)
+            moved = (low + high) / 2 - row[score] if score == "wasserstein" else 0.0  # resampling moves two samples apart
+            row[f"{score}_low"], row[f"{score}_high"] = max(low - moved, 0.0), high - moved
         rows[name] = row | {"n": len(truth)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
