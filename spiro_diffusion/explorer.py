@@ -53,8 +53,8 @@ def target_of(wish: Wish, model: Any) -> dict[str, float]:
         target["fev1"] = fev1_at(wish.fev1_z, wish.age, wish.height, wish.sex)
     return target
 
-# %% ../nbs/applications/explorer.ipynb #ddc620b4
-SHOWN, QUICK = 16, 6  # curves on the screen; steps of the sampler
+# %% ../nbs/applications/explorer.ipynb #d2db9d10
+SHOWN, QUICK = 16, 4  # curves on the screen; steps of the sampler
 
 
 def how_of(wish: Wish, models: Models, seed: int = 0, draws: int = SHOWN) -> DrawSettings:
