@@ -82,12 +82,10 @@ def spxraw(table: pd.DataFrame, flow: np.ndarray, seqn: np.ndarray) -> pd.DataFr
         "SPAQEFF": grade.to_numpy(), "SPXPTS": length.astype(float), "SPXRAW": [",".join(map(str, s[:n].tolist())) for s, n in zip(steps, length)],
     })  # fmt: skip
 
-# %% ../nbs/foundations/cohort.ipynb #b3a96fa4
+# %% ../nbs/foundations/cohort.ipynb #ee2610e7
 def _nhanes(table: pd.DataFrame, flow: np.ndarray, raw: Path, demo: Path, bmx: Path, names: Path) -> None:
     """Four files: SPXRAW, DEMO and BMX of cycle G as SAS transport, version 8, and whose SEQN is whose as CSV."""
-    import pyreadstat
-
-    from spiro_diffusion.formats import iter_table
+    from spiro_diffusion.formats import write_xport
     from spiro_diffusion.simulator import SURVEY
 
     place, patients = pd.factorize(table["patient"])
@@ -100,11 +98,7 @@ def _nhanes(table: pd.DataFrame, flow: np.ndarray, raw: Path, demo: Path, bmx: P
         "SPXRAW_G": spxraw(table, flow, seqn[place]),
     }
     for (name, frame), path in zip(people.items(), (demo, bmx, raw)):
-        try:
-            pyreadstat.write_xport(frame, str(path), file_label="Synthetic, not NHANES data", table_name=name, file_format_version=8)
-            next(iter_table(path, chunk=1))  # on a full disk the writer says nothing and leaves half a file
-        except Exception as err:  # it raises its own and bare errors
-            raise OSError(f"{name} is not whole") from err
+        write_xport(frame, path, name, "Synthetic, not NHANES data")
     pd.DataFrame({"SEQN": seqn.astype(int), "patient": patients}).to_csv(names, index=False)
 
 # %% ../nbs/foundations/cohort.ipynb #141d8549

@@ -27,7 +27,7 @@ class OneSentence(argparse.ArgumentParser):
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
-# %% ../nbs/applications/commands.ipynb #4bedb051
+# %% ../nbs/applications/commands.ipynb #fcbe3090
 def _parser() -> argparse.ArgumentParser:
     parser = OneSentence(prog="spiro_generate", description="Generate forced-expiratory curves of digital patients. Synthetic; not for clinical use.")
     who = parser.add_argument_group("who")
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=int, default=0, help="the same seed, the same cohort (0)")
     how.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is the model as trained (1)")
     how.add_argument("--steps", type=int, default=8, help="network calls a curve (8)")
+    how.add_argument("--redraws", type=int, default=3, help="how often a curve of grade A that breaks an ATS/ERS rule is drawn again (3)")
     how.add_argument("--target", default="", help="what each curve shall have: fev1=2.1 (fvc, fev1 in L, pef in L/s) or fev1_z=-2; several with commas")
     how.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     how.add_argument("--run-dir", help="a folder whose checkpoints/ to use instead of the weights shipped")
@@ -77,7 +78,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     files = files_of(args.out, args.format) if args.out and not args.partition else ()
     check_free([*files, *([Path(args.figure)] if args.figure else [])], args.overwrite)
 
-# %% ../nbs/applications/commands.ipynb #0cf69986
+# %% ../nbs/applications/commands.ipynb #21187179
 MOST = 1_000_000  # curves in one piece: 2 GB, and twice that while they are written
 
 
@@ -87,12 +88,12 @@ def _drawn(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
     from spiro_diffusion.inference import DrawSettings, generate, read_target
     from spiro_diffusion.scale import generate_partitions
 
-    how = DrawSettings(args.draws, args.seed, args.guidance, args.steps, read_target(args.target), args.extrapolate)
+    how = DrawSettings(args.draws, args.seed, args.guidance, args.steps, read_target(args.target), args.extrapolate, args.redraws)
     if args.partition:
         folder = generate_partitions(patients, args.out, how, args.partition, args.scheduler, args.overwrite, args.device, args.run_dir)
         cohort = read_cohort(folder, most=2000)
     else:
-        cohort = generate(patients, how.draws, how.seed, how.guidance, how.steps, how.target, args.device, run_dir=args.run_dir, extrapolate=how.extrapolate)
+        cohort = generate(patients, how.draws, how.seed, how.guidance, how.steps, how.target, args.device, run_dir=args.run_dir, extrapolate=how.extrapolate, redraws=how.redraws)
         if args.out:
             cohort.save(args.out, args.overwrite, args.format)
     return cohort

@@ -22,7 +22,7 @@ __all__ = ['DataError', 'need_dir', 'need_file', 'exit_status', 'writing', 'lock
            'save_safetensors', 'load_safetensors', 'building', 'open_array', 'new_array', 'shipped_weights',
            'sha256_of', 'split_of', 'rng_for']
 
-# %% ../nbs/foundations/common.ipynb #90d5fe7f
+# %% ../nbs/foundations/common.ipynb #03eada0d
 class DataError(ValueError):
     """Something the user can put right; the message names the file and the way out."""
 
@@ -42,7 +42,7 @@ def need_file(path: str | Path, what: str) -> Path:
         raise DataError(f"{path} does not exist: {what}")
     return path
 
-
+# %% ../nbs/foundations/common.ipynb #e8bf6f29
 def exit_status(command: str, run: Callable[[], Any]) -> int:
     """The exit status of `run()`: 0, or 2 after a DataError, whose sentence goes to stderr behind the command's name."""
     try:
@@ -52,7 +52,7 @@ def exit_status(command: str, run: Callable[[], Any]) -> int:
         return 2
     return 0
 
-# %% ../nbs/foundations/common.ipynb #855122e1
+# %% ../nbs/foundations/common.ipynb #417534f4
 def _sweep(path: Path) -> None:
     """Delete what processes that are no more (POSIX only) began to write beside `path`."""
     for old in path.parent.glob(f".*.part{path.suffix}") if os.name == "posix" else ():
@@ -65,7 +65,7 @@ def _sweep(path: Path) -> None:
             except (OSError, OverflowError):
                 pass
 
-
+# %% ../nbs/foundations/common.ipynb #2d89e564
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` at the end, delete it if the body raises.
@@ -195,7 +195,7 @@ def building(config: dict[str, Any], arrays: dict[str, Any], source: str | Path)
     except Exception as err:
         raise DataError(f"{source} has settings that make no model ({' '.join(str(err).split())[:200]}): train the model again") from err
 
-# %% ../nbs/foundations/common.ipynb #33120e0e
+# %% ../nbs/foundations/common.ipynb #765986fd
 def open_array(path: str | Path, step: str) -> np.ndarray:
     """A .npy file as a read-only memory map. Raises DataError if it is missing or damaged; `step` is what writes it."""
     path = need_file(path, f"run {step} first")
@@ -213,7 +213,7 @@ def new_array(path: str | Path, shape: tuple[int, ...], dtype: Any) -> np.memmap
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     return array
 
-
+# %% ../nbs/foundations/common.ipynb #c1ede618
 def shipped_weights(model: str = "") -> Path:
     """The folder of the weights that come with the package, or that of one `model` ("vqvae", "cldm") in it."""
     return Path(str(files("spiro_diffusion"))) / "weights" / model

@@ -19,9 +19,9 @@ from .simulator import SURVEY, write_nhanes
 
 # %% auto #0
 __all__ = ['PEOPLE', 'KINDS', 'METADATA', 'NOT_IN_DEMO', 'NO_AGE_SEX', 'NO_FLOW', 'read_people', 'read_best', 'Source',
-           'find_source', 'prepare', 'load_prepared', 'people_for', 'resolve_data_dir']
+           'find_source', 'load_prepared', 'prepare', 'people_for', 'resolve_data_dir']
 
-# %% ../nbs/00_data.ipynb #e85e6145
+# %% ../nbs/00_data.ipynb #d2595184
 PEOPLE = ("SEQN", "age", "height", "gender", "ethnicity", "weight", "sample_weight")
 
 
@@ -31,22 +31,22 @@ def read_people(demo: str | Path, bmx: str | Path, cycle: str = "G") -> pd.DataF
     Raises DataError if a file cannot be read, lacks a column or is of another cycle.
     """
     names = {"RIDAGEYR": "age", "RIAGENDR": "gender", "RIDRETH1": "ethnicity", "WTMEC2YR": "sample_weight", "BMXHT": "height", "BMXWT": "weight"}
-    left = read_table(demo, ("SEQN", "RIDAGEYR", "RIAGENDR", "RIDRETH1", "SDDSRVYR")).drop_duplicates("SEQN")
+    left = read_table(demo, ("SEQN", "RIDAGEYR", "RIAGENDR", "RIDRETH1", "SDDSRVYR"), also=("WTMEC2YR",)).drop_duplicates("SEQN")
     found = sorted(left["SDDSRVYR"].dropna().unique())
     if found != [SURVEY[cycle]]:
         raise DataError(f"{demo} is not cycle {cycle}'s: SDDSRVYR is {', '.join(f'{v:g}' for v in found)}, not {SURVEY[cycle]}; take the file of the right years")
-    right = read_table(bmx, ("SEQN", "BMXHT", "BMXWT")).drop_duplicates("SEQN")
-    people = left.merge(right[["SEQN", "BMXHT", "BMXWT"]], on="SEQN", how="left").rename(columns=names)
+    right = read_table(bmx, ("SEQN", "BMXHT", "BMXWT"), also=()).drop_duplicates("SEQN")
+    people = left.merge(right, on="SEQN", how="left").rename(columns=names)
     return people.reindex(columns=list(PEOPLE))
 
-# %% ../nbs/00_data.ipynb #5cc029d9
+# %% ../nbs/00_data.ipynb #5364fd8a
 def read_best(spx: str | Path) -> pd.DataFrame:
     """Published best values from SPX: SEQN, `fvc fev1 fev3 fev6 pef fef2575 bev fet` (L, L/s, s), `grade_fvc grade_fev1`.
 
     Rows without a FVC are left out. Raises DataError as `read_table` does.
     """
     names = {"SPXNFVC": "fvc", "SPXNFEV1": "fev1", "SPXNFEV3": "fev3", "SPXNFEV6": "fev6", "SPXNPEF": "pef", "SPXNF257": "fef2575", "SPXNEV": "bev", "SPXNFET": "fet", "SPXNQFVC": "grade_fvc", "SPXNQFV1": "grade_fev1"}  # fmt: skip
-    table = read_table(spx, ("SEQN", *names)).rename(columns=names)[["SEQN", *names.values()]]
+    table = read_table(spx, ("SEQN", *names), also=()).rename(columns=names)[["SEQN", *names.values()]]
     litres = ["fvc", "fev1", "fev3", "fev6", "pef", "fef2575", "bev"]
     table[litres] = table[litres] / 1000
     return table[table["fvc"].notna()].reset_index(drop=True)
@@ -71,7 +71,7 @@ class Source:
             return "CDC"
         return "simulated" if is_simulated(self.demo) else "mixed"
 
-# %% ../nbs/00_data.ipynb #1b93e504
+# %% ../nbs/00_data.ipynb #3c0fafb5
 def _real_people(folder: Path, demo: Path, bmx: Path, cycle: str, limit: int) -> pd.DataFrame:
     """People of `folder` to simulate blows for: those with a FVC in SPX if it is there, else all of 6 to 79 years."""
     people = read_people(demo, bmx, cycle)
@@ -94,15 +94,14 @@ def find_source(data_dir: str | Path | None, simulated_dir: str | Path, cycle: s
         return Source(cycle, paths["SPXRAW"], paths["DEMO"], paths["BMX"])
     folder = need_dir(data_dir, "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, or give none and work on simulated blows")
     raw, demo, bmx = (find_table(folder, name, cycle) for name in ("SPXRAW", "DEMO", "BMX"))
-    for name, path in (("DEMO", demo), ("BMX", bmx)):
-        if path is None:
-            raise DataError(f"{folder} has no {name}_{cycle}.xpt: download it from CDC into that folder")
+    if demo is None or bmx is None:
+        raise DataError(f"{folder} has no {'BMX' if demo else 'DEMO'}_{cycle}.xpt: download it from CDC into that folder")
     if raw is None:
         people = _real_people(folder, demo, bmx, cycle, n_people)
         raw = write_nhanes(simulated_dir, cycle=cycle, people=people, seed=seed, tables=("SPXRAW",))["SPXRAW"]
     return Source(cycle, raw, demo, bmx)
 
-# %% ../nbs/00_data.ipynb #c61fac09
+# %% ../nbs/00_data.ipynb #59aa6ffe
 METADATA = ("SEQN", "age", "height", "gender", "test", "manoeuvre", "effort", "acceptable", "plateau", "n_points", "btps", "ethnicity", "weight", "sample_weight", "split", "cycle", "source")
 NOT_IN_DEMO, NO_AGE_SEX, NO_FLOW = "SEQN not in DEMO", "age or sex missing", "no air moved"
 
@@ -110,33 +109,77 @@ NOT_IN_DEMO, NO_AGE_SEX, NO_FLOW = "SEQN not in DEMO", "age or sex missing", "no
 def _joined(blows: RawBlows, people: pd.DataFrame, source: Source, dropped: Counter[str]) -> tuple[np.ndarray, pd.DataFrame]:
     """Signals and metadata of one piece; what is left out is counted in `dropped`."""
     dropped.update(blows.dropped)
-    table = blows.table.merge(people, on="SEQN", how="left", indicator=True)
-    reason = np.full(len(table), "", dtype=object)
-    reason[(table["age"].isna() | ~table["gender"].isin([1, 2])).to_numpy()] = NO_AGE_SEX
-    reason[(table["_merge"] != "both").to_numpy()] = NOT_IN_DEMO
+    seqn = blows.table["SEQN"].to_numpy()
+    who = people.iloc[np.searchsorted(people["SEQN"], seqn).clip(max=len(people) - 1)].reset_index(drop=True)
+    reason = np.full(len(seqn), "", dtype=object)
+    reason[who["age"].isna() | ~who["gender"].isin([1, 2])] = NO_AGE_SEX
+    reason[who["SEQN"] != seqn] = NOT_IN_DEMO
     flow = blows.on_clock()
     reason[(flow.max(1, initial=0) <= 0) & (reason == "")] = NO_FLOW
     dropped.update(reason[reason != ""].tolist())
     keep = reason == ""
-    table = table[keep].assign(split=lambda t: split_of(t["SEQN"]), cycle=source.cycle, source=source.kind)
+    table = pd.concat([blows.table, who.drop(columns="SEQN")], axis=1)[keep]
+    table = table.assign(split=split_of(seqn[keep]), cycle=source.cycle, source=source.kind)
     return (flow if keep.all() else flow[keep]), table.astype({"gender": int, "manoeuvre": int})[list(METADATA)]
 
-
-def _pieces(sources: list[Source], dropped: Counter[str], chunk: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
-    from tqdm.auto import tqdm
-
-    for source in sources:
-        people = read_people(source.demo, source.bmx, source.cycle)
-        with tqdm(desc=f"reading {source.raw.name}", unit=" blows") as bar:
-            for blows in iter_raw(source.raw, chunk):
-                bar.update(len(blows.table) + sum(blows.dropped.values()))
-                yield _joined(blows, people, source, dropped)
-
-# %% ../nbs/00_data.ipynb #91d8d3c6
+# %% ../nbs/00_data.ipynb #1288298f
 def _header(file: BinaryIO, n: int) -> None:
     """Write the .npy header of (n, 512) float32 at the start of `file`; its length is the same for every n."""
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n, 512)})
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, numbers in as few digits as read back as the same; text must need no quotes."""
+    import pyarrow as pa
+    from pyarrow.csv import WriteOptions, write_csv
+
+    with open(path, "wb") as file:
+        file.write((",".join(table.columns) + "\n").encode())
+        write_csv(pa.Table.from_pandas(table, preserve_index=False), file, WriteOptions(include_header=False, quoting_style="none"))
+
+# %% ../nbs/00_data.ipynb #120d6eaa
+def _report(metadata: pd.DataFrame, dropped: Counter[str], sources: list[Source], seed: int) -> dict:
+    """What `preparation.json` says: where blows came from, what was kept, what was left out and why."""
+    people = metadata.drop_duplicates("SEQN")
+    kinds = sorted({s.kind for s in sources})
+    return {
+        "source": " and ".join(KINDS[k] for k in kinds), "simulated": kinds != ["CDC"], "seed": seed,
+        "files": {f"{name}_{s.cycle}": str(getattr(s, part)) for s in sources for name, part in (("SPXRAW", "raw"), ("DEMO", "demo"), ("BMX", "bmx"))},
+        "blows_read": len(metadata) + sum(dropped.values()), "blows_kept": len(metadata), "people": len(people),
+        "dropped": dict(dropped.most_common()),
+        "blows_by_split": metadata["split"].value_counts().to_dict(), "people_by_split": people["split"].value_counts().to_dict(),
+        "blows_by_effort": metadata["effort"].value_counts().sort_index().to_dict(),
+        "blows_without_height": int(metadata["height"].isna().sum()), "blows_aged_80_or_over": int((metadata["age"] >= 80).sum()),
+    }  # fmt: skip
+
+# %% ../nbs/00_data.ipynb #04b841c3
+def load_prepared(run_dir: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """Signals (N, 512) L/s as a read-only memory map, and their metadata, from `<run_dir>/data/processed`.
+
+    Raises DataError if they are missing, damaged or do not fit each other.
+    """
+    folder = Path(run_dir) / "data" / "processed"
+    flow = open_array(folder / "signals_L512.npy", "00_data")
+    table = need_file(folder / "metadata_aligned.csv", "run 00_data first")
+    try:
+        metadata = pd.read_csv(table, dtype=dict.fromkeys(("age", "height", "btps", "ethnicity", "weight", "sample_weight"), float))
+    except (ValueError, OSError) as err:
+        raise DataError(f"{table} is damaged ({' '.join(str(err).split())}): run 00_data again") from err
+    if flow.ndim != 2 or flow.shape[1] != 512 or len(flow) != len(metadata):
+        raise DataError(f"{folder} has signals of shape {flow.shape} and {len(metadata)} rows of metadata: run 00_data again")
+    return flow, metadata
+
+# %% ../nbs/00_data.ipynb #3f8d9c07
+def _pieces(sources: list[Source], dropped: Counter[str], chunk: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    from tqdm.auto import tqdm
+
+    for source in sources:
+        people = read_people(source.demo, source.bmx, source.cycle).sort_values("SEQN")
+        with tqdm(desc=f"reading {source.raw.name}", unit=" blows") as bar:
+            for blows in iter_raw(source.raw, chunk):
+                bar.update(len(blows.table) + sum(blows.dropped.values()))
+                yield _joined(blows, people, source, dropped)
 
 
 def prepare(data_dir: str | Path | None, out_dir: str | Path, cycles: tuple[str, ...] = ("G",), n_people: int = 1000, seed: int = 0, chunk: int = 8_000) -> dict:
@@ -159,42 +202,10 @@ def prepare(data_dir: str | Path | None, out_dir: str | Path, cycles: tuple[str,
             _header(signals, len(metadata))
         if metadata.empty:
             raise DataError(f"no blow of {sources[0].raw} is left: nobody in {sources[0].demo} has its SEQN, an age and a sex, or every blow is faulty ({dict(dropped)})")
-        metadata.to_csv(meta_tmp, index=False)
+        _write_csv(metadata, meta_tmp)
     report = _report(metadata, dropped, sources, seed)
     write_json(out / "preparation.json", report)
     return report
-
-# %% ../nbs/00_data.ipynb #3234b347
-def _report(metadata: pd.DataFrame, dropped: Counter[str], sources: list[Source], seed: int) -> dict:
-    """What `preparation.json` says: where blows came from, what was kept, what was left out and why."""
-    people = metadata.drop_duplicates("SEQN")
-    kinds = sorted({s.kind for s in sources})
-    return {
-        "source": " and ".join(KINDS[k] for k in kinds), "simulated": kinds != ["CDC"], "seed": seed,
-        "files": {f"{name}_{s.cycle}": str(getattr(s, part)) for s in sources for name, part in (("SPXRAW", "raw"), ("DEMO", "demo"), ("BMX", "bmx"))},
-        "blows_read": len(metadata) + sum(dropped.values()), "blows_kept": len(metadata), "people": len(people),
-        "dropped": dict(dropped.most_common()),
-        "blows_by_split": metadata["split"].value_counts().to_dict(), "people_by_split": people["split"].value_counts().to_dict(),
-        "blows_by_effort": metadata["effort"].value_counts().sort_index().to_dict(),
-        "blows_without_height": int(metadata["height"].isna().sum()), "blows_aged_80_or_over": int((metadata["age"] >= 80).sum()),
-    }  # fmt: skip
-
-
-def load_prepared(run_dir: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """Signals (N, 512) L/s as a read-only memory map, and their metadata, from `<run_dir>/data/processed`.
-
-    Raises DataError if they are missing, damaged or do not fit each other.
-    """
-    folder = Path(run_dir) / "data" / "processed"
-    flow = open_array(folder / "signals_L512.npy", "00_data")
-    table = need_file(folder / "metadata_aligned.csv", "run 00_data first")
-    try:
-        metadata = pd.read_csv(table)
-    except (ValueError, OSError) as err:
-        raise DataError(f"{table} is damaged ({' '.join(str(err).split())}): run 00_data again") from err
-    if flow.ndim != 2 or flow.shape[1] != 512 or len(flow) != len(metadata):
-        raise DataError(f"{folder} has signals of shape {flow.shape} and {len(metadata)} rows of metadata: run 00_data again")
-    return flow, metadata
 
 # %% ../nbs/00_data.ipynb #1cf7dfbe
 def people_for(profile: str, real: bool) -> int:

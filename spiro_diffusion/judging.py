@@ -18,16 +18,16 @@ from .spirometry import indices_on_clock
 __all__ = ['BANDS', 'GROUPS', 'SHAPE', 'yardstick', 'index_table', 'cells', 'cell_table', 'worst_cells', 'by_sex_and_age',
            'described', 'set_row', 'findings', 'learnt', 'closeness', 'attack', 'rare']
 
-# %% ../nbs/foundations/judging.ipynb #1229fc4f
-def yardstick(train: pd.DataFrame, people: pd.DataFrame, names: tuple[str, ...] = HEADLINE, draws: int = 100, seed: int = 0) -> dict[str, np.ndarray]:
+# %% ../nbs/foundations/judging.ipynb #fc09dae7
+def yardstick(train: pd.DataFrame, people: pd.DataFrame, names: tuple[str, ...] = HEADLINE, draws: int = 100, seed: int = 0, extra: bool = False) -> dict[str, np.ndarray]:
     """CRPS (P,) of each index of `people` under the spline regression fitted to `train`; NaN where it is missing.
 
-    Both tables: age (years), height (cm), gender (1, 2) and the indices (L, L/s).
+    Both tables: age (years), height (cm), gender (1, 2), weight (kg) and ethnicity if `extra`, and the indices (L, L/s).
     """
     out = {}
     for name in names:
         known, here = train[train[name] > 0], people[name].notna().to_numpy()
-        law, out[name] = SplineRegression().fit(known, np.log(known[name].to_numpy())), np.full(len(people), np.nan)
+        law, out[name] = SplineRegression(extra).fit(known, np.log(known[name].to_numpy())), np.full(len(people), np.nan)
         out[name][here] = crps(np.exp(law.draw(people[here], draws, rng_for(seed, "yardstick", name))), people[name].to_numpy()[here])
     return out
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ['DESCRIBED', 'encode_dataset', 'load_latents', 'best_of_session', 'describe_blows', 'load_described',
            'mean_flow_by_code', 'principal_map', 'telling_position', 'plot_latents']
 
-# %% ../nbs/02_latents.ipynb #b923ed60
+# %% ../nbs/02_latents.ipynb #a5c646ee
 def encode_dataset(model: VQVAE, flow: np.ndarray, folder: str | Path, batch: int = 1024) -> tuple[Path, Path]:
     """Write `latents.npy` (N, C, P) float32 and `codes.npy` (N, P) uint16 of flow (N, 512) L/s; returns their paths.
 
@@ -42,7 +42,8 @@ def encode_dataset(model: VQVAE, flow: np.ndarray, folder: str | Path, batch: in
             except ValueError as err:
                 raise ValueError(f"rows {start} to {min(start + batch, len(flow)) - 1}: {err}") from err
             codes[part] = model.codes_of(latents[part])
-        latents.flush(), codes.flush()
+        latents.flush()
+        codes.flush()
         del latents, codes
     return paths
 

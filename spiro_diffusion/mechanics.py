@@ -69,7 +69,7 @@ def _drive(b: Blows, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         factor[i] *= 1 - b.dips[i, [j + 2]][:, None] * np.exp(-(((time - b.dips[i, [j]][:, None]) / b.dips[i, [j + 1]][:, None]) ** 4))
     return effort, factor
 
-# %% ../nbs/foundations/mechanics.ipynb #a0531170
+# %% ../nbs/foundations/mechanics.ipynb #85d84803
 def volumes(b: Blows, time: np.ndarray = COARSE) -> np.ndarray:
     """Exhaled volume (N, T) L at `time` (T,) s, constant after a blow's end."""
     f32, n = np.float32, len(b.end)
@@ -90,9 +90,9 @@ def volumes(b: Blows, time: np.ndarray = COARSE) -> np.ndarray:
         first = flow(v, effort[j], factor[j])
         v = v + dt / 2 * (first + flow(v + dt * first, effort[j + 1], factor[j + 1]))
         out[j + 1] = v
-    j = np.clip(np.searchsorted(time, b.end, side="right"), 1, len(time) - 1)
-    weight = np.clip((b.end - time[j - 1]) / (time[j] - time[j - 1]), 0, 1)
-    last = out[j - 1, np.arange(n)] * (1 - weight) + out[j, np.arange(n)] * weight
+    at = np.clip(np.searchsorted(time, b.end, side="right"), 1, len(time) - 1)
+    weight = np.clip((b.end - time[at - 1]) / (time[at] - time[at - 1]), 0, 1)
+    last = out[at - 1, np.arange(n)] * (1 - weight) + out[at, np.arange(n)] * weight
     return np.minimum(out, last).T
 
 # %% ../nbs/foundations/mechanics.ipynb #7568cb54

@@ -76,7 +76,7 @@ def bridge(volume: Tensor, start: Tensor, stop: Tensor) -> Tensor:
     index = torch.arange(N_BINS + 1)
     return torch.where((index > start[:, None]) & (index < stop[:, None]), smooth, volume)
 
-# %% ../nbs/foundations/partial.ipynb #1d0b5082
+# %% ../nbs/foundations/partial.ipynb #9a7145a7
 SHARES = torch.tensor([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
 SINCE = torch.tensor([0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.1, 1.3, 1.6, 2, 2.5, 3, 4, 5, 7, 10.0])  # s
 WINDOWS = torch.tensor([0.06, 0.12, 0.25, 0.5, 1.0])  # s
@@ -103,7 +103,7 @@ def _past(volume: Tensor, c: Tensor, unit: Tensor, observed: Tensor) -> Tensor:
     flow = -at.diff(dim=1) / width.clamp(min=1e-3)
     return torch.stack([torch.log(flow * unit + 0.02) * inside, 2 * at[:, 1:] / volume[:, -1:] - 1, inside, share * inside], 1)
 
-
+# %% ../nbs/foundations/partial.ipynb #17855cbe
 def look(volume: Tensor, cut: Tensor, observed: Tensor) -> Seen:
     """What is seen of volume (N, 513) L up to the edges `cut` (N,), of which bins (N, 512) were observed (1) or bridged (0)."""
     c, out = EDGES[cut][:, None], volume.gather(1, cut[:, None]).clamp(min=0.02)
@@ -131,7 +131,7 @@ def tail_volume(x: Tensor, seen: Seen) -> Tensor:
     ahead = (seen.volume * (torch.exp((x + seen.guess).clamp(max=3)) - FLOOR)).clamp(min=0)
     return torch.minimum(ahead, ahead[:, -1:]).cummax(1).values
 
-# %% ../nbs/foundations/partial.ipynb #71b0205a
+# %% ../nbs/foundations/partial.ipynb #4a8dbc5d
 def random_cuts(n: int, generator: torch.Generator | None = None) -> Tensor:
     """Edges of the clock (n,) at which to cut: most before 4.25 s, some up to 16 s."""
     u = torch.rand(3, n, generator=generator)
@@ -145,7 +145,8 @@ def random_gaps(cut: Tensor, rate: float, generator: torch.Generator | None = No
     long = 0.05 + 0.4 * u[0]
     start = torch.where(u[1] < 0.3, 0.0, 0.1 + u[2] * (c - long - 0.25).clamp(min=0))
     ends = (torch.searchsorted(EDGES, t, right=True) - 1 for t in (start, torch.minimum(start + long, c - 0.1)))
-    return tuple(torch.where(u[3] < rate, e, -1) for e in ends)
+    first, last = (torch.where(u[3] < rate, e, -1) for e in ends)
+    return first, last
 
 
 def stretch(volume: Tensor, generator: torch.Generator | None = None) -> Tensor:

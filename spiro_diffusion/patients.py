@@ -14,25 +14,26 @@ import pandas as pd
 from .common import DataError, need_file
 
 # %% auto #0
-__all__ = ['VARIABLES', 'OPTIONAL', 'AGES', 'BEYOND', 'Variable', 'encode_patients', 'patient_name', 'check_patients',
+__all__ = ['VARIABLES', 'OPTIONAL', 'AGES', 'BEYOND', 'Variable', 'encode_patients', 'patient_name', 'check_patients', 'read_csv',
            'read_patients']
 
-# %% ../nbs/foundations/patients.ipynb #657ab329
+# %% ../nbs/foundations/patients.ipynb #5e6c4d85
 @dataclass(frozen=True)
 class Variable:
-    """A clinical variable: its categories (empty for a measurement), how often training hides it, and blurs it by how much."""
+    """A clinical variable: its categories (empty for a measurement), how often training hides it, blurs it by how much, its group."""
 
     name: str
     categories: tuple[Any, ...] = ()
     drop: float = 0.1
     blur: float = 0.0
+    group: str = ""
 
 
 VARIABLES: tuple[Variable, ...] = (
     Variable("age", blur=0.3), Variable("height", blur=1.0), Variable("sex", (1, 2)),
-    Variable("weight", drop=0.5, blur=1.0), Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.5),
+    Variable("weight", drop=0.2, blur=1.0, group="body"), Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.2, group="body"),
     Variable("effort", ("A", "B", "C", "D")), Variable("test", ("pre", "post")), Variable("blow", ("best", "repeat")),
-    Variable("fev1_z", drop=0.6), Variable("fvc_z", drop=0.6), Variable("fev1_fvc_z", drop=0.6),
+    Variable("fev1_z", drop=0.4, group="lungs"), Variable("fvc_z", drop=0.4, group="lungs"), Variable("fev1_fvc_z", drop=0.4, group="lungs"),
 )  # fmt: skip
 """Years, cm, 1 male 2 female, kg, RIDRETH1, grade, before or after bronchodilator, best of its session or not, z-scores."""
 
@@ -151,11 +152,16 @@ def check_patients(patients: Mapping[str, Any] | pd.DataFrame, height_range: tup
         out["extrapolated"] = _beyond(out, height_range)
     return out.astype({"sex": int}).join(table[[c for c in OPTIONAL if c in table]])
 
-# %% ../nbs/foundations/patients.ipynb #513a43e6
-def read_patients(path: str | Path) -> pd.DataFrame:
-    """A CSV file of patients as a table. Raises DataError if it is missing, empty or no CSV."""
-    path = need_file(path, "give a CSV file with columns age, height, sex")
+# %% ../nbs/foundations/patients.ipynb #7b4632c9
+def read_csv(path: str | Path, columns: str) -> pd.DataFrame:
+    """A CSV file as a table; `columns` says what it should hold. Raises DataError if it is missing, empty or no CSV."""
+    path = need_file(path, f"give a CSV file with columns {columns}")
     try:
         return pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as err:
-        raise DataError(f"{path} is no CSV table ({str(err).strip().splitlines()[0]}): give one with columns age, height, sex") from err
+        raise DataError(f"{path} is no CSV table ({str(err).strip().splitlines()[0]}): give one with columns {columns}") from err
+
+
+def read_patients(path: str | Path) -> pd.DataFrame:
+    """A CSV file of patients as a table. Raises DataError as `read_csv` does."""
+    return read_csv(path, "age, height, sex")

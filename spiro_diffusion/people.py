@@ -137,7 +137,7 @@ def from_chain(y: dict[str, np.ndarray]) -> pd.DataFrame:
     bev = np.clip(y["bev"], 0.05, 0.53) ** 2
     return pd.DataFrame({"fvc": fvc, "fev1": ratio * fvc, "pef": pef, "fef2575": fef, "fev6": fev6, "fet": np.clip(8 * np.exp(y["fet"]), 1.1, 28.6), "bev": bev})
 
-# %% ../nbs/foundations/people.ipynb #c85e18ec
+# %% ../nbs/foundations/people.ipynb #4b3376a2
 def _gap_design(age: np.ndarray, scores: tuple, log_fet: np.ndarray) -> np.ndarray:
     return np.column_stack([np.ones_like(age), expit((15 - age) / 1.5), (age - 40) / 20, log_fet < np.log(6.15 / 8), spline(log_fet, (-0.6, -0.3, -0.15, 0.0, 0.3)), *scores[1:4]])
 
@@ -149,7 +149,8 @@ def _fit_sex(everyone: pd.DataFrame, good: pd.DataFrame) -> dict[str, Any]:
     age, group, h, b = read(everyone)
     laws = {"height": fit_law(h, designs(age, group)), "bmi": fit_law(b, designs(age, group, h))}
     age, group, h, b = read(good)
-    bmi, y, scores = to_score(b, laws["bmi"], designs(age, group, h)), to_chain(good), ()
+    bmi, y = to_score(b, laws["bmi"], designs(age, group, h)), to_chain(good)
+    scores: tuple[np.ndarray, ...] = ()
     for name in CHAIN[:5]:
         mats = designs(age, group, h, bmi, scores)
         laws[name] = fit_law(y[name], mats)
@@ -191,7 +192,7 @@ def fit_people(table: pd.DataFrame) -> dict[str, Any]:
         out["sexes"][str(sex)] = {"share": (t["sex"] == sex).mean(), "n_good": len(good), "age": kernel / kernel.sum(), "ethnicity": groups.to_numpy(), **_fit_sex(whole, good)}
     return out
 
-# %% ../nbs/foundations/people.ipynb #16888a33
+# %% ../nbs/foundations/people.ipynb #3704fe68
 @cache
 def people_params() -> dict[str, Any]:
     """The fitted parameters that come with the package, lists as arrays."""
@@ -216,7 +217,8 @@ def _one_sex(laws: dict[str, Any], t: pd.DataFrame, normal: np.ndarray) -> pd.Da
     h, _ = step("height", np.log(height / 165), designs(age, group))
     weight = t["weight"].to_numpy(dtype=np.float64)
     _, bmi = step("bmi", np.log(weight / (1.65 * np.exp(h)) ** 2 / 25), designs(age, group, h))
-    known, y, scores = to_chain(t), {}, ()
+    known, y = to_chain(t), {}
+    scores: tuple[np.ndarray, ...] = ()
     for name in CHAIN[:5]:
         y[name], z = step(name, known[name], designs(age, group, h, bmi, scores))
         scores += (z,)
@@ -248,7 +250,7 @@ def _invent(n: int, seed: int) -> pd.DataFrame:
         t.loc[i, "weight"] = np.round(25 * np.exp(b) * (1.65 * np.exp(h)) ** 2, 1)
     return t[["SEQN", "age", "gender", "height", "weight", "ethnicity"]]
 
-# %% ../nbs/foundations/people.ipynb #fa42767e
+# %% ../nbs/foundations/people.ipynb #31aabcd6
 def simulate_people(patients: int | pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """People with their true best indices `INDICES` (L, L/s, s), a row a person.
 
@@ -256,7 +258,7 @@ def simulate_people(patients: int | pd.DataFrame, seed: int = 0) -> pd.DataFrame
     NaN) and `gender` (1 male, 2 female) or `sex` ("male", "female"), and where known `SEQN`, `weight` (kg), `ethnicity`
     (RIDRETH1) and `INDICES`: what is known is kept, what is missing is drawn. Raises DataError on an unusable table.
     """
-    people = _invent(patients, seed) if isinstance(patients, (int, np.integer)) else patients.reset_index(drop=True).copy()
+    people = _invent(int(patients), seed) if isinstance(patients, (int, np.integer)) else patients.reset_index(drop=True).copy()
     if "gender" not in people and "sex" in people:
         people["gender"] = people["sex"].map({"male": 1, "female": 2, 1: 1, 2: 2})
     if missing := [c for c in ("age", "height", "gender") if c not in people]:

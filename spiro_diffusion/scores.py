@@ -97,7 +97,7 @@ def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
     inside = lambda x: cdist(x, x).sum() / (len(x) * (len(x) - 1))
     return float(2 * cdist(a, b).mean() - inside(a) - inside(b))
 
-# %% ../nbs/foundations/scores.ipynb #ca43e222
+# %% ../nbs/foundations/scores.ipynb #8802c19b
 def mmd(a: np.ndarray, b: np.ndarray) -> float:
     """Squared maximum mean discrepancy of a (n, K) and b (m, K), unbiased, Gaussian kernel of median width (Gretton 2012)."""
     between, in_a, in_b = (cdist(x, y, "sqeuclidean") for x, y in ((a, b), (a, a), (b, b)))
@@ -117,7 +117,6 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 def density_coverage(real: np.ndarray, made: np.ndarray, k: int = 5) -> tuple[float, float]:
     """Density and coverage of made (m, K) against real (n, K), neighbourhoods out to the k-th neighbour (Naeem 2020)."""
-    k = min(k, len(real) - 1)
     k = min(k, len(real) - 1)
     radius = np.partition(cdist(real, real), k, axis=1)[:, k]  # the first is the point itself
     inside = cdist(real, made) <= radius[:, None]

@@ -195,7 +195,7 @@ def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = 2048) -
     parts = [pd.DataFrame(_measure(volume_on_clock(flow[s : s + chunk]), CLOCK, rule)) for s in range(0, max(len(flow), 1), chunk)]
     return pd.concat(parts, ignore_index=True)[list(INDICES)]
 
-# %% ../nbs/foundations/spirometry.ipynb #74c2bd92
+# %% ../nbs/foundations/spirometry.ipynb #6d5183e2
 def _cough(rows: np.ndarray, time: np.ndarray, t0: np.ndarray, pef: np.ndarray) -> np.ndarray:
     """Whether flow dips and recovers between the peak and 1 s after time zero, (N,) bool."""
     grid = np.arange(time[0], min(time[-1], time[0] + 4.0), 0.05)
@@ -206,7 +206,7 @@ def _cough(rows: np.ndarray, time: np.ndarray, t0: np.ndarray, pef: np.ndarray) 
     after = np.fmax.accumulate(flow[:, ::-1], axis=1)[:, ::-1]
     with np.errstate(invalid="ignore"):
         dip = (flow < 0.5 * before) & (after - flow > 0.25 * pef[:, None])
-    return dip.any(1)
+    return np.asarray(dip.any(1))
 
 
 def _criteria(rows: np.ndarray, time: np.ndarray, end: np.ndarray, largest_fvc: np.ndarray | None) -> pd.DataFrame:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['LossFn', 'TrainConfig', 'pick_device', 'learning_rate', 'seed_for', 'Batches', 'Ema', 'join_processes', 'all_sum',
            'save_model', 'load_model_state', 'fill_model', 'train', 'plot_history']
 
-# %% ../nbs/foundations/training.ipynb #4f1be275
+# %% ../nbs/foundations/training.ipynb #9d7cf9c1
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. Raises ValueError for settings that cannot work."""
@@ -51,7 +51,7 @@ class TrainConfig:
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1 and self.warmup >= 0 and self.checkpoint_minutes >= 0):
             raise ValueError("lr and clip must be above 0, ema in [0, 1), warmup and checkpoint_minutes not negative")
 
-
+# %% ../nbs/foundations/training.ipynb #f8bf3164
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`; "auto" is the GPU if there is one, else the CPU. Raises ValueError if it is not there."""
     if name == "auto":
@@ -62,7 +62,7 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as err:
         raise ValueError(f'device {name!r} is not there: use "auto", "cpu" or "cuda"') from err
 
-# %% ../nbs/foundations/training.ipynb #1dc1c4d8
+# %% ../nbs/foundations/training.ipynb #7a82de5a
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of `step`: linear warm-up, then a cosine to `final_lr * lr` (Loshchilov and Hutter 2017)."""
     warmup = min(config.warmup, config.steps // 5)
@@ -76,7 +76,7 @@ def seed_for(*keys: int) -> int:
     """A 63-bit seed made of non-negative integers, independent between different keys."""
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
 
-
+# %% ../nbs/foundations/training.ipynb #4a81780c
 class Batches:
     """Row numbers of each step's batch: one seeded permutation of `n` rows after another."""
 
@@ -85,14 +85,14 @@ class Batches:
 
     def rows(self, step: int) -> Tensor:
         """Row numbers (batch,) int64 of `step`."""
-        at, parts = step * self.batch, []
-        while len(parts) == 0 or sum(map(len, parts)) < self.batch:
+        at, lacking, parts = step * self.batch, self.batch, list[Tensor]()
+        while lacking:
             epoch, start = divmod(at, self.n)
             if epoch != self.epoch:
                 generator = torch.Generator().manual_seed(seed_for(self.seed, 1, epoch))
                 self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator)
-            parts.append(self.order[start : start + self.batch - sum(map(len, parts))])
-            at += len(parts[-1])
+            parts.append(self.order[start : start + lacking])
+            at, lacking = at + len(parts[-1]), lacking - len(parts[-1])
         return torch.cat(parts)
 
 # %% ../nbs/foundations/training.ipynb #d343cc94
@@ -142,40 +142,7 @@ def _together(tensors: list[Tensor], mean: bool) -> None:
         for t, part in zip(group, flat.split([t.numel() for t in group])):
             t.copy_(part.view_as(t))
 
-# %% ../nbs/foundations/training.ipynb #34ab7b8c
-def _identity(model: nn.Module, data: tuple[Tensor, ...], config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for a run to be continued."""
-    digest = hashlib.sha256()
-    for tensor in data:
-        some = tensor[:: max(len(tensor) // 512, 1)].contiguous().cpu()
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
-    weights = hashlib.sha256(str([(k, tuple(v.shape)) for k, v in model.state_dict().items()]).encode())
-    same = {k: v for k, v in asdict(config).items() if k not in ("checkpoint_minutes", "device", "log_every")}
-    return {**same, "weights": weights.hexdigest()[:16], "data": digest.hexdigest()[:16], **extra}
-
-
-def _save_state(folder: Path, run: _Run, note: dict[str, Any]) -> None:
-    tensors = {f"model/{k}": v for k, v in run.model.state_dict().items()}
-    for name, p, mean in zip(run.ema.names, run.ema.model, run.ema.mean):
-        tensors[f"ema/{name}"] = mean
-        tensors |= {f"adam/{name}/{k}": v for k, v in run.optimizer.state.get(p, {}).items()}
-    file = f"state-{note['step']:09d}.safetensors"
-    save_safetensors(folder / file, tensors)
-    write_json(folder / "state.json", {**note, "file": file})
-    for old in folder.glob("state-*.safetensors"):
-        if old.name != file:
-            old.unlink(missing_ok=True)
-
-
-def _load_state(folder: Path, run: _Run, note: dict[str, Any]) -> None:
-    held = {k: torch.from_numpy(v) for k, v in load_safetensors(folder / note["file"]).items()}
-    fill_model(run.model, {k[6:]: v for k, v in held.items() if k.startswith("model/")}, folder)
-    for name, p, mean in zip(run.ema.names, run.ema.model, run.ema.mean):
-        mean.copy_(held[f"ema/{name}"])
-        if f"adam/{name}/step" in held:
-            run.optimizer.state[p] = {k: held[f"adam/{name}/{k}"].to(run.device) for k in ("step", "exp_avg", "exp_avg_sq")}
-
-# %% ../nbs/foundations/training.ipynb #f1f834bd
+# %% ../nbs/foundations/training.ipynb #fb653cd9
 def save_model(folder: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
     """Write `<folder>/model.safetensors` (the model's state) and `<folder>/config.json` (`config`), each whole or not at all."""
     folder = Path(folder)
@@ -197,13 +164,46 @@ def load_model_state(folder: str | Path, keys: Collection[str] | None = None) ->
         raise DataError(f"{folder / 'config.json'} is of another model or version (unknown: {odd}, missing: {lacking}): train the model again")
     return config, {k: torch.from_numpy(v) for k, v in state.items()}
 
-
+# %% ../nbs/foundations/training.ipynb #43bb0bff
 def fill_model(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Load `state` into `model`. Raises DataError, naming `source`, if names or shapes differ."""
     try:
         model.load_state_dict(state)
     except RuntimeError as err:
         raise DataError(f"{source} holds the weights of another model ({' '.join(str(err).split())[:200]}): train the model again") from err
+
+# %% ../nbs/foundations/training.ipynb #6cd5a740
+def _identity(model: nn.Module, data: tuple[Tensor, ...], config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for a run to be continued."""
+    digest = hashlib.sha256()
+    for tensor in data:
+        some = tensor[:: max(len(tensor) // 512, 1)].contiguous().cpu()
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
+    weights = hashlib.sha256(str([(k, tuple(v.shape)) for k, v in model.state_dict().items()]).encode())
+    same = {k: v for k, v in asdict(config).items() if k not in ("checkpoint_minutes", "device", "log_every")}
+    return {**same, "weights": weights.hexdigest()[:16], "data": digest.hexdigest()[:16], **extra}
+
+# %% ../nbs/foundations/training.ipynb #9f30c9b6
+def _save_state(folder: Path, run: _Run, note: dict[str, Any]) -> None:
+    tensors = {f"model/{k}": v for k, v in run.model.state_dict().items()}
+    for name, p, mean in zip(run.ema.names, run.ema.model, run.ema.mean):
+        tensors[f"ema/{name}"] = mean
+        tensors |= {f"adam/{name}/{k}": v for k, v in run.optimizer.state.get(p, {}).items()}
+    file = f"state-{note['step']:09d}.safetensors"
+    save_safetensors(folder / file, tensors)
+    write_json(folder / "state.json", {**note, "file": file})
+    for old in folder.glob("state-*.safetensors"):
+        if old.name != file:
+            old.unlink(missing_ok=True)
+
+
+def _load_state(folder: Path, run: _Run, note: dict[str, Any]) -> None:
+    held = {k: torch.from_numpy(v) for k, v in load_safetensors(folder / note["file"]).items()}
+    fill_model(run.model, {k[6:]: v for k, v in held.items() if k.startswith("model/")}, folder)
+    for name, p, mean in zip(run.ema.names, run.ema.model, run.ema.mean):
+        mean.copy_(held[f"ema/{name}"])
+        if f"adam/{name}/step" in held:
+            run.optimizer.state[p] = {k: held[f"adam/{name}/{k}"].to(run.device) for k in ("step", "exp_avg", "exp_avg_sq")}
 
 # %% ../nbs/foundations/training.ipynb #6c1e2369
 class _Log:
@@ -294,7 +294,27 @@ def _start(run: _Run, identity: dict[str, Any], folder: Path, resume: bool) -> t
         run.ema = Ema(run.model, run.config.ema)
     return 0, _Log()
 
-# %% ../nbs/foundations/training.ipynb #7448b316
+# %% ../nbs/foundations/training.ipynb #60b84772
+def _loop(run: _Run, loss_fn: LossFn, data: tuple[Tensor, ...], folder: Path, resume: bool, validate: Callable[[nn.Module], dict[str, float]] | None, extra: dict[str, Any]) -> dict[str, Any]:
+    """The steps that a run still lacks; its history. The state goes to `<folder>/resume/`."""
+    config, state, identity, saved = run.config, folder / "resume", _identity(run.model, data, run.config, extra), time.monotonic()
+    first, log = _start(run, identity, state, resume)
+    batches = Batches(len(data[0]), config.batch, config.seed)
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=folder.name, disable=run.rank > 0)
+    for k in bar:
+        rows = batches.rows(k)[run.rank :: run.world].to(run.device)
+        log.add(run.step(loss_fn, tuple(d[rows] for d in data), k))
+        done, last = k + 1, k + 1 == config.steps
+        if validate and run.rank == 0 and (done % max(config.steps // 10, 1) == 0 or last):
+            log.validation({"step": done, **run.measure(validate)})
+        if done % config.log_every == 0 or last:
+            bar.set_postfix({n: f"{v:.4g}" for n, v in log.point(done, learning_rate(config, k)).items()})
+            if run.rank == 0 and (last or time.monotonic() - saved >= 60 * config.checkpoint_minutes):
+                _save_state(state, run, {"step": done, "identity": identity, "history": log.history})
+                saved = time.monotonic()
+    return log.history
+
+# %% ../nbs/foundations/training.ipynb #07901b18
 def train(model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, ...], config: TrainConfig, folder: str | Path, resume: bool = True, validate: Callable[[nn.Module], dict[str, float]] | None = None, extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train `model` in place and return its history; afterwards it holds the averaged weights, in eval mode.
 
@@ -303,32 +323,17 @@ def train(model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, ...], config: T
     (JSON values) that must agree for a run to go on. Writes `<folder>/history.json` and `<folder>/resume/`.
     Raises DataError if the state to go on from is damaged or another run trains there, FloatingPointError on a loss that is not finite.
     """
-    device = pick_device(config.device)
+    device, folder = pick_device(config.device), Path(folder)
     rank, world = join_processes(device)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     run = _Run(model, Ema(model, config.ema), optimizer, config, device, rank, world)
-    data, identity = tuple(d.to(device) for d in data), _identity(model, data, config, extra or {})
-    state, saved = Path(folder) / "resume", time.monotonic()
-    with torch.random.fork_rng(), locked(state, rank == 0):
-        first, log = _start(run, identity, state, resume)
-        batches = Batches(len(data[0]), config.batch, config.seed)
-        bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=Path(folder).name, disable=rank > 0)
-        for k in bar:
-            rows = batches.rows(k)[rank::world].to(device)
-            log.add(run.step(loss_fn, tuple(d[rows] for d in data), k))
-            done, last = k + 1, k + 1 == config.steps
-            if validate and rank == 0 and (done % max(config.steps // 10, 1) == 0 or last):
-                log.validation({"step": done, **run.measure(validate)})
-            if done % config.log_every == 0 or last:
-                bar.set_postfix({n: f"{v:.4g}" for n, v in log.point(done, learning_rate(config, k)).items()})
-                if rank == 0 and (last or time.monotonic() - saved >= 60 * config.checkpoint_minutes):
-                    _save_state(state, run, {"step": done, "identity": identity, "history": log.history})
-                    saved = time.monotonic()
+    with torch.random.fork_rng(), locked(folder / "resume", rank == 0):
+        history = _loop(run, loss_fn, tuple(d.to(device) for d in data), folder, resume, validate, extra or {})
     if rank == 0:
-        write_json(Path(folder) / "history.json", log.history)
+        write_json(folder / "history.json", history)
     run.ema.swap(), model.eval()
-    return log.history
+    return history
 
 # %% ../nbs/foundations/training.ipynb #d2eca8f3
 def plot_history(history: dict[str, Any]) -> Figure:
