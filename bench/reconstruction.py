@@ -1,4 +1,4 @@
-"""Reconstruction against what else one could do: whole simulated blows of split test, cut at 1.5, 2 and 3 s, and ATS waveforms.
+"""Reconstruction against what else one could do: whole simulated blows of split test, cut at 1.5, 2 and 3 s; blows of the wide prior; whole blows; and recorded ATS waveforms, if a folder of them is given.
 
     python bench/reconstruction.py --run_dir runs/all [--waveforms FOLDER] [--draws 100] [--most 1200]
 
@@ -21,7 +21,8 @@ from spiro_diffusion.data import load_prepared
 from spiro_diffusion.formats import read_waveform
 from spiro_diffusion.partial import POSITIONS, edge_at, look
 from spiro_diffusion.patients import encode_patients
-from spiro_diffusion.reconstruction import extrapolated_fvc, reconstruct
+from spiro_diffusion.prior import wide_blows
+from spiro_diffusion.reconstruction import doubts, extrapolated_fvc, reconstruct
 from spiro_diffusion.references import predicted
 from spiro_diffusion.spirometry import CLOCK, INDICES, N_BINS, indices_on_clock, to_clock
 
@@ -43,8 +44,8 @@ def seen_table(volume: np.ndarray, edge: int, who: pd.DataFrame) -> np.ndarray:
     return np.c_[table.to_numpy(), who.reindex(columns=["age", "height", "gender"]).to_numpy(dtype=float)]
 
 
-def drawn_fvc(model: Completion, volume: np.ndarray, edge: int, who: pd.DataFrame, draws: int) -> np.ndarray:
-    """FVC (N, draws) L."""
+def drawn_fvc(model: Completion, volume: np.ndarray, edge: int, who: pd.DataFrame, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """FVC (N, draws) L, and whether the answer is to be trusted (N,)."""
     rows, parts = torch.from_numpy(volume.astype(np.float32)), []
     values = torch.from_numpy(encode_patients(who, model.settings.variables))
     generator = torch.Generator().manual_seed(0)
@@ -52,8 +53,10 @@ def drawn_fvc(model: Completion, volume: np.ndarray, edge: int, who: pd.DataFram
         part = rows[s : s + 20]
         seen = look(part, torch.full((len(part),), edge), torch.ones(len(part), N_BINS))
         tails = draw_tails(model, seen, values[s : s + 20], torch.randn(len(part), draws, POSITIONS, generator=generator))
-        parts.append((seen.volume + tails[..., -1]).numpy())
-    return np.concatenate(parts)
+        fvc = (seen.volume + tails[..., -1]).numpy()
+        ends = pd.DataFrame(np.quantile(fvc, [0.05, 0.5, 0.95], axis=1, method="weibull").T, columns=["low", "median", "high"])
+        parts.append((fvc, [not doubts(row, float(far)) for (_, row), far in zip(ends.iterrows(), model.usual(seen.features))]))
+    return tuple(map(np.concatenate, zip(*parts)))
 
 
 def boosted(train: tuple[np.ndarray, np.ndarray], x: np.ndarray, losses: tuple[str, ...] = ("squared_error", "absolute_error")) -> dict[str, np.ndarray]:
@@ -89,6 +92,15 @@ def coverage(fvc: np.ndarray, truth: np.ndarray, groups: dict[str, np.ndarray]) 
     return {name: float(inside[rows].mean()) for name, rows in groups.items() if rows.sum() >= 30} | {"median_width_l": float(np.median(high - low))}
 
 
+def trust(fvc: np.ndarray, truth: np.ndarray, trusted: np.ndarray) -> dict[str, float]:
+    """How many answers are to be trusted, and how far off (in FVC) these and the others are."""
+    off, found = np.abs(np.median(fvc, 1) / truth - 1), {"share_trusted": float(trusted.mean())}
+    for name, rows in (("trusted", trusted), ("others", ~trusted)):
+        if rows.any():
+            found |= {f"median_off_{name}": float(np.median(off[rows])), f"off_by_a_tenth_{name}": float((off[rows] > 0.1).mean())}
+    return found
+
+
 def groups_of(who: pd.DataFrame, volume: np.ndarray) -> dict[str, np.ndarray]:
     age, lln = who["age"].to_numpy(), predicted(who, ("fev1_fvc",))["fev1_fvc_lln"].to_numpy()
     ratio = indices_on_clock(cut_flow(volume, N_BINS))["fev1_fvc"].to_numpy()
@@ -97,24 +109,45 @@ def groups_of(who: pd.DataFrame, volume: np.ndarray) -> dict[str, np.ndarray]:
     return {"all": np.ones(len(who), dtype=bool), **sexes, **bands, "obstruction (FEV1/FVC < LLN)": ratio < lln}
 
 
-def on_waveforms(folder: Path, model: Completion, train: np.ndarray, who: pd.DataFrame, draws: int) -> dict:
-    """The recorded blows (05 and above), of persons unknown, cut at 1.5, 2 and 3 s."""
+def ratios(table: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The model's median absolute error over that of the best extrapolation and the best boosting."""
+    mine, best = table["this model"]["median_abs_l"], lambda *words: min(v["median_abs_l"] for k, v in table.items() if any(w in k for w in words))
+    return {"to extrapolation": mine / best("exponential", "power", "carried"), "to gradient boosting": mine / best("gradient")}
+
+
+def on_waveforms(folder: Path, model: Completion, train: np.ndarray, who: pd.DataFrame, wide: np.ndarray, draws: int) -> dict:
+    """The recorded blows (05 and above), of persons unknown, cut at 1.5, 2 and 3 s, and whole."""
     files = [p for p in sorted(folder.glob("24*.wf")) if int(p.stem[2:]) >= 5]
     blows = [read_waveform(p) for p in files]
     flow = np.concatenate([to_clock(v, t) for v, t in blows])
     volume = np.c_[np.zeros(len(flow)), np.cumsum(flow * np.diff(CLOCK), 1)]
-    out = {"files": [p.stem for p in files]}
+    truth, out = volume[:, -1], {"files": [p.stem for p in files]}
+    nobody = lambda n: pd.DataFrame(np.nan, index=range(n), columns=["age", "height", "gender"])
     for stop in CUTS:
         edge = edge_at(stop)
-        fvc = drawn_fvc(model, volume, edge, pd.DataFrame(index=range(len(flow))), draws)
-        nobody = pd.DataFrame(np.nan, index=range(len(flow)), columns=["age", "height", "gender"])
-        fits = boosted((seen_table(train, edge, who), train[:, -1]), seen_table(volume, edge, nobody), ("absolute_error",))
+        fvc, trusted = drawn_fvc(model, volume, edge, pd.DataFrame(index=range(len(flow))), draws)
+        x, known = seen_table(volume, edge, nobody(len(flow))), (seen_table(train, edge, who), train[:, -1])
+        more = np.r_[known[0], seen_table(wide, edge, nobody(len(wide)))], np.r_[known[1], wide[:, -1]]
+        fits = boosted(known, x, ("absolute_error",)) | {f"{k}, with the wide prior's blows": v for k, v in boosted(more, x, ("absolute_error",)).items()}
         guesses = {"this model": np.median(fvc, 1), **{h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h) for h in ("carried", "exponential", "power")}, **fits}
         low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
-        out[f"cut at {stop:g} s"] = {k: errors(g, volume[:, -1]) for k, g in guesses.items()} | {"error_l": (np.median(fvc, 1) - volume[:, -1]).round(3).tolist(), "in_90": float(((low <= volume[:, -1]) & (volume[:, -1] <= high)).mean())}
+        table = {k: errors(g, truth) for k, g in guesses.items()}
+        one_by_one = {"error_l": (np.median(fvc, 1) - truth).round(3).tolist(), "inside_90": ((low <= truth) & (truth <= high)).tolist(), "trusted": trusted.tolist()}
+        out[f"cut at {stop:g} s"] = {"fvc": table, "ratios": ratios(table), **one_by_one}
     whole = [(reconstruct(v, t, model=model, draws=20, seed=0), v) for v, t in blows]
     out["given whole"] = {p.stem: {"complete": r.complete, "change_ml": float(1000 * (r.table["fvc"].median() - v.max()))} for p, (r, v) in zip(files, whole)}
     return out
+
+
+def given_whole(volume: np.ndarray, who: pd.DataFrame, model: Completion) -> dict[str, float]:
+    """Blows of known length given to `reconstruct` as recorded, by how much their FVC changes."""
+    change, complete = [], []
+    for v, end, age, height, sex in zip(volume, who["n_points"] * 0.01, who["age"].clip(6, 79), who["height"].fillna(165.0), who["gender"]):
+        t = np.arange(0, min(end, CLOCK[-1]) + 1e-9, 0.01)
+        made = reconstruct(np.interp(t, CLOCK, v), t, {"age": age, "height": height, "sex": int(sex)}, draws=10, model=model)
+        change.append(1000 * (made.table["fvc"].median() - v[-1])), complete.append(made.complete)
+    change, complete = np.array(change), np.array(complete)
+    return {"blows": len(change), "taken_as_whole": float(complete.mean()), "within_10_ml": float((np.abs(change) <= 10).mean()), "within_10_ml_of_those_taken_as_whole": float((np.abs(change[complete]) <= 10).mean())}
 
 
 def main() -> None:
@@ -131,20 +164,26 @@ def main() -> None:
     (train, trained), (test, who) = (whole_blows(flow, metadata, s) for s in ("train", "test"))
     some = np.sort(np.random.default_rng(0).permutation(len(test))[: args.most])
     train, volume, who = train.double().numpy(), test.double().numpy()[some], who.iloc[some].reset_index(drop=True)
+    strange = wide_blows(300, volume, 2).astype(float)
     truth, groups, result = volume[:, -1], groups_of(who, volume), {"weights_sha256": sha256_of(folder / "model.safetensors"), "blows": len(some), "draws": args.draws}
     for stop in CUTS:
         edge = edge_at(stop)
-        fvc = drawn_fvc(model, volume, edge, who, args.draws)
+        fvc, trusted = drawn_fvc(model, volume, edge, who, args.draws)
         guesses = {"this model": np.median(fvc, 1), **{h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h) for h in ("carried", "exponential", "power")}}
         guesses |= boosted((seen_table(train, edge, trained), train[:, -1]), seen_table(volume, edge, who))
         guesses |= {"nearest training blow": nearest(train, volume, edge), "FEV6, had it been blown": indices_on_clock(cut_flow(volume, N_BINS))["fev6"].to_numpy()}
         table = {k: errors(g, truth) for k, g in guesses.items()}
-        mine, best = table["this model"]["median_abs_l"], lambda word: min(v["median_abs_l"] for k, v in table.items() if word in k)
-        ratios = {"to extrapolation": mine / min(best("exponential"), best("power"), best("carried")), "to gradient boosting": mine / best("gradient")}
-        result[f"cut at {stop:g} s"] = {"fvc": table, "ratios": ratios, "in_90": coverage(fvc, truth, groups)}
-        print(stop, pd.DataFrame(table).T.round(4).to_string(), ratios, result[f"cut at {stop:g} s"]["in_90"], sep="\n", flush=True)
+        result[f"cut at {stop:g} s"] = {"fvc": table, "ratios": ratios(table), "in_90": coverage(fvc, truth, groups), "trust": trust(fvc, truth, trusted)}
+        print(stop, pd.DataFrame(table).T.round(4).to_string(), *list(result[f"cut at {stop:g} s"].values())[1:], sep="\n", flush=True)
+        fvc, trusted = drawn_fvc(model, strange, edge, pd.DataFrame(index=range(len(strange))), args.draws)
+        found = {h: errors(extrapolated_fvc(cut_flow(strange, edge), CLOCK[edge], h), strange[:, -1]) for h in ("exponential", "power")}
+        found |= {"this model": errors(np.median(fvc, 1), strange[:, -1])} | coverage(fvc, strange[:, -1], {"in_90": np.ones(len(strange), dtype=bool)})
+        result[f"cut at {stop:g} s"]["blows of the wide prior"] = found | {"trust": trust(fvc, strange[:, -1], trusted)}
+        print(result[f"cut at {stop:g} s"]["blows of the wide prior"], flush=True)
+    result["given whole"] = given_whole(volume[:300], who.iloc[:300], model)
+    print(result["given whole"], flush=True)
     if args.waveforms:
-        result["ats24"] = on_waveforms(Path(args.waveforms), model, train, trained, args.draws)
+        result["ats24"] = on_waveforms(Path(args.waveforms), model, train, trained, wide_blows(round(0.8 * len(train)), train, 1), 100)
         print(result["ats24"])
     clock = np.linspace(0, 2, 201)
     seconds = []
