@@ -9,9 +9,10 @@ import pandas as pd
 import pyreadstat
 import pytest
 
+from spiro_diffusion import formats
 from spiro_diffusion.common import DataError
 from spiro_diffusion.data import load_prepared, prepare
-from spiro_diffusion.formats import find_table, read_raw
+from spiro_diffusion.formats import find_table, iter_raw, join_blows, read_raw
 from spiro_diffusion.steps import BAD_RANGE, BAD_TEXT
 
 HERE = Path(__file__).parent / "data"
@@ -37,6 +38,18 @@ def test_sas7bdat_is_read_as_xport_is(nhanes, tmp_path):
     assert np.array_equal(sas.values, xport.values) and sas.table.equals(xport.table)
     first = [int(v) for v in frame["SPXRAW"][0].split(",")]
     assert sas.values[: len(first)].tolist() == first
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(7, 3), (7, 7), (5, 1000)])
+def test_sas7bdat_streams_in_pieces(nhanes, monkeypatch, rows, chunk):
+    """Read a few rows at a time, handed on in smaller pieces or not, the last part full or empty."""
+    path = find_table(nhanes, "SPXRAW")
+    whole = read_raw(path)
+    monkeypatch.setattr(formats, "SAS_ROWS", rows)
+    pieces = list(iter_raw(path, chunk))
+    assert max(len(p.table) for p in pieces) <= min(chunk, len(whole.table)) and (chunk > 100 or len(pieces) >= len(whole.table) / chunk)
+    again = join_blows(pieces)
+    assert np.array_equal(again.values, whole.values) and again.table.equals(whole.table)
 
 
 def test_files_as_cdc_ships_them(nhanes, tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from spiro_diffusion.common import locked, read_json, sha256_of
 from spiro_diffusion.fetch import ROWS
 
-MAIN = "from spiro_diffusion.fetch import main; main()"
+MAIN = "import sys; from spiro_diffusion.fetch import main; sys.exit(main())"
 REAL = Path(__file__).parents[2] / "shared/data/nhanes"
 NAMES = ["BMX_G.XPT", "DEMO_G.XPT", "SPXRAW_G.xpt", "SPX_G.XPT", "fetched.json"]
 

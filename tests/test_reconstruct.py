@@ -58,6 +58,25 @@ def test_a_whole_blow_is_left_alone_and_a_gap_is_filled():
     assert np.abs(volume[59:199] - BLOW[60:200]).max() < 0.002 and np.abs(volume[:200] - BLOW[1:201]).max() < 0.1
 
 
+def test_a_long_blow_that_still_trickles_is_whole_and_a_short_one_is_not():
+    t = np.arange(0, 9, 0.01)
+    volume = 3 * (1 - np.exp(-np.maximum(t - 0.05, 0) / 0.4)) + 2 * (1 - np.exp(-np.maximum(t - 0.05, 0) / 3.5))
+    late = volume[-1] - volume[-101]
+    assert 0.03 < late < 0.06, "no plateau by ATS/ERS 2019"
+    whole = reconstruct(volume, t, WHO)
+    assert whole.complete and whole.trusted and np.abs(whole.table["fvc"] - volume[-1]).max() < 0.01
+    part = reconstruct(volume[:400], t[:400], WHO)
+    assert not part.complete and part.table["fvc"].median() > volume[399] + 0.05
+
+
+def test_what_nobody_blows_is_not_trusted():
+    stairs = np.minimum(T, 4) + 0.08 * np.sin(2 * np.pi * T)  # 1 L/s for four seconds, in steps
+    made = reconstruct(stairs[:200], T[:200], WHO)
+    assert not made.trusted and made.unlike > 1 and any("unlike" in w for w in made.warnings)
+    usual = reconstruct(BLOW[:200], T[:200], WHO)
+    assert usual.unlike < made.unlike
+
+
 def test_seed_and_time():
     one, two = (reconstruct(BLOW[:150], T[:150], WHO, seed=3) for _ in range(2))
     assert np.array_equal(one.flow, two.flow)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from spiro_diffusion.cohort import read_cohort
-from spiro_diffusion.common import DataError, read_json
+from spiro_diffusion.common import DataError, locked, read_json
 from spiro_diffusion.inference import DrawSettings, generate
 from spiro_diffusion.scale import generate_partitions
 
@@ -75,3 +75,14 @@ def test_a_killed_run_goes_on_with_what_is_missing(alone, tmp_path):
     with pytest.raises(DataError, match="another cohort"):
         generate_partitions(PEOPLE, tmp_path / "cohort", HOW, size=30)
     assert digests(tmp_path / "cohort") == digests(alone)
+
+
+def test_two_runs_into_one_folder_do_not_mix(alone, tmp_path):
+    """The second, in a process of its own, is refused in one sentence and nothing is written; later it may go on."""
+    code = "import sys; from spiro_diffusion.commands import main; sys.exit(main())"
+    argv = [sys.executable, "-c", code, "--age", "45", "--height", "175", "--sex", "male", "-n", "40", "--steps", "2", "--out", "cohort", "--partition", "20"]
+    with locked(tmp_path / "cohort"):
+        refused = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2 and "another run is at work in" in refused.stderr and "Traceback" not in refused.stderr
+    assert not list((tmp_path / "cohort").iterdir()) and not (tmp_path / "cohort.json").exists()
+    assert subprocess.run(argv, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0 and len(digests(tmp_path / "cohort")) == 2
