@@ -3,6 +3,7 @@
 # make lint        ruff
 # make types       mypy on the exported package (not clean yet)
 # make coverage    which lines of the package pytest does not reach
+# make bench     how fast it is: bench/README.md and bench/results/ (peers only where they are installed, see there)
 # make paper       the same as reproduce at profile paper (a GPU helps)
 
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,7 @@ NAME    ?= $(PROFILE)
 SEED    ?= 0
 DATA    ?=
 
-.PHONY: reproduce paper test lint types coverage install clean
+.PHONY: reproduce paper test lint types coverage bench install clean
 
 reproduce: install
 	$(BIN)/spiro_run all --profile $(PROFILE) --name $(NAME) -p seed $(SEED) $(if $(DATA),--data "$(DATA)")
@@ -28,6 +29,8 @@ test: install
 	git diff --exit-code
 	$(BIN)/nbdev_test --n_workers 1
 	$(BIN)/python -m pytest -q tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy spiro_diffusion
 
 lint: install
 	$(BIN)/ruff check .
@@ -37,6 +40,13 @@ types: install
 
 coverage: install
 	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m pytest -q --cov=spiro_diffusion --cov-report=term-missing:skip-covered tests
+
+bench: install
+	$(BIN)/python bench/prepare.py
+	$(BIN)/python bench/samplers.py
+	$(BIN)/python bench/cohort_growth.py
+	-$(BIN)/python bench/peers.py
+	$(BIN)/python bench/table.py
 
 install: $(VENV)/installed
 
