@@ -44,6 +44,7 @@ coverage: install
 bench: install
 	$(BIN)/python bench/prepare.py
 	$(BIN)/python bench/samplers.py
+	$(BIN)/python bench/single.py
 	$(BIN)/python bench/cohort_growth.py
 	-$(BIN)/python bench/peers.py
 	$(BIN)/python bench/table.py

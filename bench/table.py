@@ -53,6 +53,10 @@ def samplers(d: dict[str, Any]) -> str:
     return head + markdown([{"sampler": r["sampler"], "calls": r["calls"], "CRPS ratio": r["crps_ratio"], "curves/s": r["curves_per_s"], "times DDPM-1000": r["times_ddpm1000"]} for r in d["rows"]])
 
 
+def single(d: dict[str, Any]) -> str:
+    return f"{d['threads']} thread{'s' if d['threads'] > 1 else ''}.\n\n" + markdown([{"": r["what"], "CPU ms": r["cpu_ms"], "ms": r["ms"], "slowest ms": r["slowest_ms"], "times": r["times"]} for r in d["rows"]])
+
+
 def ablation(d: dict[str, Any]) -> str:
     head = f"{d['people']} people of split test, {d['draws']} draws; {d['codec_steps']} steps of the codec, {d['steps']} of the denoiser, {d['more_steps']} more of the trained one. 1: by construction, 2: in the loss, 3: steered to each person's FEV1. Acceptable among held-out blows: {d['held_out']['acceptable']:.2f}.\n\n"
     return head + markdown([{k.replace("_", " "): v for k, v in r.items()} for r in d["rows"]])
@@ -74,7 +78,7 @@ def cohort_growth(d: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
-SECTIONS = {"prepare": prepare, "peers": peers, "samplers": samplers, "cohort_growth": cohort_growth, "ablation": ablation, "reconstruction": reconstruction}
+SECTIONS = {"prepare": prepare, "peers": peers, "samplers": samplers, "single": single, "cohort_growth": cohort_growth, "ablation": ablation, "reconstruction": reconstruction}
 
 
 def page() -> str:

@@ -45,10 +45,10 @@ class Forecast(nn.Module):
         middle, spread = self.head(h).chunk(2, 1)
         return h, middle, spread.clamp(-6, 2).exp()
 
-# %% ../nbs/applications/completion.ipynb #d8527756
+# %% ../nbs/applications/completion.ipynb #22e6d27c
 KNOWN: tuple[Variable, ...] = (
     Variable("age", drop=0.1, blur=0.3), Variable("height", drop=0.1, blur=1.0), Variable("sex", (1, 2)),
-    Variable("weight", drop=0.5, blur=1.0), Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.5), Variable("test", ("pre", "post"), drop=0.5),
+    Variable("weight", drop=0.5, blur=1.0, group="rest"), Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.5, group="rest"), Variable("test", ("pre", "post"), drop=0.5, group="rest"),
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ class CompletionSettings:
     p_mean: float = -0.4  # mean and spread of ln(sigma) in training
     p_std: float = 1.5
     hide_all: float = 0.2  # share of rows with every clinical variable hidden
-    hide_rare: float = 0.4
+    hide_rest: float = 0.4  # share with weight, ethnicity and test hidden together
     gaps: float = 0.25  # share of blows with a gap
     wide: float = 0.45  # share of training blows that are drawn from the wide prior
     forecast: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, batch=256, ema=0.998, weight_decay=2e-2))
@@ -176,9 +176,9 @@ def widening(model: Completion, seen: Seen) -> Tensor:
     share = (at - known[i]) / (known[i + 1] - known[i])
     return model.widen[i] + share * (model.widen[i + 1] - model.widen[i])
 
-# %% ../nbs/applications/completion.ipynb #a9b0c5fb
+# %% ../nbs/applications/completion.ipynb #1cbf28dc
 def _shown(s: CompletionSettings, volume: Tensor, values: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    values = hide_values(values, s.variables, s.hide_all, s.hide_rare, generator)
+    values = hide_values(values, s.variables, s.hide_all, s.hide_rest, generator)
     return torch.where(values.isnan().all(1, keepdim=True), stretch(volume, generator), volume), values
 
 

@@ -39,19 +39,15 @@ def _inputs(people: pd.DataFrame) -> pd.DataFrame:
     nhanes3 = group.map({1: 3, 2: 3, 3: 1, 4: 2, 5: 1}).fillna(1).astype(int)
     return pd.DataFrame({"age": people["age"].astype(float), "height": people["height"].astype(float), "sex": male.astype(int), "GLI_2012": 5, "HANKINSON_1999": nhanes3})
 
-# %% ../nbs/foundations/references.ipynb #ca91c62e
-def _computed(people: pd.DataFrame, name: str, values: pd.Series | None, metrics: tuple[str, ...]) -> pd.DataFrame:
-    equation, parameter = _equation(name)
-    table, cls = _inputs(people), SOURCES[name][0]
-    known = (table["age"].notna() & table["height"].notna()).to_numpy()
-    out = pd.DataFrame(np.nan, index=people.index, columns=list(metrics))
-    if values is not None:
-        table["value"] = values.astype(float)
-        known = known & table["value"].notna().to_numpy()
+# %% ../nbs/foundations/references.ipynb #1dec2bf5
+def _computed(inputs: pd.DataFrame, name: str, values: pd.Series, metrics: tuple[str, ...]) -> pd.DataFrame:
+    (equation, parameter), cls = _equation(name), SOURCES[name][0]
+    table = inputs.assign(value=values.astype(float))
+    known = table[["age", "height", "value"]].notna().all(axis=1).to_numpy()
+    out = pd.DataFrame(np.nan, index=inputs.index, columns=list(metrics))
     if known.any():
         group = {"ethnicity_col": cls} if cls in table else {}
-        value = {"value_col": "value"} if values is not None else {}
-        done = equation.compute(table[known], parameter, **value, **group, metrics=metrics)
+        done = equation.compute(table[known], parameter, value_col="value", **group, metrics=metrics)
         out.loc[known] = done[list(metrics)].apply(pd.to_numeric, errors="coerce").to_numpy()
     return out
 
@@ -62,15 +58,15 @@ def zscores(table: pd.DataFrame) -> pd.DataFrame:
     table: `age` (years), `height` (cm), `gender` (1 male, 2 female) or `sex`, optionally `ethnicity`
     (RIDRETH1), and indices (L, L/s). NaN where something is missing or outside the equations' ages.
     """
-    return pd.DataFrame({f"{n}_z": _computed(table, n, table[n], ("zscore",))["zscore"] for n in SOURCES if n in table}, index=table.index)
+    inputs = _inputs(table)
+    return pd.DataFrame({f"{n}_z": _computed(inputs, n, table[n], ("zscore",))["zscore"] for n in SOURCES if n in table}, index=table.index)
 
 
 def predicted(people: pd.DataFrame, names: tuple[str, ...] = ("fev1", "fvc", "fev1_fvc")) -> pd.DataFrame:
     """Predicted values and lower limits of normal (L, L/s), columns `<name>_pred` and `<name>_lln`, a row a person."""
-    out = {}
+    inputs, out = _inputs(people), {}
     for name in names:
-        equation, parameter = _equation(name)
-        one = _computed(people, name, pd.Series(1.0, index=people.index), ("percent", "lln"))
+        one = _computed(inputs, name, pd.Series(1.0, index=people.index), ("percent", "lln"))
         out[f"{name}_pred"], out[f"{name}_lln"] = 100.0 / one["percent"], one["lln"]
     return pd.DataFrame(out, index=people.index)
 
