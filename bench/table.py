@@ -63,10 +63,20 @@ def ablation(d: dict[str, Any]) -> str:
 
 
 def reconstruction(d: dict[str, Any]) -> str:
-    out = [f"{d['blows']} whole simulated blows of split test, {d['draws']} draws; 100 draws of one take {d['seconds_for_100_draws']:.2f} s.\n"]
-    for cut, result in d.items():
-        if cut.startswith("cut at"):
-            out.append(f"**{cut[0].upper()}{cut[1:]}**, FVC\n\n" + markdown([{"": name, "median error (L)": v["median_abs_l"], "mean error (L)": v["mean_abs_l"], "bias (%)": v["bias_percent"]} for name, v in result["fvc"].items()]))
+    out = [f"{d['blows']:,} whole simulated blows of split test, {d['draws']} draws; 100 draws of one take {d['seconds_for_100_draws']:.2f} s.\n"]
+    errors = lambda fvc: markdown([{"": name, "median error (L)": v["median_abs_l"], "mean error (L)": v["mean_abs_l"], "bias (%)": v["bias_percent"]} for name, v in fvc.items()])
+    cuts = [k for k in d if k.startswith("cut at")]
+    for cut in cuts:
+        out.append(f"**{cut[0].upper()}{cut[1:]}**, FVC\n\n" + errors(d[cut]["fvc"]))
+    groups = [g for g in d[cuts[0]]["in_90"] if g != "median_width_l"]
+    out.append("**True FVC in the 90 % interval**\n\n" + markdown([{"": g, **{cut: f"{d[cut]['in_90'][g]:.1%}" for cut in cuts}} for g in groups]))
+    out.append(f"Of {d['given whole']['blows']} blows given whole {d['given whole']['within_10_ml']:.0%} come back within 10 mL; of those taken as whole, {d['given whole']['within_10_ml_of_those_taken_as_whole']:.0%}.\n")
+    if recorded := d.get("ats24"):
+        whole = [abs(v["change_ml"]) for v in recorded["given whole"].values()]
+        out.append(f"**Recorded ATS24 waveforms** ({', '.join(recorded['files'])}), of nobody known; given whole {sum(w < 10 for w in whole)} of {len(whole)} come back within 10 mL, the farthest {max(whole):.0f} mL off.\n")
+        for cut in cuts:
+            r = recorded[cut]
+            out.append(f"{cut[0].upper()}{cut[1:]}: {sum(r['inside_90'])} of {len(whole)} in the 90 % interval, {sum(r['trusted'])} trusted\n\n" + errors(r["fvc"]))
     return "\n".join(out)
 
 
