@@ -28,13 +28,13 @@ __all__ = ['STYLE', 'LABELS', 'SINGLE', 'DOUBLE', 'BLUE', 'RED', 'GREEN', 'PINK'
            'figure_calibration', 'figure_reconstruction', 'figure_ablation', 'figure_privacy', 'figure_judge',
            'captions_markdown']
 
-# %% ../nbs/foundations/figures.ipynb #46164d13
-@plt.style.context(STYLE)
+# %% ../nbs/foundations/figures.ipynb #22e0c84c
 def _foot(note: str, width: float = DOUBLE) -> str:
     """The note on as many lines as a figure of that width (inches) needs."""
     return "\n".join(textwrap.wrap(note, int(19 * width)))
 
 
+@plt.style.context(STYLE)
 def sheet(rows: int, columns: int, height: float, note: str, width: float = DOUBLE, **how: Any) -> tuple[Figure, np.ndarray]:
     """A figure (inches) and its axes (rows, columns) in the style of the paper, with `note` at its foot."""
     fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **how)
