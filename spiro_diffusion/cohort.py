@@ -210,17 +210,18 @@ def read_cohort(path: str | Path, most: int | None = None) -> Cohort:
     record = path.with_suffix(".json")
     return Cohort(table, flow, read_json(record) if record.is_file() else {})
 
-# %% ../nbs/foundations/cohort.ipynb #019265a1
+# %% ../nbs/foundations/cohort.ipynb #ad7659da
 def warnings_of(cohort: Cohort) -> list[str]:
-    """What to know about a cohort, a sentence each: extrapolation, assumptions, targets missed by over 2 %, odd curves."""
+    """What to know about a cohort, a sentence each: extrapolation, assumptions, targets missed (by over 2 %, or 0.5 z-scores), odd curves."""
     table, n, out = cohort.table, len(cohort), []
     if "extrapolated" in table and (beyond := int((table["extrapolated"] != "").sum())):
         out.append(f"{beyond} of {n} curves are of people older, younger, taller or shorter than those the model was trained on (column extrapolated).")
     if assumed := cohort.info.get("assumed"):
         out.append(f"Not given, and so assumed: {', '.join(f'{k} {v}' for k, v in assumed.items())}.")
     for name, value in (cohort.info.get("target") or {}).items():
-        if name in table and (missed := int((abs(table[name] / value - 1) > 0.02).sum())):
-            out.append(f"{missed} of {n} curves miss the target of {name} = {value:g} by more than 2 %.")
+        limit, said = (0.5, "0.5") if name.endswith("_z") else (0.02 * abs(value), "2 %")
+        if name in table and (missed := int((abs(table[name] - value) > limit).sum())):
+            out.append(f"{missed} of {n} curves miss the target of {name} = {value:g} by more than {said}.")
     if "fev1_z" in table and (unknown := int(table["fev1_z"].isna().sum())):
         out.append(f"{unknown} of {n} curves have no z-score: GLI Global 2022 does not reach their age or height.")
     z = table[[c for c in ("fev1_z", "fvc_z") if c in table]]
