@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sklearn.preprocessing import SplineTransformer
 
 # %% auto #0
-__all__ = ['AGE_KNOTS', 'SplineRegression', 'neighbours', 'CopulaBaseline', 'curves_from_indices', 'VAESettings',
-           'ConditionalVAE', 'person_values', 'train_vae']
+__all__ = ['AGE_KNOTS', 'SplineRegression', 'neighbours', 'CopulaBaseline', 'curves_from_indices', 'VAESettings', 'person_values',
+           'ConditionalVAE', 'train_vae']
 
 # %% ../nbs/foundations/baselines.ipynb #5112bcf8
 AGE_KNOTS = (6, 9, 12, 15, 18, 22, 30, 45, 60, 80)  # years
@@ -130,7 +130,7 @@ def curves_from_indices(table: pd.DataFrame, rng: np.random.Generator) -> np.nda
         flow[rows] = to_clock(volumes(blows.take(rows), fine), fine)
     return flow
 
-# %% ../nbs/foundations/baselines.ipynb #e25b96b8
+# %% ../nbs/foundations/baselines.ipynb #c388e9f2
 @dataclass(frozen=True)
 class VAESettings:
     """The size of the conditional VAE and how it is trained; 430 wide has about as many parameters as the cLDM."""
@@ -141,6 +141,12 @@ class VAESettings:
     seed: int = 0
 
 
+def person_values(people: pd.DataFrame) -> Tensor:
+    """Age, log height and gender of people as (N, 3) float32, near zero and of order one."""
+    height = np.log(people["height"].to_numpy(dtype=float))
+    return torch.tensor(np.column_stack([(people["age"] - 35) / 20, (height - 5.08) / 0.13, people["gender"] - 1.5]), dtype=torch.float32)
+
+# %% ../nbs/foundations/baselines.ipynb #d4a77a38
 class ConditionalVAE(nn.Module):
     """Latents (N, C, P) given people's values (N, 3), drawn through a hidden code (N, hidden)."""
 
@@ -167,13 +173,7 @@ class ConditionalVAE(nn.Module):
         z = self.decoder(torch.cat([h, person], 1))
         return (z + self.log_noise.exp() * torch.randn(z.shape, generator=generator)).unflatten(1, self.shape)
 
-# %% ../nbs/foundations/baselines.ipynb #6397ca00
-def person_values(people: pd.DataFrame) -> Tensor:
-    """Age, log height and gender of people as (N, 3) float32, near zero and of order one."""
-    height = np.log(people["height"].to_numpy(dtype=float))
-    return torch.tensor(np.column_stack([(people["age"] - 35) / 20, (height - 5.08) / 0.13, people["gender"] - 1.5]), dtype=torch.float32)
-
-
+# %% ../nbs/foundations/baselines.ipynb #f20b2b81
 def train_vae(latents: np.ndarray, people: pd.DataFrame, settings: VAESettings = VAESettings()) -> ConditionalVAE:
     """A conditional VAE trained on latents (N, C, P) of people (N rows: age, height, gender), on the CPU."""
     torch.manual_seed(settings.seed)

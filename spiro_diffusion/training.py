@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = ['LossFn', 'TrainConfig', 'pick_device', 'learning_rate', 'seed_for', 'Batches', 'Ema', 'join_processes', 'all_sum',
            'save_model', 'load_model_state', 'fill_model', 'train', 'plot_history']
 
-# %% ../nbs/foundations/training.ipynb #9d7cf9c1
+# %% ../nbs/foundations/training.ipynb #cc410e2e
+LossFn = Callable[[nn.Module, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. Raises ValueError for settings that cannot work."""
@@ -235,10 +238,7 @@ class _Log:
         for name, value in measured.items():
             self.history["validation"].setdefault(name, []).append(value)
 
-# %% ../nbs/foundations/training.ipynb #0c962684
-LossFn = Callable[[nn.Module, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
-
-
+# %% ../nbs/foundations/training.ipynb #6ba955a6
 @dataclass
 class _Run:
     """What one process of a run holds."""
