@@ -23,7 +23,7 @@ HOW = DrawSettings(draws=20, seed=5, steps=4)  # 240 curves, 12 partitions of 20
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {p.name: sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.parquet"))}
+    return {p.name: sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("part-*.parquet"))}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(alone, tmp_path):
     while len(digests(tmp_path / "cohort")) < 3:
         time.sleep(0.02)
     first.kill(), first.wait()
-    there = {p: p.stat().st_mtime_ns for p in (tmp_path / "cohort").glob("*.parquet")}
+    there = {p: p.stat().st_mtime_ns for p in (tmp_path / "cohort").glob("part-*.parquet")}
     assert 3 <= len(there) < 12 and read_json(tmp_path / "cohort.json")["complete"] is False
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "240 synthetic curves of 12 patients" in done.stdout, done.stderr
