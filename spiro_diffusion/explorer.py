@@ -54,13 +54,13 @@ def target_of(wish: Wish, model: Any) -> dict[str, float]:
         target["fev1"] = fev1_at(wish.fev1_z, wish.age, wish.height, wish.sex)
     return target
 
-# %% ../nbs/applications/explorer.ipynb #d2db9d10
+# %% ../nbs/applications/explorer.ipynb #4f5787d3
 SHOWN, QUICK = 16, 4  # curves on the screen; steps of the sampler
 
 
 def how_of(wish: Wish, models: Models, seed: int = 0, draws: int = SHOWN) -> DrawSettings:
     """The settings that a wish is drawn with."""
-    return DrawSettings(draws, seed, wish.guidance, QUICK, target_of(wish, models.cldm.settings))
+    return DrawSettings(draws, seed, wish.guidance, QUICK, target_of(wish, models.cldm.settings), redraws=0)
 
 
 def curves_of(wish: Wish, models: Models, seed: int = 0, device: Any = "cpu") -> np.ndarray:
@@ -149,7 +149,7 @@ class Stage:
         Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3]).save(out, "png", compress_level=1)
         return out.getvalue()
 
-# %% ../nbs/applications/explorer.ipynb #1a8ea890
+# %% ../nbs/applications/explorer.ipynb #8ea0eba8
 STYLES = {"median": {"color": "C0", "lw": 2.2}, "predicted": {"color": "k", "ls": "--", "lw": 1.1}, "LLN": {"color": "k", "ls": ":", "lw": 1.1}}
 
 
@@ -164,6 +164,8 @@ class Picture(Stage):
         self.lines = {name: [ax.plot([], [], animated=True, label=name, **style)[0] for ax in self.axes] for name, style in STYLES.items()}
         self.title = self.figure.text(0.5, 0.95, "", ha="center", va="center", animated=True)
         self.axes[1].legend(loc="lower right", fontsize=8, frameon=False)
+        for scale in SCALES:
+            self.clear(scale)
 
     def draw(self, flow: np.ndarray, normal: np.ndarray | None, title: str) -> bytes:
         """A PNG of the curves (N, 512) L/s, their median and the normal curves (2, 512), if there are any."""
@@ -182,7 +184,7 @@ class Picture(Stage):
         self.figure.draw_artist(self.title)
         return self.png()
 
-# %% ../nbs/applications/explorer.ipynb #1b9e3417
+# %% ../nbs/applications/explorer.ipynb #9d9a9237
 @dataclass
 class Explorer:
     """The state behind the sliders: models, picture, seed, and the last wish with its curves."""
@@ -207,7 +209,7 @@ class Explorer:
     def cohort(self, draws: int) -> Cohort:
         """The last wish as a cohort; its first `SHOWN` curves are those that were seen."""
         wish, how = self.wish, how_of(self.wish, self.models, self.seed, draws)
-        return generate({"age": wish.age, "height": wish.height, "sex": wish.sex}, how.draws, how.seed, how.guidance, how.steps, how.target, models=self.models, device=str(self.device))
+        return generate({"age": wish.age, "height": wish.height, "sex": wish.sex}, how.draws, how.seed, how.guidance, how.steps, how.target, models=self.models, device=str(self.device), redraws=how.redraws)
 
 # %% ../nbs/applications/explorer.ipynb #7b08ccdb
 def _controls(model: Any) -> dict[str, Any]:
