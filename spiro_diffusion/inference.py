@@ -177,6 +177,8 @@ def draw_curves(models: Models, rows: pd.DataFrame, how: DrawSettings, device: A
         for start in tqdm(range(0, len(left), batch), desc="drawn again" if again else "curves", unit="batch", disable=not progress or len(left) <= batch):
             part = left[start : start + batch]
             flow[part] = _draw_batch(models, rows.iloc[part], how, device, again)
+        if again == how.redraws or not len(left):
+            break
         rules = acceptability_on_clock(flow[left])
         left = left[~(rules["fev1_acceptable"] & rules["fvc_acceptable"]).to_numpy() & (rows["effort"].iloc[left] == "A").to_numpy()]
     return flow
