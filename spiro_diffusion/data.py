@@ -39,30 +39,32 @@ def read_people(demo: str | Path, bmx: str | Path, cycle: str = "G") -> pd.DataF
     people = left.merge(right, on="SEQN", how="left").rename(columns=names)
     return people.reindex(columns=list(PEOPLE))
 
-# %% ../nbs/00_data.ipynb #5364fd8a
+# %% ../nbs/00_data.ipynb #1b38151e
 def read_best(spx: str | Path) -> pd.DataFrame:
-    """Published best values from SPX: SEQN, `fvc fev1 fev3 fev6 pef fef2575 bev fet` (L, L/s, s), `grade_fvc grade_fev1`.
+    """Published best values from SPX: SEQN, `fvc fev1 fev3 fev6 pef fef2575 bev fet` (L, L/s, s), `grade_fvc grade_fev1 session`.
 
-    Rows without a FVC are left out. Raises DataError as `read_table` does.
+    `session` is the worse of the two grades, "" where either is missing. Rows without a FVC are left out. Raises DataError as `read_table` does.
     """
     names = {"SPXNFVC": "fvc", "SPXNFEV1": "fev1", "SPXNFEV3": "fev3", "SPXNFEV6": "fev6", "SPXNPEF": "pef", "SPXNF257": "fef2575", "SPXNEV": "bev", "SPXNFET": "fet", "SPXNQFVC": "grade_fvc", "SPXNQFV1": "grade_fev1"}  # fmt: skip
     table = read_table(spx, ("SEQN", *names), also=()).rename(columns=names)[["SEQN", *names.values()]]
     litres = ["fvc", "fev1", "fev3", "fev6", "pef", "fef2575", "bev"]
     table[litres] = table[litres] / 1000
-    return table[table["fvc"].notna()].reset_index(drop=True)
+    grades = table[["grade_fvc", "grade_fev1"]].replace("", None)
+    return table.assign(session=grades.max(axis=1).where(grades.notna().all(axis=1), ""))[table["fvc"].notna()].reset_index(drop=True)
 
-# %% ../nbs/00_data.ipynb #af8116cd
+# %% ../nbs/00_data.ipynb #e64a49b9
 KINDS = {"CDC": "CDC's recorded blows", "mixed": "simulated blows for real people", "simulated": "simulated blows of simulated people"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one cycle: paths of SPXRAW, DEMO and BMX."""
+    """The files of one cycle: paths of SPXRAW, DEMO and BMX, and of SPX if it is there."""
 
     cycle: str
     raw: Path
     demo: Path
     bmx: Path
+    spx: Path | None = None
 
     @property
     def kind(self) -> str:
@@ -71,12 +73,12 @@ class Source:
             return "CDC"
         return "simulated" if is_simulated(self.demo) else "mixed"
 
-# %% ../nbs/00_data.ipynb #3c0fafb5
-def _real_people(folder: Path, demo: Path, bmx: Path, cycle: str, limit: int) -> pd.DataFrame:
-    """People of `folder` to simulate blows for: those with a FVC in SPX if it is there, else all of 6 to 79 years."""
+# %% ../nbs/00_data.ipynb #aef71348
+def _real_people(folder: Path, demo: Path, bmx: Path, spx: Path | None, cycle: str, limit: int) -> pd.DataFrame:
+    """People to simulate blows for: those with a FVC in SPX if it is there, else all of 6 to 79 years."""
     people = read_people(demo, bmx, cycle)
     people = people[people["age"].between(6, 79) & people["gender"].isin([1, 2])]
-    if spx := find_table(folder, "SPX", cycle):
+    if spx:
         people = people.merge(read_best(spx)[["SEQN", *INDICES]], on="SEQN")
     if people.empty:
         raise DataError(f"{folder} has nobody aged 6 to 79 with a known sex: check DEMO_{cycle} and SPX_{cycle}")
@@ -93,16 +95,16 @@ def find_source(data_dir: str | Path | None, simulated_dir: str | Path, cycle: s
         paths = write_nhanes(simulated_dir, cycle=cycle, people=n_people, seed=seed)
         return Source(cycle, paths["SPXRAW"], paths["DEMO"], paths["BMX"])
     folder = need_dir(data_dir, "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, or give none and work on simulated blows")
-    raw, demo, bmx = (find_table(folder, name, cycle) for name in ("SPXRAW", "DEMO", "BMX"))
+    raw, demo, bmx, spx = (find_table(folder, name, cycle) for name in ("SPXRAW", "DEMO", "BMX", "SPX"))
     if demo is None or bmx is None:
         raise DataError(f"{folder} has no {'BMX' if demo else 'DEMO'}_{cycle}.xpt: download it from CDC into that folder")
     if raw is None:
-        people = _real_people(folder, demo, bmx, cycle, n_people)
+        people = _real_people(folder, demo, bmx, spx, cycle, n_people)
         raw = write_nhanes(simulated_dir, cycle=cycle, people=people, seed=seed, tables=("SPXRAW",))["SPXRAW"]
-    return Source(cycle, raw, demo, bmx)
+    return Source(cycle, raw, demo, bmx, spx)
 
-# %% ../nbs/00_data.ipynb #59aa6ffe
-METADATA = ("SEQN", "age", "height", "gender", "test", "manoeuvre", "effort", "acceptable", "plateau", "n_points", "btps", "ethnicity", "weight", "sample_weight", "split", "cycle", "source")
+# %% ../nbs/00_data.ipynb #8bc60760
+METADATA = ("SEQN", "age", "height", "gender", "test", "manoeuvre", "effort", "acceptable", "plateau", "n_points", "btps", "ethnicity", "weight", "sample_weight", "split", "cycle", "source", "session")
 NOT_IN_DEMO, NO_AGE_SEX, NO_FLOW = "SEQN not in DEMO", "age or sex missing", "no air moved"
 
 
@@ -170,12 +172,14 @@ def load_prepared(run_dir: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
         raise DataError(f"{folder} has signals of shape {flow.shape} and {len(metadata)} rows of metadata: run 00_data again")
     return flow, metadata
 
-# %% ../nbs/00_data.ipynb #3f8d9c07
+# %% ../nbs/00_data.ipynb #3177f49c
 def _pieces(sources: list[Source], dropped: Counter[str], chunk: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
     from tqdm.auto import tqdm
 
     for source in sources:
         people = read_people(source.demo, source.bmx, source.cycle).sort_values("SEQN")
+        grades = read_best(source.spx).drop_duplicates("SEQN").set_index("SEQN")["session"] if source.spx else pd.Series(dtype=object)
+        people["session"] = grades.reindex(people["SEQN"], fill_value="").to_numpy()
         with tqdm(desc=f"reading {source.raw.name}", unit=" blows") as bar:
             for blows in iter_raw(source.raw, chunk):
                 bar.update(len(blows.table) + sum(blows.dropped.values()))

@@ -61,18 +61,18 @@ def load_latents(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"latents {latents.shape} and codes {codes.shape} in {run_dir} do not fit: run 02_latents again")
     return latents, codes
 
-# %% ../nbs/02_latents.ipynb #e66d3074
+# %% ../nbs/02_latents.ipynb #d80975ae
 DESCRIBED = ("fvc", "fev1", "fev1_fvc", "pef", "fev1_z", "fvc_z", "fev1_fvc_z", "blow")
 
 
 def best_of_session(metadata: pd.DataFrame, total: np.ndarray) -> np.ndarray:
     """"best" or "repeat" for each row: in each session (SEQN, test) the largest `total` (N,) L of its acceptable blows.
 
-    A session without an acceptable blow takes the largest of all.
+    A session without an acceptable blow takes the largest of all; in one that the survey graded C or worse (`session`) it is "".
     """
-    order = pd.DataFrame({"SEQN": metadata["SEQN"].to_numpy(), "test": metadata["test"].to_numpy(), "ok": (metadata["acceptable"] == "Y").to_numpy(), "total": total})
+    order = pd.DataFrame({"SEQN": metadata["SEQN"].to_numpy(), "test": metadata["test"].to_numpy(), "ok": metadata["acceptable"].to_numpy(dtype=bool), "total": total})
     first = order.sort_values(["ok", "total"], kind="stable").drop_duplicates(["SEQN", "test"], keep="last").index
-    return np.where(np.isin(np.arange(len(order)), first), "best", "repeat")
+    return np.where(metadata["session"].isin(["C", "D", "F"]), "", np.where(np.isin(np.arange(len(order)), first), "best", "repeat"))
 
 
 def describe_blows(flow: np.ndarray, metadata: pd.DataFrame, folder: str | Path, batch: int = 8192) -> pd.DataFrame:

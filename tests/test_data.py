@@ -13,6 +13,7 @@ from spiro_diffusion import formats
 from spiro_diffusion.common import DataError
 from spiro_diffusion.data import load_prepared, prepare
 from spiro_diffusion.formats import find_table, iter_raw, join_blows, read_raw
+from spiro_diffusion.latents import describe_blows, load_described
 from spiro_diffusion.steps import BAD_RANGE, BAD_TEXT
 
 HERE = Path(__file__).parent / "data"
@@ -58,6 +59,22 @@ def test_files_as_cdc_ships_them(nhanes, tmp_path):
     assert report["source"] == "CDC's recorded blows" and not report["simulated"]
     assert len(flow) == len(metadata) == report["blows_kept"] > 40 and set(metadata["test"]) <= {"pre", "post"}
     assert json.loads((tmp_path / "data" / "processed" / "preparation.json").read_text())["blows_read"] == report["blows_read"]
+
+
+def test_no_best_blow_in_a_session_that_spx_does_not_trust(nhanes, tmp_path):
+    seqn = sorted(read_raw(find_table(nhanes, "SPXRAW")).table["SEQN"].unique())
+    numbers = [f"SPXN{v}" for v in ("FVC", "FEV1", "FEV3", "FEV6", "PEF", "F257", "EV", "FET")]
+    grades = {"SPXNQFVC": ["A", "B", "A"], "SPXNQFV1": ["B", "C", ""]}
+    spx = pd.DataFrame({"SEQN": np.array(seqn[:3], dtype=float), **dict.fromkeys(numbers, 3000.0), **grades})
+    pyreadstat.write_xport(spx, str(nhanes / "SPX_G.xpt"), file_format_version=8)
+    prepare(nhanes, tmp_path / "data" / "processed")
+    flow, metadata = load_prepared(tmp_path)
+    session = metadata.drop_duplicates("SEQN").set_index("SEQN")["session"].reindex(seqn)
+    assert session.head(2).tolist() == ["B", "C"] and session.iloc[2:].isna().all(), "the worse of two grades; unknown where one is missing"
+    describe_blows(flow, metadata, tmp_path / "data" / "processed")
+    blow = load_described(tmp_path, metadata).groupby("SEQN")["blow"]
+    assert blow.apply(lambda b: b.isna().all()).tolist() == [s == "C" for s in session]
+    assert (blow.apply(lambda b: (b == "best").sum()) >= (session != "C")).all()
 
 
 def test_faulty_rows_are_counted_not_kept(nhanes, tmp_path):
