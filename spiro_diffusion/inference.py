@@ -179,8 +179,8 @@ def draw_curves(models: Models, rows: pd.DataFrame, how: DrawSettings, device: A
             flow[part] = _draw_batch(models, rows.iloc[part], how, device, again)
         if again == how.redraws or not len(left):
             break
-        rules = acceptability_on_clock(flow[left])
-        left = left[~(rules["fev1_acceptable"] & rules["fvc_acceptable"]).to_numpy() & (rows["effort"].iloc[left] == "A").to_numpy()]
+        good = acceptability_on_clock(flow[left])["acceptable"].to_numpy()
+        left = left[~good & (rows["effort"].iloc[left] == "A").to_numpy()]
     return flow
 
 # %% ../nbs/04_inference.ipynb #3bb1320c

@@ -220,6 +220,7 @@ def _criteria(rows: np.ndarray, time: np.ndarray, end: np.ndarray, largest_fvc: 
     out["end"] = out["plateau"] | out["fet15"] | out["near_largest"]
     out["fev1_acceptable"] = out["bev"] & out["no_cough"]
     out["fvc_acceptable"] = out["bev"] & out["end"]
+    out["acceptable"] = out["fev1_acceptable"] & out["fvc_acceptable"]
     out["rise_time_warning"] = m["rise_time"] > 0.150
     return out
 
@@ -228,7 +229,7 @@ def acceptability(volume: np.ndarray, time: np.ndarray, largest_fvc: np.ndarray 
     """Which ATS/ERS 2019 criterion (Graham 2019) each blow meets, a row a blow, bool columns.
 
     `bev`, `no_cough`, `plateau`, `fet15`, `near_largest`, `end` (any of the three), `fev1_acceptable`,
-    `fvc_acceptable`, and `rise_time_warning` (over 150 ms: feedback, no criterion). volume (N, T) or (T,) L,
+    `fvc_acceptable`, `acceptable` (both), and `rise_time_warning` (over 150 ms: feedback, no criterion). volume (N, T) or (T,) L,
     NaN after the recorded end; time (T,) s; largest_fvc (N,) L of the person's blows, if known.
     Raises ValueError as `to_clock` does.
     """
