@@ -24,6 +24,7 @@ from spiro_diffusion.patients import encode_patients
 from spiro_diffusion.prior import wide_blows
 from spiro_diffusion.reconstruction import doubts, extrapolated_fvc, reconstruct
 from spiro_diffusion.references import predicted
+from spiro_diffusion.scores import bootstrap
 from spiro_diffusion.spirometry import CLOCK, INDICES, N_BINS, indices_on_clock, to_clock
 
 CUTS = (1.5, 2.0, 3.0)
@@ -90,6 +91,17 @@ def coverage(fvc: np.ndarray, truth: np.ndarray, groups: dict[str, np.ndarray]) 
     low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
     inside = (low <= truth) & (truth <= high)
     return {name: float(inside[rows].mean()) for name, rows in groups.items() if rows.sum() >= 30} | {"median_width_l": float(np.median(high - low))}
+
+
+def coverage_interval(fvc: np.ndarray, truth: np.ndarray, groups: dict[str, np.ndarray], person: np.ndarray) -> dict[str, list[float]]:
+    """People in each group, and the 95 % interval of `coverage` bootstrapped over them: a person's blows stand or fall together."""
+    low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
+    table, out = pd.DataFrame({"person": person, "inside": (low <= truth) & (truth <= high)}), {}
+    for name, rows in groups.items():
+        hits = table[rows].groupby("person")["inside"].agg(["sum", "count"]).to_numpy()
+        if rows.sum() >= 30:
+            out[name] = [len(hits), *bootstrap(lambda i: hits[i, 0].sum() / hits[i, 1].sum(), len(hits), 1000, 0)]
+    return out
 
 
 def trust(fvc: np.ndarray, truth: np.ndarray, trusted: np.ndarray) -> dict[str, float]:
@@ -173,7 +185,7 @@ def main() -> None:
         guesses |= boosted((seen_table(train, edge, trained), train[:, -1]), seen_table(volume, edge, who))
         guesses |= {"nearest training blow": nearest(train, volume, edge), "FEV6, had it been blown": indices_on_clock(cut_flow(volume, N_BINS))["fev6"].to_numpy()}
         table = {k: errors(g, truth) for k, g in guesses.items()}
-        result[f"cut at {stop:g} s"] = {"fvc": table, "ratios": ratios(table), "in_90": coverage(fvc, truth, groups), "trust": trust(fvc, truth, trusted)}
+        result[f"cut at {stop:g} s"] = {"fvc": table, "ratios": ratios(table), "in_90": coverage(fvc, truth, groups), "in_90_people_low_high": coverage_interval(fvc, truth, groups, who["SEQN"].to_numpy()), "trust": trust(fvc, truth, trusted)}
         print(stop, pd.DataFrame(table).T.round(4).to_string(), *list(result[f"cut at {stop:g} s"].values())[1:], sep="\n", flush=True)
         fvc, trusted = drawn_fvc(model, strange, edge, pd.DataFrame(index=range(len(strange))), args.draws)
         found = {h: errors(extrapolated_fvc(cut_flow(strange, edge), CLOCK[edge], h), strange[:, -1]) for h in ("exponential", "power")}

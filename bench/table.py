@@ -69,7 +69,9 @@ def reconstruction(d: dict[str, Any]) -> str:
     for cut in cuts:
         out.append(f"**{cut[0].upper()}{cut[1:]}**, FVC\n\n" + errors(d[cut]["fvc"]))
     groups = [g for g in d[cuts[0]]["in_90"] if g != "median_width_l"]
-    out.append("**True FVC in the 90 % interval**\n\n" + markdown([{"": g, **{cut: f"{d[cut]['in_90'][g]:.1%}" for cut in cuts}} for g in groups]))
+    inside = lambda cut, g: f"{d[cut]['in_90'][g]:.1%} ({100 * d[cut]['in_90_people_low_high'][g][1]:.0f} to {100 * d[cut]['in_90_people_low_high'][g][2]:.0f})"
+    people = lambda g: d[cuts[0]]["in_90_people_low_high"][g][0]
+    out.append("**True FVC in the 90 % interval** (95 % interval over participants)\n\n" + markdown([{"": g, "people": people(g), **{cut: inside(cut, g) for cut in cuts}} for g in groups]))
     out.append(f"Of {d['given whole']['blows']} blows given whole {d['given whole']['within_10_ml']:.0%} come back within 10 mL; of those taken as whole, {d['given whole']['within_10_ml_of_those_taken_as_whole']:.0%}.\n")
     if recorded := d.get("ats24"):
         whole = [abs(v["change_ml"]) for v in recorded["given whole"].values()]

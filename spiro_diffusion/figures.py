@@ -184,7 +184,7 @@ def figure_calibration(shares: Mapping[str, np.ndarray], indices: pd.DataFrame, 
 # %% ../nbs/foundations/figures.ipynb #62d89e32
 @plt.style.context(STYLE)
 def figure_reconstruction(record: Mapping[str, Any], note: str) -> Figure:
-    """Figure 6: for each key "cut at 2 s" of record, `fvc` (method: `median_abs_l`, L) and `in_90` (group: share covered)."""
+    """Figure 6: for each key "cut at 2 s" of record, `fvc` (method: `median_abs_l`, L), `in_90` (group: share covered), `in_90_people_low_high` (bars)."""
     fig, axes = sheet(1, 2, 2.9, note)
     left, right = axes[0]
     cuts = {float(k.split()[2]): dict(v) for k, v in record.items() if k.startswith("cut at ")}
@@ -198,9 +198,11 @@ def figure_reconstruction(record: Mapping[str, Any], note: str) -> Figure:
     left.legend(fontsize=5, ncols=2, loc="upper right"), left.set_ylim(top=5 * left.get_ylim()[1])
     groups = [g for g in next(iter(cuts.values()))["in_90"] if not g.endswith("_l")]
     for i, (cut, v) in enumerate(cuts.items()):
-        right.plot([v["in_90"].get(g) for g in groups], -np.arange(len(groups)) + 0.15 * (1 - i), "os^"[i % 3], ms=3, label=f"{cut:g} s known")
+        held = np.array([v["in_90"].get(g, np.nan) for g in groups], dtype=float)
+        ends = np.array([v.get("in_90_people_low_high", {}).get(g, (0, h, h))[1:] for g, h in zip(groups, held)])
+        right.errorbar(held, -np.arange(len(groups)) + 0.2 * (1 - i), xerr=np.abs(ends.T - held), fmt="os^"[i % 3], ms=3, lw=0.7, label=f"{cut:g} s known")
     right.axvline(0.9, color="0.5", lw=0.6, ls=":")
-    right.set(yticks=-np.arange(len(groups)), yticklabels=groups, xlim=(0.7, 1), xlabel="90 % interval holds the truth", title="how sure"), right.legend()
+    right.set(yticks=-np.arange(len(groups)), yticklabels=groups, xlim=(0.65, 1), xlabel="90 % interval holds the truth", title="how sure"), right.legend()
     return fig
 
 # %% ../nbs/foundations/figures.ipynb #39153f5e
@@ -262,7 +264,7 @@ CAPTIONS = {
     "figure3_codec": "Errors of indices after 32 codes, how often codes are used, and mean flow by code at the position that tells most.",
     "figure4_conditional": "Generated FEV1 and FEV1/FVC over age at the usual height, with predicted values and lower limits of normal (GLI Global 2022).",
     "figure5_calibration": "Probability integral transform of each index (grey: 1.36 over the root of n), and by group of people the coverage of central 90 % intervals (bars: 1.96 SD) and the CRPS beside a spline regression's.",
-    "figure6_reconstruction": "Blows that stopped early: error of FVC by the seconds known, for the model (red) and for simpler ways, and coverage of its 90 % intervals by group.",
+    "figure6_reconstruction": "Blows that stopped early: error of FVC by the seconds known, for the model (red) and for simpler ways, and coverage of its 90 % intervals by group (bars: 95 % over participants).",
     "figure7_ablation": "What each kind of physics buys, and the score of samplers by network calls.",
     "figure8_privacy": "Distances to the nearest training blow, and membership attacks.",
     "figureS1_judge": "Curves that a convolutional judge was surest of, and where along a curve it looks.",
