@@ -1,7 +1,7 @@
 # make reproduce   re-execute the notebooks 00 to 05; the paper's figures appear in figures/
 # make test        what CI runs: notebooks and package agree, notebook tests, pytest
 # make lint        ruff
-# make types       mypy on the exported package (not clean yet)
+# make types       mypy on the exported package
 # make coverage    which lines of the package pytest does not reach
 # make bench     how fast it is: bench/README.md and bench/results/ (peers only where they are installed, see there)
 # make paper       the same as reproduce at profile paper (a GPU helps)
