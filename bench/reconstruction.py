@@ -24,7 +24,7 @@ from spiro_diffusion.patients import encode_patients
 from spiro_diffusion.prior import wide_blows
 from spiro_diffusion.reconstruction import doubts, extrapolated_fvc, reconstruct
 from spiro_diffusion.references import predicted
-from spiro_diffusion.scores import bootstrap
+from spiro_diffusion.scores import bootstrap, covered
 from spiro_diffusion.spirometry import CLOCK, INDICES, N_BINS, indices_on_clock, to_clock
 
 CUTS = (1.5, 2.0, 3.0)
@@ -89,14 +89,13 @@ def errors(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 def coverage(fvc: np.ndarray, truth: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
     low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
-    inside = (low <= truth) & (truth <= high)
+    inside = covered(fvc, truth)
     return {name: float(inside[rows].mean()) for name, rows in groups.items() if rows.sum() >= 30} | {"median_width_l": float(np.median(high - low))}
 
 
 def coverage_interval(fvc: np.ndarray, truth: np.ndarray, groups: dict[str, np.ndarray], person: np.ndarray) -> dict[str, list[float]]:
     """People in each group, and the 95 % interval of `coverage` bootstrapped over them: a person's blows stand or fall together."""
-    low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
-    table, out = pd.DataFrame({"person": person, "inside": (low <= truth) & (truth <= high)}), {}
+    table, out = pd.DataFrame({"person": person, "inside": covered(fvc, truth)}), {}
     for name, rows in groups.items():
         hits = table[rows].groupby("person")["inside"].agg(["sum", "count"]).to_numpy()
         if rows.sum() >= 30:

@@ -50,7 +50,7 @@ def published(folder: Path | None) -> pd.DataFrame | None:
     if path is None:
         return None
     table = read_best(path)
-    table = table[table["grade_fvc"].isin(["A", "B"]) & table["grade_fev1"].isin(["A", "B"])]
+    table = table[table["session"].isin(["A", "B"])]
     return table.assign(fev1_fvc=table["fev1"] / table["fvc"])[["SEQN", *BEST, "fev1_fvc"]]
 
 # %% ../nbs/05_evaluation.ipynb #b8ea36a9
