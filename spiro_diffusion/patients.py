@@ -53,9 +53,9 @@ def encode_patients(table: pd.DataFrame, variables: tuple[Variable, ...] = VARIA
             out[:, k] = pd.to_numeric(table[column], errors="coerce")
             continue
         codes = table[column].map({c: i for i, c in enumerate(var.categories)})
-        unknown = table[column][codes.isna() & table[column].notna() & (table[column] != "")]
-        if len(unknown):
-            raise DataError(f"{column} {str(unknown.iloc[0])!r} is not known: use one of {', '.join(map(str, var.categories))}, or leave it empty")
+        unknown = [given for given in table[column][codes.isna()] if not pd.isna(given) and given != ""]
+        if unknown:
+            raise DataError(f"{column} {str(unknown[0])!r} is not known: use one of {', '.join(map(str, var.categories))}, or leave it empty")
         out[:, k] = codes
     return out
 

@@ -40,15 +40,16 @@ def _inputs(people: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"age": people["age"].astype(float), "height": people["height"].astype(float), "sex": male.astype(int), "GLI_2012": 5, "HANKINSON_1999": nhanes3})
 
 # %% ../nbs/foundations/references.ipynb #1dec2bf5
-def _computed(inputs: pd.DataFrame, name: str, values: pd.Series, metrics: tuple[str, ...]) -> pd.DataFrame:
+def _computed(table: pd.DataFrame, name: str, metrics: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Each of pyspiro's metrics (N,) of the index in column `name`; the other columns are those of `_inputs`."""
     (equation, parameter), cls = _equation(name), SOURCES[name][0]
-    table = inputs.assign(value=values.astype(float))
-    known = table[["age", "height", "value"]].notna().all(axis=1).to_numpy()
-    out = pd.DataFrame(np.nan, index=inputs.index, columns=list(metrics))
+    known = ~np.isnan(sum(table[column].to_numpy() for column in ("age", "height", name)))
+    out = {metric: np.full(len(table), np.nan) for metric in metrics}
     if known.any():
         group = {"ethnicity_col": cls} if cls in table else {}
-        done = equation.compute(table[known], parameter, value_col="value", **group, metrics=metrics)
-        out.loc[known] = done[list(metrics)].apply(pd.to_numeric, errors="coerce").to_numpy()
+        done = equation.compute(table if known.all() else table[known], parameter, value_col=name, **group, metrics=metrics)
+        for metric in metrics:
+            out[metric][known] = pd.to_numeric(done[metric], errors="coerce")
     return out
 
 
@@ -58,15 +59,16 @@ def zscores(table: pd.DataFrame) -> pd.DataFrame:
     table: `age` (years), `height` (cm), `gender` (1 male, 2 female) or `sex`, optionally `ethnicity`
     (RIDRETH1), and indices (L, L/s). NaN where something is missing or outside the equations' ages.
     """
-    inputs = _inputs(table)
-    return pd.DataFrame({f"{n}_z": _computed(inputs, n, table[n], ("zscore",))["zscore"] for n in SOURCES if n in table}, index=table.index)
+    names = [n for n in SOURCES if n in table]
+    measured = _inputs(table).assign(**{n: table[n].astype(float) for n in names})
+    return pd.DataFrame({f"{n}_z": _computed(measured, n, ("zscore",))["zscore"] for n in names}, index=table.index)
 
 
 def predicted(people: pd.DataFrame, names: tuple[str, ...] = ("fev1", "fvc", "fev1_fvc")) -> pd.DataFrame:
     """Predicted values and lower limits of normal (L, L/s), columns `<name>_pred` and `<name>_lln`, a row a person."""
     inputs, out = _inputs(people), {}
     for name in names:
-        one = _computed(inputs, name, pd.Series(1.0, index=people.index), ("percent", "lln"))
+        one = _computed(inputs.assign(**{name: 1.0}), name, ("percent", "lln"))
         out[f"{name}_pred"], out[f"{name}_lln"] = 100.0 / one["percent"], one["lln"]
     return pd.DataFrame(out, index=people.index)
 
