@@ -49,7 +49,7 @@ def peers(d: dict[str, Any]) -> str:
 
 
 def samplers(d: dict[str, Any]) -> str:
-    head = f"{d['people']} people of split test, {d['draws']} draws, {d['threads']} thread. CRPS as a ratio to the default's, curves a second as a ratio to 1,000 ancestral steps.\n\n"
+    head = f"{d['people']} people of split test, {d['draws']} draws, {d['threads']} thread. CRPS as a ratio to the default's, curves a second as a ratio to 1,000 ancestral steps. ddpm adds noise of its own, so that its CRPS has the chance of another seed in it, which the others, all from the same noise, have not.\n\n"
     return head + markdown([{"sampler": r["sampler"], "calls": r["calls"], "CRPS ratio": r["crps_ratio"], "curves/s": r["curves_per_s"], "times DDPM-1000": r["times_ddpm1000"]} for r in d["rows"]])
 
 

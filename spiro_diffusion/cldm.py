@@ -21,8 +21,21 @@ from .patients import VARIABLES, Variable, encode_patients
 from .training import TrainConfig, fill_model, load_model_state, pick_device, save_model, train
 
 # %% auto #0
-__all__ = ['Denoise', 'SAMPLERS', 'Conditioner', 'hide_values', 'precondition', 'noise_levels', 'Pointwise', 'ResBlock',
-           'CrossAttention', 'UNet', 'CLDMSettings', 'CLDM', 'sample', 'edm_loss', 'settings_for', 'train_cldm']
+__all__ = ['Denoise', 'SAMPLERS', 'rowwise', 'Rowwise', 'Conditioner', 'hide_values', 'precondition', 'noise_levels', 'Pointwise',
+           'ResBlock', 'CrossAttention', 'UNet', 'NormalPart', 'CLDMSettings', 'CLDM', 'sample', 'edm_loss',
+           'settings_for', 'train_cldm']
+
+# %% ../nbs/03_cldm.ipynb #b3763968
+def rowwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (B, c) times `weight`, transposed, and `bias`: to the last bit the same for 2 rows as for 256 (fewer than four add up in another order)."""
+    return F.linear(F.pad(x, (0, 0, 0, -len(x) % 4)), weight, bias)[: len(x)]
+
+
+class Rowwise(nn.Linear):
+    """A linear layer on rows (B, c), by `rowwise`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rowwise(x, self.weight, self.bias)
 
 # %% ../nbs/03_cldm.ipynb #c21d99bc
 class Conditioner(nn.Module):
@@ -37,7 +50,7 @@ class Conditioner(nn.Module):
         self.null = nn.Parameter(torch.randn(len(variables), width) * 0.5)
         self.embed = nn.ModuleList(
             nn.Embedding(len(v.categories), width) if v.categories
-            else nn.Sequential(nn.Linear(1 + 2 * waves, width), nn.SiLU(), nn.Linear(width, width)) for v in variables
+            else nn.Sequential(Rowwise(1 + 2 * waves, width), nn.SiLU(), Rowwise(width, width)) for v in variables
         )  # fmt: skip
 
     def forward(self, values: Tensor) -> Tensor:
@@ -93,7 +106,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv1d(c_in, c_out, 3, padding=1)
         self.mix = nn.Parameter(torch.randn(8, length, length) * 0.3 / length**0.5)
-        self.film = nn.Linear(emb, 2 * c_out)
+        self.film = Rowwise(emb, 2 * c_out)
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv1d(c_out, c_out, 3, padding=1)
         self.skip = Pointwise(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)
@@ -129,14 +142,14 @@ class CrossAttention(nn.Module):
 
 # %% ../nbs/03_cldm.ipynb #87552589
 class UNet(nn.Module):
-    """F(x; c_noise, tokens): x (B, channels, 32) to the same shape, with cross-attention at each of its levels."""
+    """F(x; c_noise, tokens): x (B, channels + more, 32) to (B, channels, 32), with cross-attention at each of its levels."""
 
-    def __init__(self, channels: int = 8, widths: tuple[int, ...] = (64, 80, 112), token: int = 64, emb: int = 96, positions: int = 32):
+    def __init__(self, channels: int = 8, widths: tuple[int, ...] = (64, 80, 112), token: int = 64, emb: int = 96, positions: int = 32, more: int = 0):
         super().__init__()
         self.register_buffer("waves", 2.0 ** torch.linspace(-1, 4, 16))
-        self.noise = nn.Sequential(nn.Linear(32, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.person = nn.Linear(token, emb)
-        self.stem = nn.Conv1d(channels, widths[0], 3, padding=1)
+        self.noise = nn.Sequential(Rowwise(32, emb), nn.SiLU(), Rowwise(emb, emb))
+        self.person = Rowwise(token, emb)
+        self.stem = nn.Conv1d(channels + more, widths[0], 3, padding=1)
         self.place = nn.Parameter(torch.randn(1, widths[0], positions) * 0.1)
         wider, sizes = list(pairwise(widths)), [(w, positions >> i) for i, w in enumerate(widths)]
         self.down = nn.ModuleList(nn.ModuleList([ResBlock(w, w, emb, n), CrossAttention(w, token)]) for w, n in sizes)
@@ -160,6 +173,32 @@ class UNet(nn.Module):
             h = attend(block(torch.cat([h, twins[level]], 1), emb), tokens)
             h = self.grow[level - 1](F.interpolate(h, scale_factor=2.0)) if level else h
         return self.head(F.silu(self.norm(h)))
+
+# %% ../nbs/03_cldm.ipynb #b377de27
+class NormalPart(nn.Module):
+    """The best denoiser of normal data: x (B, C, P), sigma (B,), tokens (B, K, width) to (B, C, P).
+
+    D = (s² x + sigma² m) / (s² + sigma²) along each principal axis of the training latents; m and s come from the tokens.
+    """
+
+    def __init__(self, size: int, known: int, hidden: int = 128):
+        super().__init__()
+        self.net = nn.Sequential(Rowwise(known, hidden), nn.SiLU(), Rowwise(hidden, 2 * size))
+        nn.init.zeros_(self.net[2].weight), nn.init.zeros_(self.net[2].bias)
+        self.register_buffer("axes", torch.eye(size))  # a row an axis
+        self.register_buffer("log_spread", torch.zeros(size))
+
+    @torch.no_grad()
+    def fit(self, z: Tensor) -> None:
+        """Principal axes of the training latents z (N, C, P), and the spread along each, from which s starts."""
+        values, axes = torch.linalg.eigh(torch.cov(z.flatten(1).double().T))
+        self.axes.copy_(axes.T), self.log_spread.copy_(values.clamp(min=0.05**2).log() / 2)
+
+    def forward(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
+        mean, more = self.net(tokens.flatten(1)).chunk(2, 1)
+        own, noise = (2 * (self.log_spread + more).clamp(-3.5, 2.0)).exp(), sigma[:, None] ** 2
+        best = (own * rowwise(x.flatten(1), self.axes) + noise * mean) / (own + noise)
+        return rowwise(best, self.axes.T).view_as(x)
 
 # %% ../nbs/03_cldm.ipynb #0c52bcee
 Denoise = Callable[[Tensor, float], Tensor]
@@ -202,11 +241,13 @@ class CLDM(nn.Module):
         super().__init__()
         s = self.settings = settings
         self.conditioner = Conditioner(s.variables, s.mean, s.std, s.token)
-        self.unet = UNet(s.channels, s.widths, s.token, positions=s.positions)
+        self.normal = NormalPart(s.channels * s.positions, len(s.variables) * s.token)
+        self.unet = UNet(s.channels, s.widths, s.token, positions=s.positions, more=s.channels)
 
     def _call(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        c_skip, c_out, c_in, c_noise = precondition(sigma)
-        return c_skip[:, None, None] * x + c_out[:, None, None] * self.unet(c_in[:, None, None] * x, c_noise, tokens)
+        normal, (_, c_out, c_in, c_noise) = self.normal(x, sigma, tokens), precondition(sigma)
+        seen = torch.cat([c_in[:, None, None] * x, normal], 1)
+        return normal + c_out[:, None, None] * self.unet(seen, c_noise, tokens)
 
     def forward(self, x: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
         return self._call(x, sigma, self.conditioner(values))
@@ -340,6 +381,7 @@ def train_cldm(latents: np.ndarray, metadata: pd.DataFrame, settings: CLDMSettin
     validate = lambda m: {"denoise": float(edm_loss(m, held, torch.Generator(device).manual_seed(0))[1]["denoise"])}
     torch.manual_seed(settings.train.seed)
     model, data = CLDM(settings), {"vqvae": settings.vqvae_sha256}
+    model.normal.fit(z)
     history = train(model, edm_loss, (z, values), settings.train, folder, resume, validate if len(held[0]) else None, data)
     model = model.cpu().eval().requires_grad_(False)
     save_model(folder, model, asdict(settings))

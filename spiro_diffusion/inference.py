@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _all_ = ["Cohort", "median_loop", "plot_by_age", "plot_report", "read_cohort", "reconstruct", "summary"]  # of cohort, report and reconstruction, offered here too
 
 # %% auto #0
-__all__ = ['USUAL', 'ALIKE', 'DECODED', 'PER_THREAD', 'Models', 'load_models', 'DrawSettings', 'read_target', 'asked_patients',
-           'starting_noise', 'few_threads', 'draw_curves', 'draw_rows', 'record_of', 'generate', 'device_for', 'Cohort',
-           'median_loop', 'plot_by_age', 'plot_report', 'read_cohort', 'reconstruct', 'summary']
+__all__ = ['USUAL', 'ALIKE', 'STEERED', 'DECODED', 'PER_THREAD', 'Models', 'load_models', 'DrawSettings', 'read_target',
+           'asked_patients', 'starting_noise', 'few_threads', 'draw_curves', 'draw_rows', 'record_of', 'generate',
+           'device_for', 'Cohort', 'median_loop', 'plot_by_age', 'plot_report', 'read_cohort', 'reconstruct', 'summary']
 
 # %% ../nbs/04_inference.ipynb #4a7d9651
 @dataclass
@@ -130,7 +130,7 @@ def starting_noise(patients: Sequence[Any], draws: Sequence[int], seed: int, sha
     return np.stack([rng_for(seed, "draw", keys[p], int(d), *more).standard_normal(shape, dtype=np.float32) for p, d in zip(patients, draws)])
 
 # %% ../nbs/04_inference.ipynb #536c9af0
-ALIKE, DECODED = 4, 16  # latents are drawn in multiples of the first, decoded in blocks of the second: the same bits
+ALIKE, STEERED, DECODED = 2, 4, 16  # latents are drawn in multiples of the first (steered: the second), decoded in blocks of the third: the same bits
 PER_THREAD = 64  # curves of a batch for which another thread pays
 
 
@@ -148,13 +148,14 @@ def few_threads(curves: int) -> Iterator[None]:
 
 # %% ../nbs/04_inference.ipynb #37433446
 def _draw_batch(models: Models, rows: pd.DataFrame, how: DrawSettings, device: Any, again: int) -> np.ndarray:
-    """Curves (N, 512) for rows, filled up to a multiple of `ALIKE` while they are computed."""
+    """Curves (N, 512) for rows, filled up to a multiple of `ALIKE` or `STEERED` while they are computed."""
     import torch
 
     from spiro_diffusion.cldm import sample
     from spiro_diffusion.physics import steer
 
-    full, settings = rows.iloc[np.minimum(np.arange(-(-len(rows) // ALIKE) * ALIKE), len(rows) - 1)], models.cldm.settings
+    alike, settings = STEERED if how.steered else ALIKE, models.cldm.settings
+    full = rows.iloc[np.minimum(np.arange(-(-len(rows) // alike) * alike), len(rows) - 1)]
     noise = starting_noise(full["patient"].tolist(), full["draw"].tolist(), how.seed, (settings.channels, settings.positions), again)
     denoise = models.cldm.denoiser(torch.from_numpy(encode_patients(full, settings.variables)).to(device), how.guidance)
     if how.steered:
@@ -171,7 +172,7 @@ def draw_curves(models: Models, rows: pd.DataFrame, how: DrawSettings, device: A
     from tqdm.auto import tqdm
 
     models.vqvae.to(device), models.cldm.to(device)
-    rows, batch = rows.assign(**{k: v for k, v in USUAL.items() if k not in rows}), -(-batch // ALIKE) * ALIKE
+    rows, batch = rows.assign(**{k: v for k, v in USUAL.items() if k not in rows}), -(-batch // STEERED) * STEERED
     flow, left = np.empty((len(rows), N_BINS), dtype=np.float32), np.arange(len(rows))
     for again in range(how.redraws + 1):
         for start in tqdm(range(0, len(left), batch), desc="drawn again" if again else "curves", unit="batch", disable=not progress or len(left) <= batch):
