@@ -194,9 +194,13 @@ class NormalPart(nn.Module):
         values, axes = torch.linalg.eigh(torch.cov(z.flatten(1).double().T))
         self.axes.copy_(axes.T), self.log_spread.copy_(values.clamp(min=0.05**2).log() / 2)
 
-    def forward(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
+    def expect(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean m and variance s² along each axis, both (B, C * P)."""
         mean, more = self.net(tokens.flatten(1)).chunk(2, 1)
-        own, noise = (2 * (self.log_spread + more).clamp(-3.5, 2.0)).exp(), sigma[:, None] ** 2
+        return mean, (2 * (self.log_spread + more).clamp(-3.5, 2.0)).exp()
+
+    def forward(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
+        (mean, own), noise = self.expect(tokens), sigma[:, None] ** 2
         best = (own * rowwise(x.flatten(1), self.axes) + noise * mean) / (own + noise)
         return rowwise(best, self.axes.T).view_as(x)
 
