@@ -28,7 +28,8 @@ __all__ = ['Denoise', 'SAMPLERS', 'rowwise', 'Rowwise', 'Conditioner', 'hide_val
 # %% ../nbs/03_cldm.ipynb #b3763968
 def rowwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (B, c) times `weight`, transposed, and `bias`: to the last bit the same for 2 rows as for 256 (fewer than four add up in another order)."""
-    return F.linear(F.pad(x, (0, 0, 0, -len(x) % 4)), weight, bias)[: len(x)]
+    few = -len(x) % 4
+    return F.linear(F.pad(x, (0, 0, 0, few)), weight, bias)[: len(x)] if few else F.linear(x, weight, bias)
 
 
 class Rowwise(nn.Linear):
@@ -100,7 +101,7 @@ class Pointwise(nn.Conv1d):
 
 
 class ResBlock(nn.Module):
-    """x (B, c_in, L) and an embedding (B, emb) to (B, c_out, L): two convolutions; between them mixing and FiLM."""
+    """x (B, c_in, L) and an embedding (B or more, emb) to (B, c_out, L): two convolutions; between them mixing and FiLM."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, length: int):
         super().__init__()
@@ -114,7 +115,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + torch.einsum("bgcl,glk->bgck", h.unflatten(1, (8, -1)), self.mix).flatten(1, 2)
-        scale, shift = self.film(emb)[..., None].chunk(2, 1)
+        scale, shift = self.film(emb)[: len(x), :, None].chunk(2, 1)
         return self.skip(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
 
 # %% ../nbs/03_cldm.ipynb #8fae03e7
@@ -163,6 +164,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, tokens: Tensor) -> Tensor:
         phase = c_noise[:, None] * self.waves
         emb = F.silu(self.noise(torch.cat([phase.sin(), phase.cos()], 1)) + self.person(tokens.mean(1)))
+        emb = F.pad(emb, (0, 0, 0, -len(emb) % 4))  # once, for all the blocks
         h, twins = self.stem(x) + self.place, []
         for level, (block, attend) in enumerate(self.down):
             h = attend(block(h, emb), tokens)
@@ -176,9 +178,9 @@ class UNet(nn.Module):
 
 # %% ../nbs/03_cldm.ipynb #b377de27
 class NormalPart(nn.Module):
-    """The best denoiser of normal data: x (B, C, P), sigma (B,), tokens (B, K, width) to (B, C, P).
+    """The best denoiser of normal data: x (B, C, P), sigma (B,), m and s² (B, C * P) to (B, C, P).
 
-    D = (s² x + sigma² m) / (s² + sigma²) along each principal axis of the training latents; m and s come from the tokens.
+    D = (s² x + sigma² m) / (s² + sigma²) along each principal axis of the training latents; m and s² come from the tokens.
     """
 
     def __init__(self, size: int, known: int, hidden: int = 128):
@@ -195,13 +197,13 @@ class NormalPart(nn.Module):
         self.axes.copy_(axes.T), self.log_spread.copy_(values.clamp(min=0.05**2).log() / 2)
 
     def expect(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean m and variance s² along each axis, both (B, C * P)."""
+        """Mean m and variance s² along each axis, both (B, C * P), that tokens (B, K, width) speak for."""
         mean, more = self.net(tokens.flatten(1)).chunk(2, 1)
         return mean, (2 * (self.log_spread + more).clamp(-3.5, 2.0)).exp()
 
-    def forward(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        (mean, own), noise = self.expect(tokens), sigma[:, None] ** 2
-        best = (own * rowwise(x.flatten(1), self.axes) + noise * mean) / (own + noise)
+    def forward(self, x: Tensor, sigma: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        noise = sigma[:, None] ** 2
+        best = (variance * rowwise(x.flatten(1), self.axes) + noise * mean) / (variance + noise)
         return rowwise(best, self.axes.T).view_as(x)
 
 # %% ../nbs/03_cldm.ipynb #0c52bcee
@@ -248,24 +250,26 @@ class CLDM(nn.Module):
         self.normal = NormalPart(s.channels * s.positions, len(s.variables) * s.token)
         self.unet = UNet(s.channels, s.widths, s.token, positions=s.positions, more=s.channels)
 
-    def _call(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        normal, (_, c_out, c_in, c_noise) = self.normal(x, sigma, tokens), precondition(sigma)
+    def _call(self, x: Tensor, sigma: Tensor, tokens: Tensor, about: tuple[Tensor, Tensor]) -> Tensor:
+        normal, (_, c_out, c_in, c_noise) = self.normal(x, sigma, *about), precondition(sigma)
         seen = torch.cat([c_in[:, None, None] * x, normal], 1)
         return normal + c_out[:, None, None] * self.unet(seen, c_noise, tokens)
 
     def forward(self, x: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
-        return self._call(x, sigma, self.conditioner(values))
+        tokens = self.conditioner(values)
+        return self._call(x, sigma, tokens, self.normal.expect(tokens))
 
     def denoiser(self, values: Tensor, guidance: float = 1.0) -> Denoise:
         """D as a function of x (B, C, 32) and one sigma, for people values (B, K) and a guidance scale (1: none)."""
         tokens = self.conditioner(values)
         if guidance != 1:
             tokens = torch.cat([tokens, self.conditioner(torch.full_like(values, torch.nan))])
+        about = self.normal.expect(tokens)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             if guidance == 1:
-                return self._call(x, x.new_full((len(x),), sigma), tokens)
-            with_person, without = self._call(x.repeat(2, 1, 1), x.new_full((2 * len(x),), sigma), tokens).chunk(2)
+                return self._call(x, x.new_full((len(x),), sigma), tokens, about)
+            with_person, without = self._call(x.repeat(2, 1, 1), x.new_full((2 * len(x),), sigma), tokens, about).chunk(2)
             return without + guidance * (with_person - without)
 
         return denoise

@@ -171,7 +171,10 @@ def draw_curves(models: Models, rows: pd.DataFrame, how: DrawSettings, device: A
     """Curves (N, 512) float32 L/s for rows with `patient`, `draw` and the columns of VARIABLES, a row a curve."""
     from tqdm.auto import tqdm
 
-    models.vqvae.to(device), models.cldm.to(device)
+    for model in (models.vqvae, models.cldm):
+        own = next(model.parameters(), None)
+        if own is None or own.device != device:  # to look through all modules takes milliseconds
+            model.to(device)
     rows, batch = rows.assign(**{k: v for k, v in USUAL.items() if k not in rows}), -(-batch // STEERED) * STEERED
     flow, left = np.empty((len(rows), N_BINS), dtype=np.float32), np.arange(len(rows))
     for again in range(how.redraws + 1):

@@ -52,11 +52,10 @@ def encode_patients(table: pd.DataFrame, variables: tuple[Variable, ...] = VARIA
         if not var.categories:
             out[:, k] = pd.to_numeric(table[column], errors="coerce")
             continue
-        codes = table[column].map({c: i for i, c in enumerate(var.categories)})
-        unknown = [given for given in table[column][codes.isna()] if not pd.isna(given) and given != ""]
-        if unknown:
+        codes, given = {c: i for i, c in enumerate(var.categories)}, table[column].tolist()
+        if unknown := [v for v in given if v not in codes and not pd.isna(v) and v != ""]:
             raise DataError(f"{column} {str(unknown[0])!r} is not known: use one of {', '.join(map(str, var.categories))}, or leave it empty")
-        out[:, k] = codes
+        out[:, k] = [codes.get(v, np.nan) for v in given]
     return out
 
 # %% ../nbs/foundations/patients.ipynb #92b5030c
@@ -136,14 +135,15 @@ def check_patients(patients: Mapping[str, Any] | pd.DataFrame, height_range: tup
     """
     table = _as_table(patients)
     names = table["patient"] if "patient" in table else pd.Series(range(len(table)))
-    if names.isna().any() or (names.astype(str).str.strip() == "").any():
+    named = not pd.api.types.is_integer_dtype(names)
+    if named and (names.isna().any() or (names.astype(str).str.strip() == "").any()):
         raise DataError("a patient has no name: fill the column patient, or leave it out and rows are numbered")
-    out = pd.DataFrame({"patient": names if pd.api.types.is_integer_dtype(names) else [patient_name(n) for n in names]})
+    out = pd.DataFrame({"patient": [patient_name(n) for n in names] if named else names})
     if pd.api.types.is_object_dtype(out["patient"]):
         out["patient"] = out["patient"].astype(str)
     for name in ("age", "height"):
         out[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
-    out["sex"] = table["sex"].astype(str).str.strip().str.lower().map(_SEX)
+    out["sex"] = [_SEX.get(str(s).strip().lower(), np.nan) for s in table["sex"]]
     _need_known(out, table)
     _check_measures(out, BEYOND["age"] if extrapolate else AGES, BEYOND["height"] if extrapolate else height_range)
     if out["patient"].duplicated().any():

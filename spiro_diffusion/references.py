@@ -35,9 +35,8 @@ def _equation(name: str) -> tuple[Reference, object]:
 def _inputs(people: pd.DataFrame) -> pd.DataFrame:
     """age (years), height (cm), sex (0 female, 1 male) and the group codes, as pyspiro wants them."""
     male = people["gender"].to_numpy() == 1 if "gender" in people else np.asarray(people["sex"].astype(str).isin(["male", "1", "1.0"]))
-    group = people["ethnicity"] if "ethnicity" in people else pd.Series(3, index=people.index)
-    nhanes3 = group.map({1: 3, 2: 3, 3: 1, 4: 2, 5: 1}).fillna(1).astype(int)
-    return pd.DataFrame({"age": people["age"].astype(float), "height": people["height"].astype(float), "sex": male.astype(int), "GLI_2012": 5, "HANKINSON_1999": nhanes3})
+    nhanes3 = people["ethnicity"].map({1: 3, 2: 3, 3: 1, 4: 2, 5: 1}).fillna(1).astype(int) if "ethnicity" in people else 1
+    return pd.DataFrame({"age": people["age"].astype(float), "height": people["height"].astype(float), "sex": male.astype(int), "GLI_2012": 5, "HANKINSON_1999": nhanes3}, index=people.index)
 
 # %% ../nbs/foundations/references.ipynb #1dec2bf5
 def _computed(table: pd.DataFrame, name: str, metrics: tuple[str, ...]) -> dict[str, np.ndarray]:
