@@ -101,7 +101,7 @@ class Pointwise(nn.Conv1d):
 
 
 class ResBlock(nn.Module):
-    """x (B, c_in, L) and an embedding (B or more, emb) to (B, c_out, L): two convolutions; between them mixing and FiLM."""
+    """x (B, c_in, L) and an embedding (B, emb) to (B, c_out, L): two convolutions; between them mixing and FiLM."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, length: int):
         super().__init__()
@@ -115,7 +115,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + torch.einsum("bgcl,glk->bgck", h.unflatten(1, (8, -1)), self.mix).flatten(1, 2)
-        scale, shift = self.film(emb)[: len(x), :, None].chunk(2, 1)
+        scale, shift = self.film(emb)[..., None].chunk(2, 1)
         return self.skip(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
 
 # %% ../nbs/03_cldm.ipynb #8fae03e7
@@ -164,7 +164,6 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, tokens: Tensor) -> Tensor:
         phase = c_noise[:, None] * self.waves
         emb = F.silu(self.noise(torch.cat([phase.sin(), phase.cos()], 1)) + self.person(tokens.mean(1)))
-        emb = F.pad(emb, (0, 0, 0, -len(emb) % 4))  # once, for all the blocks
         h, twins = self.stem(x) + self.place, []
         for level, (block, attend) in enumerate(self.down):
             h = attend(block(h, emb), tokens)
@@ -261,9 +260,7 @@ class CLDM(nn.Module):
 
     def denoiser(self, values: Tensor, guidance: float = 1.0) -> Denoise:
         """D as a function of x (B, C, 32) and one sigma, for people values (B, K) and a guidance scale (1: none)."""
-        tokens = self.conditioner(values)
-        if guidance != 1:
-            tokens = torch.cat([tokens, self.conditioner(torch.full_like(values, torch.nan))])
+        tokens = self.conditioner(values if guidance == 1 else torch.cat([values, torch.full_like(values, torch.nan)]))
         about = self.normal.expect(tokens)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
