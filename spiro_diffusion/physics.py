@@ -17,7 +17,7 @@ __all__ = ['soft_indices', 'steer']
 
 # %% ../nbs/foundations/physics.ipynb #c3bf949d
 def soft_indices(flow: Tensor) -> dict[str, Tensor]:
-    """FVC, FEV1 (L) and PEF (L/s) of flow (N, 512) L/s on the clock, (N,) each, with gradients (Graham 2019)."""
+    """FVC, FEV1 (L), FEV1/FVC and PEF (L/s) of flow (N, 512) L/s on the clock, (N,) each, with gradients (Graham 2019)."""
     widths, edges = BIN_WIDTHS.to(flow.device), EDGES.to(flow.device)
     volume = volume_of(flow)
     pef, peak = flow.max(1)
@@ -27,17 +27,18 @@ def soft_indices(flow: Tensor) -> dict[str, Tensor]:
     right = torch.searchsorted(edges, when.detach()).clamp(1, N_BINS)[:, None]
     low, high = volume.gather(1, right - 1)[:, 0], volume.gather(1, right)[:, 0]
     fev1 = low + (high - low) * (when - edges[right[:, 0] - 1]) / widths[right[:, 0] - 1]
-    return {"fvc": volume[:, -1], "fev1": fev1, "pef": pef}
+    return {"fvc": volume[:, -1], "fev1": fev1, "fev1_fvc": fev1 / volume[:, -1].clamp_min(1e-6), "pef": pef}
 
 # %% ../nbs/foundations/physics.ipynb #5d74487d
 def steer(denoise: Callable[[Tensor, float], Tensor], decode: Callable[[Tensor], Tensor], target: Mapping[str, float | Tensor], below: float = 10.0) -> Callable[[Tensor, float], Tensor]:
-    """A denoiser whose decoded estimate meets `target`, e.g. {"fev1": 2.1} (fvc, fev1 in L, pef in L/s; Song 2023).
+    """A denoiser whose decoded estimate meets `target`, e.g. {"fev1": 2.1} (fvc, fev1 in L, fev1_fvc, pef in L/s; Song 2023).
 
-    denoise and decode are those of the model (decode: latents to flow); above sigma = `below`, where an estimate is
-    no curve yet, nothing is done. Costs a backward pass for each target. Raises DataError on an unknown index.
+    denoise and decode are those of the model (decode: latents to flow). A target is a number, or (N,) numbers, NaN for
+    curves that are left alone. Above sigma = `below`, where an estimate is no curve yet, nothing is done.
+    Costs a backward pass for each target. Raises DataError on an unknown index.
     """
-    if unknown := set(target) - {"fvc", "fev1", "pef"}:
-        raise DataError(f"no target can be set for {', '.join(sorted(unknown))}: use fvc, fev1 (L) or pef (L/s)")
+    if unknown := set(target) - {"fvc", "fev1", "fev1_fvc", "pef"}:
+        raise DataError(f"no target can be set for {', '.join(sorted(unknown))}: use fvc, fev1 (L), fev1_fvc or pef (L/s)")
 
     @torch.enable_grad()
     def steered(x: Tensor, sigma: float) -> Tensor:
@@ -46,11 +47,11 @@ def steer(denoise: Callable[[Tensor, float], Tensor], decode: Callable[[Tensor],
         x = x.detach().requires_grad_()
         d = denoise(x, sigma)
         found = soft_indices(decode(d))
-        gap = torch.stack([value - found[name] for name, value in target.items()], 1).detach()  # (N, T)
+        gap = torch.stack([torch.as_tensor(value, dtype=x.dtype, device=x.device) - found[name] for name, value in target.items()], 1).detach()  # (N, T)
         both = [torch.autograd.grad(found[name].sum(), [d, x], retain_graph=True) for name in target]
-        g, cg = (torch.stack([b[i].flatten(1) for b in both], 1) for i in (0, 1))  # (N, T, C * 32): g and C g / sigma²
+        g, cg = (torch.stack([b[i].flatten(1) for b in both], 1) * ~gap.isnan()[..., None] for i in (0, 1))  # (N, T, C * 32): g and C g / sigma²
         gram = g @ cg.transpose(1, 2)
-        gram = gram + 1e-3 * gram.abs().amax((1, 2), keepdim=True).clamp_min(1e-8) * torch.eye(len(target), device=x.device)
-        return (d + (torch.linalg.solve(gram, gap[..., None]).transpose(1, 2) @ cg).view_as(d)).detach()
+        gram = gram + 1e-3 * gram.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-8).diag_embed()
+        return (d + (torch.linalg.solve(gram, gap.nan_to_num()[..., None]).transpose(1, 2) @ cg).view_as(d)).detach()
 
     return steered

@@ -72,12 +72,19 @@ def predicted(people: pd.DataFrame, names: tuple[str, ...] = ("fev1", "fvc", "fe
     return pd.DataFrame(out, index=people.index)
 
 # %% ../nbs/foundations/references.ipynb #28f4cd8c
-def value_at(people: pd.DataFrame, name: str, z: float) -> np.ndarray:
-    """The value (N,) of index `name` (L, L/s, or a ratio) at which each of `people` has z-score `z`; NaN as `zscores`."""
-    middle = predicted(people, (name,))[f"{name}_pred"].to_numpy(dtype=float)
-    low, high = 0.02 * middle, 3 * middle
-    for _ in range(40):
-        middle = (low + high) / 2
-        below = zscores(people.assign(**{name: middle}))[f"{name}_z"].to_numpy() < z
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return middle
+def value_at(people: pd.DataFrame, name: str, z: float | np.ndarray) -> np.ndarray:
+    """The value (N,) of index `name` (L, L/s, or a ratio) at which each of `people` has z-score `z`, one or (N,).
+
+    NaN as `zscores`, and where no value between 2 and 300 % of the predicted one has that z-score.
+    """
+    normal, inputs = predicted(people, (name,)).to_numpy(dtype=float).T, _inputs(people)
+    score = lambda log_value: _computed(inputs.assign(**{name: np.exp(log_value)}), name, ("zscore",))["zscore"] - z
+    before, now = np.log(normal)
+    lowest, highest = before + np.log(0.02), before + np.log(3)
+    was, found = score(before), score(now)
+    for _ in range(12):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = np.where(np.abs(found) > 1e-9, found * (now - before) / (found - was), 0.0)
+        before, was, now = now, found, np.clip(now - step, lowest, highest)
+        found = score(now)
+    return np.where(np.abs(found) < 1e-6, np.exp(now), np.nan)
