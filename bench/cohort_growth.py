@@ -1,6 +1,6 @@
 """How time and memory grow with a cohort written in partitions: 1,000, 10,000 and 100,000 curves, each in a process of its own.
 
-    OMP_NUM_THREADS=1 .venv/bin/python bench/cohort_growth.py [--million] [--steps 8] [--partition 5000]
+    OMP_NUM_THREADS=1 .venv/bin/python bench/cohort_growth.py [--million] [--steps 5] [--partition 5000]
 
 Writes bench/results/cohort_growth.json after each size and prints a table; sizes that are there, with the weights that
 come with the package, are not drawn again (--again: they are). Growth is straight if the processor's time for a curve is the same at every size;
@@ -57,7 +57,7 @@ def one(curves: int, steps: int, partition: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--million", action="store_true", help="1,000,000 curves as well")
-    parser.add_argument("--steps", type=int, default=DrawSettings().steps, help="network calls a curve (those of the default sampler)")
+    parser.add_argument("--steps", type=int, default=DrawSettings().steps, help="falls of the noise level a curve (those of the default sampler)")
     parser.add_argument("--partition", type=int, default=5000, help="curves a file")
     parser.add_argument("--again", action="store_true", help="draw sizes that are in the results as well")
     parser.add_argument("--curves", type=int, help=argparse.SUPPRESS)

@@ -59,16 +59,16 @@ def our_codec(device: str) -> Codec:
 
 def our_network(models: Models) -> Network:
     cldm = CLDM.from_pretrained().to(models.vqvae.device).requires_grad_(True)
-    generator, calls = torch.Generator(models.vqvae.device), DrawSettings().steps
+    generator, calls = torch.Generator(models.vqvae.device), DrawSettings().steps - 1  # the first step is the normal part's alone
 
-    def draw(steps: int) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda noise, people: sample(cldm.denoiser(people), noise, steps)
+    def draw(calls: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda noise, people: sample(cldm.denoiser(people), noise, calls + 1)
 
     def ready(people: Tensor) -> Callable[[Tensor], Tensor]:
         denoise = cldm.denoiser(people)
         return lambda x: denoise(x, 1.0)
 
-    samplers = {f"DPM-Solver++ 2M, {calls} calls (default)": draw(calls), "DPM-Solver++ 2M, 4 calls": draw(4)}
+    samplers = {f"DPM-Solver++ 2M, {calls} calls (default)": draw(calls), f"DPM-Solver++ 2M, {calls - 1} calls": draw(calls - 1)}
     return Network(OURS, cldm, ready, lambda z, people: edm_loss(cldm, (z, people), generator)[0], samplers, True, {f"DPM-Solver++ 2M, {calls} calls": draw(calls)})
 
 

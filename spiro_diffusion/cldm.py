@@ -21,9 +21,9 @@ from .patients import VARIABLES, Variable, encode_patients
 from .training import TrainConfig, fill_model, load_model_state, pick_device, save_model, train
 
 # %% auto #0
-__all__ = ['Denoise', 'SAMPLERS', 'rowwise', 'Rowwise', 'Conditioner', 'hide_values', 'precondition', 'noise_levels', 'Pointwise',
-           'ResBlock', 'CrossAttention', 'UNet', 'NormalPart', 'CLDMSettings', 'CLDM', 'sample', 'edm_loss',
-           'settings_for', 'train_cldm']
+__all__ = ['Denoise', 'BLIND', 'SAMPLERS', 'rowwise', 'Rowwise', 'Conditioner', 'hide_values', 'precondition', 'noise_levels',
+           'Pointwise', 'ResBlock', 'CrossAttention', 'UNet', 'NormalPart', 'CLDMSettings', 'CLDM', 'sample',
+           'edm_loss', 'settings_for', 'train_cldm']
 
 # %% ../nbs/03_cldm.ipynb #b3763968
 def rowwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,9 +87,10 @@ def precondition(sigma: Tensor, sd: float = 1.0) -> tuple[Tensor, Tensor, Tensor
 
 
 def noise_levels(steps: int, high: float = 80.0) -> Tensor:
-    """Falling noise levels, (steps + 1,): high, then from 10 to 0.04 (four steps or fewer: 4 to 0.2), evenly in ln(sigma) (Lu 2022), and then 0."""
-    bend, low = (10.0, 0.04) if steps > 4 else (4.0, 0.2)
-    levels = bend * (low / bend) ** torch.linspace(0, 1, steps - 1, dtype=torch.float64)
+    """Falling noise levels, (steps + 1,): high, then `bend` to `low`, evenly in ln(sigma) (Lu 2022) or, with few steps, closer at the top, and then 0."""
+    layouts = ((4, (4.0, 0.08, 1.7)), (5, (6.0, 0.05, 1.2)), (12, (6.0, 0.05, 1.0)))  # up to so many steps
+    bend, low, power = next((layout for most, layout in layouts if steps <= most), (20.0, 0.02, 1.0))
+    levels = bend * (low / bend) ** (torch.linspace(0, 1, steps - 1, dtype=torch.float64) ** power)
     return torch.cat([levels.new_tensor([high]), levels, levels.new_zeros(1)])
 
 # %% ../nbs/03_cldm.ipynb #6c697436
@@ -207,6 +208,7 @@ class NormalPart(nn.Module):
 
 # %% ../nbs/03_cldm.ipynb #0c52bcee
 Denoise = Callable[[Tensor, float], Tensor]
+BLIND = 50.0  # above this sigma a sampler asks the normal part alone
 
 
 @dataclass
@@ -264,12 +266,14 @@ class CLDM(nn.Module):
         about = self.normal.expect(tokens)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            if guidance == 1:
-                return self._call(x, x.new_full((len(x),), sigma), tokens, about)
-            with_person, without = self._call(x.repeat(2, 1, 1), x.new_full((2 * len(x),), sigma), tokens, about).chunk(2)
+            level = x.new_full((len(x),), sigma)
+            return self.normal(x, level, *about) if sigma > BLIND else self._call(x, level, tokens, about)
+
+        def guided(x: Tensor, sigma: float) -> Tensor:
+            with_person, without = denoise(x.repeat(2, 1, 1), sigma).chunk(2)
             return without + guidance * (with_person - without)
 
-        return denoise
+        return denoise if guidance == 1 else guided
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None) -> CLDM:
@@ -317,11 +321,11 @@ SAMPLERS = {"dpmpp": _dpmpp, "heun": _heun, "ddim": _ddim, "ddpm": _ddpm}
 
 
 @torch.no_grad()
-def sample(denoise: Denoise, noise: Tensor, steps: int = 8, method: str = "dpmpp", fresh: Callable[[int], Tensor] | None = None) -> Tensor:
+def sample(denoise: Denoise, noise: Tensor, steps: int = 5, method: str = "dpmpp", fresh: Callable[[int], Tensor] | None = None) -> Tensor:
     """Latents (N, C, 32) from unit noise of that shape, by `steps` falls of the noise level to 0.
 
-    method: "dpmpp" (Lu 2022, steps calls), "heun" (Karras 2022, 2 steps - 1 calls), "ddim" (Song 2021, steps calls)
-    or "ddpm" (Ho 2020, ancestral; fresh(i) gives the noise of step i). Raises DataError on another method or steps < 1.
+    method: "dpmpp" (Lu 2022), "heun" (Karras 2022), "ddim" (Song 2021) or "ddpm" (Ho 2020, ancestral; fresh(i) gives the
+    noise of step i). denoise is asked once a step (heun: twice, but for the last), first at sigma = 80. Raises DataError on another method or steps < 1.
     """
     if method not in SAMPLERS or steps < 1:
         raise DataError(f"sampler {method!r} with {steps} steps: use one of {', '.join(SAMPLERS)} with 1 step or more")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .common import DataError, need_file, read_json, write_json, writing
 from .report import evenly, plot_report
-from .spirometry import CLOCK, N_BINS, acceptability_on_clock, from_clock
+from .spirometry import CLOCK, INDICES, N_BINS, acceptability_on_clock, from_clock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,16 +212,19 @@ def read_cohort(path: str | Path, most: int | None = None) -> Cohort:
 
 # %% ../nbs/foundations/cohort.ipynb #ad7659da
 def warnings_of(cohort: Cohort) -> list[str]:
-    """What to know about a cohort, a sentence each: extrapolation, assumptions, targets missed (by over 2 %, or 0.5 z-scores), odd curves."""
+    """What to know about a cohort, a sentence each: extrapolation, assumptions, targets missed (by over 2 %, or 0.1 of a z-score; 0.5 if it was only told), odd curves."""
     table, n, out = cohort.table, len(cohort), []
     if "extrapolated" in table and (beyond := int((table["extrapolated"] != "").sum())):
         out.append(f"{beyond} of {n} curves are of people older, younger, taller or shorter than those the model was trained on (column extrapolated).")
     if assumed := cohort.info.get("assumed"):
         out.append(f"Not given, and so assumed: {', '.join(f'{k} {v}' for k, v in assumed.items())}.")
     for name, value in (cohort.info.get("target") or {}).items():
-        limit, said = (0.5, "0.5") if name.endswith("_z") else (0.02 * abs(value), "2 %")
-        if name in table and (missed := int((abs(table[name] - value) > limit).sum())):
-            out.append(f"{missed} of {n} curves miss the target of {name} = {value:g} by more than {said}.")
+        if name in INDICES and name in table and (missed := int((abs(table[name] - value) > 0.02 * abs(value)).sum())):
+            out.append(f"{missed} of {n} curves miss the target of {name} = {value:g} by more than 2 %.")
+    limit = 0.1 if cohort.info.get("exact", True) else 0.5
+    for name in [c.removesuffix("_asked") for c in table if c.endswith("_z_asked")]:
+        if name in table and (missed := int((abs(table[name] - table[f"{name}_asked"]) > limit).sum())):
+            out.append(f"{missed} of {n} curves miss the {name} asked for by more than {limit:g}.")
     if "fev1_z" in table and (unknown := int(table["fev1_z"].isna().sum())):
         out.append(f"{unknown} of {n} curves have no z-score: GLI Global 2022 does not reach their age or height.")
     z = table[[c for c in ("fev1_z", "fvc_z") if c in table]]

@@ -40,9 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("-n", "--draws", type=int, default=1, help="curves of each patient (1)")
     how.add_argument("--seed", type=int, default=0, help="the same seed, the same cohort (0)")
     how.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is the model as trained (1)")
-    how.add_argument("--steps", type=int, default=8, help="network calls a curve (8)")
+    how.add_argument("--steps", type=int, default=5, help="falls of the noise level, a network call each but the first (5)")
     how.add_argument("--redraws", type=int, default=3, help="how often a curve of grade A that breaks an ATS/ERS rule is drawn again (3)")
     how.add_argument("--target", default="", help="what each curve shall have: fev1=2.1 (fvc, fev1 in L, pef in L/s) or fev1_z=-2; several with commas")
+    how.add_argument("--told-only", action="store_true", help="tell the network the z-scores asked for, and do not steer each curve to them: three times as fast, met within about a half")
     how.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     how.add_argument("--run-dir", help="a folder whose checkpoints/ to use instead of the weights shipped")
     what = parser.add_argument_group("what to write")
@@ -88,12 +89,12 @@ def _drawn(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
     from spiro_diffusion.inference import DrawSettings, generate, read_target
     from spiro_diffusion.scale import generate_partitions
 
-    how = DrawSettings(args.draws, args.seed, args.guidance, args.steps, read_target(args.target), args.extrapolate, args.redraws)
+    how = DrawSettings(args.draws, args.seed, args.guidance, args.steps, read_target(args.target), args.extrapolate, args.redraws, not args.told_only)
     if args.partition:
         folder = generate_partitions(patients, args.out, how, args.partition, args.scheduler, args.overwrite, args.device, args.run_dir)
         cohort = read_cohort(folder, most=2000)
     else:
-        cohort = generate(patients, how.draws, how.seed, how.guidance, how.steps, how.target, args.device, run_dir=args.run_dir, extrapolate=how.extrapolate, redraws=how.redraws)
+        cohort = generate(patients, how.draws, how.seed, how.guidance, how.steps, how.target, args.device, run_dir=args.run_dir, extrapolate=how.extrapolate, redraws=how.redraws, exact=how.exact)
         if args.out:
             cohort.save(args.out, args.overwrite, args.format)
     return cohort

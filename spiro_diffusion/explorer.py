@@ -17,14 +17,14 @@ import pandas as pd
 
 from .cohort import Cohort
 from .common import DataError
-from .inference import DrawSettings, Models, asked_patients, draw_curves, generate, load_models
-from .references import predicted, zscores
+from .inference import DrawSettings, Models, asked_patients, draw_curves, draw_rows, load_models
+from .references import predicted
 from .report import median_loop, normal_sets, plot_report
 from .spirometry import CLOCK, WIDTHS, indices_on_clock, volume_on_clock
 
 # %% auto #0
-__all__ = ['SHOWN', 'QUICK', 'SCALES', 'STYLES', 'Wish', 'fev1_at', 'target_of', 'how_of', 'curves_of', 'normal_of', 'loop_lines',
-           'time_lines', 'scale_of', 'Stage', 'Picture', 'Explorer', 'explore']
+__all__ = ['SHOWN', 'SCALES', 'STYLES', 'Wish', 'asked_of', 'curves_of', 'normal_of', 'loop_lines', 'time_lines', 'scale_of',
+           'Stage', 'Picture', 'Explorer', 'explore']
 
 # %% ../nbs/applications/explorer.ipynb #42b47e3d
 @dataclass(frozen=True)
@@ -38,35 +38,24 @@ class Wish:
     fev1_fvc_z: float | None = None
     guidance: float = 1.0
 
-
-def fev1_at(z: float, age: float, height: float, sex: str) -> float:
-    """The FEV1 (L) whose z-score is z (GLI Global 2022), between 0.2 and 8 L."""
-    grid = np.linspace(0.2, 8, 100)
-    found = zscores(pd.DataFrame({"age": age, "height": height, "sex": sex, "fev1": grid}))["fev1_z"].to_numpy()
-    return float(np.interp(z, found[np.isfinite(found)], grid[np.isfinite(found)]))
-
-
-def target_of(wish: Wish, model: Any) -> dict[str, float]:
-    """The target of a wish for a model with such settings: z-scores that it knows, else FEV1 in L."""
-    known = {v.name for v in model.variables}
-    target = {k: v for k in ("fev1_z", "fev1_fvc_z") if (v := getattr(wish, k)) is not None and k in known}
-    if wish.fev1_z is not None and "fev1_z" not in known:
-        target["fev1"] = fev1_at(wish.fev1_z, wish.age, wish.height, wish.sex)
-    return target
+    @property
+    def target(self) -> dict[str, float]:
+        """The z-scores that are wished for."""
+        return {k: v for k in ("fev1_z", "fev1_fvc_z") if (v := getattr(self, k)) is not None}
 
 # %% ../nbs/applications/explorer.ipynb #4f5787d3
-SHOWN, QUICK = 16, 4  # curves on the screen; steps of the sampler
+SHOWN = 16  # curves on the screen
 
 
-def how_of(wish: Wish, models: Models, seed: int = 0, draws: int = SHOWN) -> DrawSettings:
-    """The settings that a wish is drawn with."""
-    return DrawSettings(draws, seed, wish.guidance, QUICK, target_of(wish, models.cldm.settings), redraws=0)
+def asked_of(wish: Wish, models: Models, seed: int = 0, draws: int = SHOWN) -> tuple[pd.DataFrame, DrawSettings]:
+    """The patient of a wish, a table of one row, and the settings that it is drawn with. Raises DataError as `asked_patients` does."""
+    how = DrawSettings(draws, seed, wish.guidance, target=wish.target, redraws=0, exact=False)
+    return asked_patients({"age": wish.age, "height": wish.height, "sex": wish.sex}, how, models.cldm.settings), how
 
 
 def curves_of(wish: Wish, models: Models, seed: int = 0, device: Any = "cpu") -> np.ndarray:
     """`SHOWN` curves (N, 512) L/s of a wish, not measured. Raises DataError as `generate` does."""
-    how = how_of(wish, models, seed)
-    table = asked_patients({"age": wish.age, "height": wish.height, "sex": wish.sex}, how, models.cldm.settings)
+    table, how = asked_of(wish, models, seed)
     rows = table.loc[table.index.repeat(SHOWN)].reset_index(drop=True)
     return draw_curves(models, rows.assign(draw=range(SHOWN)), how, device)
 
@@ -208,8 +197,7 @@ class Explorer:
 
     def cohort(self, draws: int) -> Cohort:
         """The last wish as a cohort; its first `SHOWN` curves are those that were seen."""
-        wish, how = self.wish, how_of(self.wish, self.models, self.seed, draws)
-        return generate({"age": wish.age, "height": wish.height, "sex": wish.sex}, how.draws, how.seed, how.guidance, how.steps, how.target, models=self.models, device=str(self.device), redraws=how.redraws)
+        return draw_rows(*asked_of(self.wish, self.models, self.seed, draws), self.models, self.device)
 
 # %% ../nbs/applications/explorer.ipynb #7b08ccdb
 def _controls(model: Any) -> dict[str, Any]:
@@ -226,9 +214,8 @@ def _controls(model: Any) -> dict[str, Any]:
         "fev1_fvc_z": w.SelectionSlider(options=ill, description="FEV1/FVC (z)", **wide),
         "guidance": w.FloatSlider(1.0, min=1.0, max=4.0, step=0.5, description="guidance", **wide),
     }
-    if "fev1_fvc_z" not in {v.name for v in model.variables}:
-        del controls["fev1_fvc_z"]
-    return controls
+    known = {v.name for v in model.variables}
+    return {k: c for k, c in controls.items() if not k.endswith("_z") or k in known}
 
 # %% ../nbs/applications/explorer.ipynb #c466c275
 def _saver(explorer: Explorer, say: Callable[[str], None]) -> list[Any]:

@@ -19,7 +19,7 @@ from .cohort import Cohort, read_cohort, summary
 from .common import DataError, need_file, rng_for, sha256_of, shipped_weights
 from .patients import OPTIONAL, check_patients, encode_patients, patient_name
 from .reconstruction import reconstruct
-from .references import zscores
+from .references import value_at, zscores
 from .report import median_loop, plot_by_age, plot_report
 from .spirometry import INDICES, N_BINS, acceptability_on_clock, indices_on_clock
 
@@ -31,8 +31,9 @@ _all_ = ["Cohort", "median_loop", "plot_by_age", "plot_report", "read_cohort", "
 
 # %% auto #0
 __all__ = ['USUAL', 'ALIKE', 'STEERED', 'DECODED', 'PER_THREAD', 'Models', 'load_models', 'DrawSettings', 'read_target',
-           'asked_patients', 'starting_noise', 'few_threads', 'draw_curves', 'draw_rows', 'record_of', 'generate',
-           'device_for', 'Cohort', 'median_loop', 'plot_by_age', 'plot_report', 'read_cohort', 'reconstruct', 'summary']
+           'asked_patients', 'steered_to', 'starting_noise', 'few_threads', 'draw_curves', 'draw_rows', 'record_of',
+           'generate', 'device_for', 'Cohort', 'median_loop', 'plot_by_age', 'plot_report', 'read_cohort',
+           'reconstruct', 'summary']
 
 # %% ../nbs/04_inference.ipynb #4a7d9651
 @dataclass
@@ -70,17 +71,19 @@ def load_models(run_dir: str | Path | None = None, vqvae: str | Path | None = No
 class DrawSettings:
     """What a cohort is drawn with, besides its patients and the models: the same settings, the same curves.
 
-    target: indices in L or L/s that each curve is steered to, and z-scores that the network is told; redraws: how
-    often a curve asked for with effort grade A is drawn again if it breaks an ATS/ERS rule. Raises DataError on what cannot be.
+    target: indices in L or L/s that each curve is steered to, and z-scores that the network is told; exact: steer to
+    z-scores as well; redraws: how often a curve asked for with effort grade A is drawn again if it breaks an ATS/ERS
+    rule. Raises DataError on what cannot be.
     """
 
     draws: int = 1
     seed: int = 0
     guidance: float = 1.0
-    steps: int = 8
+    steps: int = 5
     target: dict[str, float] = field(default_factory=dict)
     extrapolate: bool = False
     redraws: int = 3
+    exact: bool = True
 
     def __post_init__(self):
         if self.draws < 1 or self.steps < 1 or self.seed < 0 or self.redraws < 0:
@@ -93,7 +96,7 @@ class DrawSettings:
 
     @property
     def steered(self) -> dict[str, float]:
-        """The targets that the sampler is steered to; the rest are told to the network."""
+        """The targets in L and L/s; the rest are z-scores."""
         return {k: v for k, v in self.target.items() if k not in OPTIONAL}
 
 # %% ../nbs/04_inference.ipynb #ad3539d3
@@ -121,6 +124,22 @@ def asked_patients(patients: Mapping[str, Any] | pd.DataFrame, how: DrawSettings
         raise DataError(f"this model was trained without {', '.join(unknown)}: leave that out, or name the checkpoints of a model that knows it")
     return table
 
+# %% ../nbs/04_inference.ipynb #081842ec
+def steered_to(rows: pd.DataFrame, how: DrawSettings) -> dict[str, np.ndarray]:
+    """What each of `rows` (patients, as `asked_patients` gives them) is steered to, (N,) by index (L, L/s, a ratio), NaN where it is left alone.
+
+    A value in L or L/s counts before a z-score, FEV1 and FVC before their ratio.
+    """
+    wanted = {name: np.full(len(rows), value) for name, value in how.steered.items()}
+    for name in ("fvc", "fev1", "fev1_fvc"):
+        if how.exact and name not in wanted and f"{name}_z" in rows:
+            z = pd.to_numeric(rows[f"{name}_z"], errors="coerce").to_numpy(dtype=float)
+            if name == "fev1_fvc" and {"fvc", "fev1"} <= set(wanted):
+                z = np.where(np.isnan(wanted["fvc"] + wanted["fev1"]), z, np.nan)
+            if np.isfinite(z).any():
+                wanted[name] = value_at(rows, name, z)
+    return wanted
+
 # %% ../nbs/04_inference.ipynb #f825dfb2
 def starting_noise(patients: Sequence[Any], draws: Sequence[int], seed: int, shape: tuple[int, ...], again: int = 0) -> np.ndarray:
     """Unit noise (N, *shape) float32, each row a function of seed, its patient's name, its draw and which redraw it is."""
@@ -147,19 +166,20 @@ def few_threads(curves: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 # %% ../nbs/04_inference.ipynb #37433446
-def _draw_batch(models: Models, rows: pd.DataFrame, how: DrawSettings, device: Any, again: int) -> np.ndarray:
-    """Curves (N, 512) for rows, filled up to a multiple of `ALIKE` or `STEERED` while they are computed."""
+def _draw_batch(models: Models, rows: pd.DataFrame, wanted: Mapping[str, np.ndarray], how: DrawSettings, device: Any, again: int) -> np.ndarray:
+    """Curves (N, 512) for rows and what they are steered to, filled up to a multiple of `ALIKE` or `STEERED` while they are computed."""
     import torch
 
     from spiro_diffusion.cldm import sample
     from spiro_diffusion.physics import steer
 
-    alike, settings = STEERED if how.steered else ALIKE, models.cldm.settings
-    full = rows.iloc[np.minimum(np.arange(-(-len(rows) // alike) * alike), len(rows) - 1)]
+    alike, settings = STEERED if wanted else ALIKE, models.cldm.settings
+    place = np.minimum(np.arange(-(-len(rows) // alike) * alike), len(rows) - 1)
+    full = rows.iloc[place]
     noise = starting_noise(full["patient"].tolist(), full["draw"].tolist(), how.seed, (settings.channels, settings.positions), again)
     denoise = models.cldm.denoiser(torch.from_numpy(encode_patients(full, settings.variables)).to(device), how.guidance)
-    if how.steered:
-        denoise = steer(denoise, models.vqvae.decode_latents, how.steered)
+    if wanted:
+        denoise = steer(denoise, models.vqvae.decode_latents, {name: torch.from_numpy(value[place]).to(device, torch.float32) for name, value in wanted.items()})
     with torch.no_grad(), few_threads(len(full)):
         latents = sample(denoise, torch.from_numpy(noise).to(device), how.steps)
         latents = latents[torch.arange(-(-len(rows) // DECODED) * DECODED).clamp(max=len(rows) - 1).to(device)]
@@ -176,11 +196,11 @@ def draw_curves(models: Models, rows: pd.DataFrame, how: DrawSettings, device: A
         if own is None or own.device != device:  # to look through all modules takes milliseconds
             model.to(device)
     rows, batch = rows.assign(**{k: v for k, v in USUAL.items() if k not in rows}), -(-batch // STEERED) * STEERED
-    flow, left = np.empty((len(rows), N_BINS), dtype=np.float32), np.arange(len(rows))
+    flow, left, wanted = np.empty((len(rows), N_BINS), dtype=np.float32), np.arange(len(rows)), steered_to(rows, how)
     for again in range(how.redraws + 1):
         for start in tqdm(range(0, len(left), batch), desc="drawn again" if again else "curves", unit="batch", disable=not progress or len(left) <= batch):
             part = left[start : start + batch]
-            flow[part] = _draw_batch(models, rows.iloc[part], how, device, again)
+            flow[part] = _draw_batch(models, rows.iloc[part], {name: value[part] for name, value in wanted.items()}, how, device, again)
         if again == how.redraws or not len(left):
             break
         good = acceptability_on_clock(flow[left])["acceptable"].to_numpy()
@@ -215,15 +235,16 @@ def record_of(table: pd.DataFrame, how: DrawSettings, models: Models) -> dict[st
     }  # fmt: skip
 
 # %% ../nbs/04_inference.ipynb #11fd09c6
-def generate(patients: Mapping[str, Any] | pd.DataFrame, draws: int = 1, seed: int = 0, guidance: float = 1.0, steps: int = 8, target: dict[str, float] | None = None, device: str | None = None, batch: int = 256, vqvae: str | Path | None = None, cldm: str | Path | None = None, run_dir: str | Path | None = None, models: Models | None = None, extrapolate: bool = False, redraws: int = 3) -> Cohort:
+def generate(patients: Mapping[str, Any] | pd.DataFrame, draws: int = 1, seed: int = 0, guidance: float = 1.0, steps: int = 5, target: dict[str, float] | None = None, device: str | None = None, batch: int = 256, vqvae: str | Path | None = None, cldm: str | Path | None = None, run_dir: str | Path | None = None, models: Models | None = None, extrapolate: bool = False, redraws: int = 3, exact: bool = True) -> Cohort:
     """Generate `draws` curves for each patient; see `check_patients` for what `patients` may be.
 
-    guidance: scale of classifier-free guidance, 1 for none (Ho & Salimans 2022); steps: network calls a curve;
-    target: indices that each curve shall have, e.g. {"fev1": 2.1} (fvc, fev1 in L, pef in L/s), or z-scores that the
-    model is told ("fev1_z"); extrapolate: let ages and heights beyond the trained ones through, marked in the table;
-    redraws: see `DrawSettings`. Models: see `load_models`, or pass loaded ones. The table is that of `draw_rows`. Raises DataError.
+    guidance: scale of classifier-free guidance, 1 for none (Ho & Salimans 2022); steps: falls of the noise level, of
+    which each but the first is a call of the U-Net; target: indices that each curve shall have, e.g. {"fev1": 2.1}
+    (fvc, fev1 in L, pef in L/s) or {"fev1_z": -2}; exact, redraws: see `DrawSettings`; extrapolate: let ages and
+    heights beyond the trained ones through, marked in the table. Models: see `load_models`, or pass loaded ones.
+    The table is that of `draw_rows`. Raises DataError.
     """
-    how = DrawSettings(draws, seed, guidance, steps, dict(target or {}), extrapolate, redraws)
+    how = DrawSettings(draws, seed, guidance, steps, dict(target or {}), extrapolate, redraws, exact)
     if batch < 1:
         raise DataError("batch must be 1 or more")
     models = models or load_models(run_dir, vqvae, cldm)

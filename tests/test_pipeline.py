@@ -1,5 +1,6 @@
 """What crosses a process: the whole pipeline by papermill, and what a user meets when something is wrong."""
 
+import dis
 import json
 import subprocess
 import sys
@@ -36,6 +37,15 @@ def test_six_notebooks_were_executed(smoke):
         assert all(c["execution_count"] for c in cells), name
         assert any("image/png" in o.get("data", {}) for c in cells for o in c["outputs"]), f"{name} shows no figure"
     assert not list((smoke / "runs" / "smoke").glob("*_failed.ipynb"))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_cell_overwrites_a_parameter(name):
+    """A loop variable named like a parameter would quietly change what a later cell is asked for."""
+    cells = [c for c in json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    stored = [{i.argval for i in dis.get_instructions(compile("".join(c["source"]), name, "exec")) if i.opname == "STORE_NAME"} for c in cells]
+    (k,) = (k for k, c in enumerate(cells) if "parameters" in c["metadata"].get("tags", []))
+    assert not [names & stored[k] for names in stored[k + 1 :] if names & stored[k]]
 
 
 def test_artefacts_fit_each_other(smoke):
