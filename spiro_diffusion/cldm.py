@@ -88,7 +88,7 @@ def precondition(sigma: Tensor, sd: float = 1.0) -> tuple[Tensor, Tensor, Tensor
 
 def noise_levels(steps: int, high: float = 80.0) -> Tensor:
     """Falling noise levels, (steps + 1,): high, then `bend` to `low`, evenly in ln(sigma) (Lu 2022) or, with few steps, closer at the top, and then 0."""
-    layouts = ((4, (4.0, 0.08, 1.7)), (5, (6.0, 0.05, 1.2)), (12, (6.0, 0.05, 1.0)))  # up to so many steps
+    layouts = ((4, (4.0, 0.08, 1.7)), (5, (7.0, 0.05, 1.25)), (12, (7.0, 0.05, 1.0)))  # up to so many steps
     bend, low, power = next((layout for most, layout in layouts if steps <= most), (20.0, 0.02, 1.0))
     levels = bend * (low / bend) ** (torch.linspace(0, 1, steps - 1, dtype=torch.float64) ** power)
     return torch.cat([levels.new_tensor([high]), levels, levels.new_zeros(1)])

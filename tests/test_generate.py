@@ -12,7 +12,7 @@ import pytest
 from spiro_diffusion.commands import main
 from spiro_diffusion.common import DataError, read_json, shipped_weights
 from spiro_diffusion.data import prepare
-from spiro_diffusion.inference import generate, load_models
+from spiro_diffusion.inference import generate, load_models, read_cohort
 from spiro_diffusion.spirometry import indices_on_clock
 
 MAN = ["--age", "45", "--height", "175", "--sex", "male"]
@@ -122,6 +122,20 @@ def test_every_format_holds_the_same_curves(tmp_path: Path) -> None:
     assert report["simulated"] and report["blows_kept"] == 6 and who["age"].tolist() == cohort.table["age"].tolist() and who["test"].tolist() == ["pre"] * 3 + ["post"] * 3
     gap = (indices_on_clock(flow)[["fvc", "fev1", "pef"]] - cohort.table[["fvc", "fev1", "pef"]]).abs().max()
     assert gap["fvc"] < 0.002 and gap["fev1"] < 0.01 and gap["pef"] < 0.15, gap
+
+
+def test_each_patient_has_the_z_scores_asked_for_and_is_as_if_alone(tmp_path: Path) -> None:
+    nobody = np.nan
+    people = pd.DataFrame({"patient": list("abcd"), "age": [45, 60, 30, 50], "height": [175, 170, 165, 180], "sex": [1, 2, 2, 1], "fvc_z": [-2, nobody, -1, nobody], "fev1_z": [nobody, -2, -1.5, nobody], "fev1_fvc_z": [nobody, nobody, nobody, -3]})
+    people.to_csv(tmp_path / "people.csv", index=False)
+    assert main(["--patients", str(tmp_path / "people.csv"), "-n", "2", "--out", str(tmp_path / "c.parquet")]) == 0
+    cohort = read_cohort(tmp_path / "c.parquet")
+    for name in ("fvc_z", "fev1_z", "fev1_fvc_z"):
+        assert (cohort.table[name] - cohort.table[f"{name}_asked"]).abs().max() < 0.05, name
+    for k in range(4):
+        alone = people[k : k + 1].dropna(axis=1)
+        assert np.array_equal(generate(alone, draws=2).flow, cohort.flow[2 * k : 2 * k + 2]), k
+        assert not np.array_equal(generate(alone, draws=2, exact=False).flow, cohort.flow[2 * k : 2 * k + 2])
 
 
 def test_help_needs_no_torch() -> None:
