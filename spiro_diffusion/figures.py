@@ -75,7 +75,7 @@ def figure_pipeline(held: np.ndarray, made: np.ndarray, note: str) -> Figure:
         _box(top, 0.8 + 1.68 * i, 1.55, text, BLUE if i < 3 else RED if i > 3 else GREEN)
         if i:
             _arrow(top, (0.8 + 1.68 * i - 0.97, 1.55), (0.8 + 1.68 * i - 0.62, 1.55))
-    for x, text in ((0.8, "noise"), (2.9, "age, height, sex, each may be\nmissing; weight, ethnicity, z ..."), (5.84, "U-Net with cross-attention,\n8 calls (DPM-Solver++)")):
+    for x, text in ((0.8, "noise"), (2.9, "age, height, sex, each may be\nmissing; weight, ethnicity, z ..."), (5.84, "U-Net with cross-attention,\nfew calls (DPM-Solver++)")):
         _box(top, x, 0.4, text, RED)
     top.annotate("", (4.75, 0.4), (4.1, 0.4), arrowprops={"arrowstyle": "->", "lw": 0.8, "color": "0.3"})
     top.annotate("", (4.75, 0.25), (1.15, 0.33), arrowprops={"arrowstyle": "->", "lw": 0.8, "color": "0.3", "connectionstyle": "arc3,rad=0.12"})
