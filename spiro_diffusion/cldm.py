@@ -86,10 +86,13 @@ def precondition(sigma: Tensor, sd: float = 1.0) -> tuple[Tensor, Tensor, Tensor
     return sd**2 / total**2, sigma * sd / total, 1 / total, sigma.log() / 4
 
 
-def noise_levels(steps: int, high: float = 80.0) -> Tensor:
-    """Falling noise levels, (steps + 1,): high, then `bend` to `low`, evenly in ln(sigma) (Lu 2022) or, with few steps, closer at the top, and then 0."""
+def noise_levels(steps: int, layout: tuple[float, float, float] | None = None, high: float = 80.0) -> Tensor:
+    """Falling noise levels, (steps + 1,): high, then `bend` to `low`, evenly in ln(sigma) (Lu 2022) or, with a power over 1, closer at the top, and then 0.
+
+    layout: bend, low and power, if not the usual ones for so many steps.
+    """
     layouts = ((4, (4.0, 0.08, 1.7)), (5, (7.0, 0.05, 1.25)), (12, (7.0, 0.05, 1.0)))  # up to so many steps
-    bend, low, power = next((layout for most, layout in layouts if steps <= most), (20.0, 0.02, 1.0))
+    bend, low, power = layout or next((usual for most, usual in layouts if steps <= most), (20.0, 0.02, 1.0))
     levels = bend * (low / bend) ** (torch.linspace(0, 1, steps - 1, dtype=torch.float64) ** power)
     return torch.cat([levels.new_tensor([high]), levels, levels.new_zeros(1)])
 
@@ -321,15 +324,16 @@ SAMPLERS = {"dpmpp": _dpmpp, "heun": _heun, "ddim": _ddim, "ddpm": _ddpm}
 
 
 @torch.no_grad()
-def sample(denoise: Denoise, noise: Tensor, steps: int = 5, method: str = "dpmpp", fresh: Callable[[int], Tensor] | None = None) -> Tensor:
+def sample(denoise: Denoise, noise: Tensor, steps: int = 5, method: str = "dpmpp", fresh: Callable[[int], Tensor] | None = None, layout: tuple[float, float, float] | None = None) -> Tensor:
     """Latents (N, C, 32) from unit noise of that shape, by `steps` falls of the noise level to 0.
 
     method: "dpmpp" (Lu 2022), "heun" (Karras 2022), "ddim" (Song 2021) or "ddpm" (Ho 2020, ancestral; fresh(i) gives the
-    noise of step i). denoise is asked once a step (heun: twice, but for the last), first at sigma = 80. Raises DataError on another method or steps < 1.
+    noise of step i). denoise is asked once a step (heun: twice, but for the last), first at sigma = 80.
+    layout: see `noise_levels`. Raises DataError on another method or steps < 1.
     """
     if method not in SAMPLERS or steps < 1:
         raise DataError(f"sampler {method!r} with {steps} steps: use one of {', '.join(SAMPLERS)} with 1 step or more")
-    levels = noise_levels(steps).tolist()
+    levels = noise_levels(steps, layout).tolist()
     return SAMPLERS[method](denoise, noise * levels[0], levels, fresh or (lambda i: torch.randn_like(noise)))
 
 # %% ../nbs/03_cldm.ipynb #6c72e623

@@ -23,7 +23,7 @@ from .spirometry import N_BINS, volume_on_clock
 from .training import TrainConfig, fill_model, load_model_state, train
 
 # %% auto #0
-__all__ = ['KNOWN', 'WIDEN_AT', 'HOLD', 'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening',
+__all__ = ['KNOWN', 'WIDEN_AT', 'HOLD', 'LAYOUT', 'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening',
            'forecast_loss', 'tail_loss', 'draw_errors', 'tails_of', 'draw_tails', 'whole_blows', 'train_completion']
 
 # %% ../nbs/applications/completion.ipynb #74f8f7a2
@@ -208,13 +208,16 @@ def tail_loss(model: Completion, batch: tuple[Tensor, ...], generator: torch.Gen
     return loss, {"denoise": loss.detach()}
 
 # %% ../nbs/applications/completion.ipynb #7e307ccf
+LAYOUT = (10.0, 0.04, 1.0)  # of the noise levels
+
+
 @torch.no_grad()
 def draw_errors(model: Completion, seen: Seen, values: Tensor, noise: Tensor, steps: int = 8) -> Tensor:
     """Standardised errors of the forecast, D draws for each of N, from unit noise; both (N, D, 32)."""
     n, draws = noise.shape[:2]
     tokens = model.all_tokens(model.expect(seen, values)[0], values)
     denoise = denoiser(model, seen.past.repeat_interleave(draws, 0), tokens.repeat_interleave(draws, 0))
-    return sample(denoise, noise.reshape(n * draws, 1, POSITIONS), steps).reshape(n, draws, POSITIONS)
+    return sample(denoise, noise.reshape(n * draws, 1, POSITIONS), steps, layout=LAYOUT).reshape(n, draws, POSITIONS)
 
 
 def tails_of(model: Completion, seen: Seen, expected: tuple[Tensor, Tensor], errors: Tensor) -> Tensor:
