@@ -225,8 +225,10 @@ def figure_ablation(ablation: Sequence[Mapping[str, Any]], samplers: Sequence[Ma
     ax.axhline(1, color="0.5", lw=0.6, ls=":")
     ax.set(xscale="log", xlabel="network calls a curve", ylabel="CRPS / the default's", title="samplers")
     if samplers:
-        shown = [c for c in (2, 4, 8, 16, 50, 1000) if c <= max(r["calls"] for r in samplers)]
-        ax.set_xticks(shown, [str(c) for c in shown]), ax.minorticks_off(), ax.legend()
+        shown = [c for c in (2, 4, 8, 16, 50, 999) if c <= max(r["calls"] for r in samplers)]
+        ax.set_xticks(shown, [str(c) for c in shown]), ax.minorticks_off(), ax.legend(frameon=True, framealpha=1, edgecolor="none")
+        if ax.get_ylim()[1] > 1.1:
+            ax.set_ylim(top=1.1), ax.set_title("samplers, up to 1.1")
     return fig
 
 # %% ../nbs/foundations/figures.ipynb #73285a6c
