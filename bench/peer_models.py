@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spiro_diffusion.cldm import CLDM, CLDMSettings, Conditioner, edm_loss, hide_values, sample
-from spiro_diffusion.inference import DrawSettings, Models
+from spiro_diffusion.inference import Models
 from spiro_diffusion.vqvae import VQVAE, codec_loss
 
 OURS = "Spiro-Diffusion"
@@ -57,9 +57,9 @@ def our_codec(device: str) -> Codec:
     return Codec(OURS, vqvae, vqvae.encode, vqvae.decode, lambda flow: codec_loss(vqvae, (flow,), generator, 0)[0], lambda: vqvae.quantiser(z))
 
 
-def our_network(models: Models) -> Network:
+def our_network(models: Models, calls: int) -> Network:
     cldm = CLDM.from_pretrained().to(models.vqvae.device).requires_grad_(True)
-    generator, calls = torch.Generator(models.vqvae.device), DrawSettings().steps - 1  # the first step is the normal part's alone
+    generator = torch.Generator(models.vqvae.device)
 
     def draw(calls: int) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda noise, people: sample(cldm.denoiser(people), noise, calls + 1)

@@ -177,8 +177,8 @@ def versions() -> dict[str, str]:
 
 def build(models: Any, device: str) -> tuple[list[Network], list[Codec], list[str]]:
     """This project's networks and codecs first, then those of the peers that are installed, and the names of the others."""
-    settings, calls, missing = models.cldm.settings, DrawSettings().steps - 1, []
-    nets, codecs = [our_network(models)], [our_codec(device)]
+    settings, calls, missing = models.cldm.settings, DrawSettings().steps - 1, []  # the first step is the normal part's alone
+    nets, codecs = [our_network(models, calls)], [our_codec(device)]
     for package, make in NETWORKS.items():
         try:
             nets += make(settings, calls)

@@ -109,8 +109,8 @@ def held_of_chosen(fvc: np.ndarray, fev1: np.ndarray, lln: np.ndarray) -> float:
     Who is in that group hangs on the true FVC, which is there larger than expected, so that it is fewer than 90 %.
     """
     half = fvc.shape[1] // 2
-    truth, (low, high) = fvc[:, :half], np.quantile(fvc[:, half:], [0.05, 0.95], axis=1, method="weibull")[..., None]
-    return float(((low <= truth) & (truth <= high))[fev1[:, None] / truth < lln[:, None]].mean())
+    truths = fvc[:, :half].T
+    return float(covered(fvc[:, half:], truths)[fev1 / truths < lln].mean())
 
 
 def trust(fvc: np.ndarray, truth: np.ndarray, trusted: np.ndarray) -> dict[str, float]:
@@ -122,16 +122,11 @@ def trust(fvc: np.ndarray, truth: np.ndarray, trusted: np.ndarray) -> dict[str, 
     return found
 
 
-def ratio_lln(who: pd.DataFrame) -> np.ndarray:
-    """The lower limit of normal of FEV1/FVC, (N,)."""
-    return predicted(who, ("fev1_fvc",))["fev1_fvc_lln"].to_numpy()
-
-
-def groups_of(who: pd.DataFrame, volume: np.ndarray) -> dict[str, np.ndarray]:
-    age, ratio = who["age"].to_numpy(), indices_on_clock(cut_flow(volume, N_BINS))["fev1_fvc"].to_numpy()
+def groups_of(who: pd.DataFrame, obstructed: np.ndarray) -> dict[str, np.ndarray]:
+    age = who["age"].to_numpy()
     bands = {f"age {a} to {b}": (age >= a) & (age <= b) for a, b in ((6, 12), (13, 19), (20, 39), (40, 59), (60, 80))}
     sexes = {"male": (who["gender"] == 1).to_numpy(), "female": (who["gender"] == 2).to_numpy()}
-    return {"all": np.ones(len(who), dtype=bool), **sexes, **bands, "obstruction (FEV1/FVC < LLN)": ratio < ratio_lln(who)}
+    return {"all": np.ones(len(who), dtype=bool), **sexes, **bands, "obstruction (FEV1/FVC < LLN)": obstructed}
 
 
 def ratios(table: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -190,14 +185,15 @@ def main() -> None:
     some = np.sort(np.random.default_rng(0).permutation(len(test))[: args.most])
     train, volume, who = train.double().numpy(), test.double().numpy()[some], who.iloc[some].reset_index(drop=True)
     strange = wide_blows(300, volume, 2).astype(float)
-    truth, fev1, lln = volume[:, -1], indices_on_clock(cut_flow(volume, N_BINS))["fev1"].to_numpy(), ratio_lln(who)
-    groups, result = groups_of(who, volume), {"weights_sha256": sha256_of(folder / "model.safetensors"), "blows": len(some), "draws": args.draws}
+    whole, lln = indices_on_clock(cut_flow(volume, N_BINS)), predicted(who, ("fev1_fvc",))["fev1_fvc_lln"].to_numpy()
+    truth, fev1 = volume[:, -1], whole["fev1"].to_numpy()
+    groups, result = groups_of(who, whole["fev1_fvc"].to_numpy() < lln), {"weights_sha256": sha256_of(folder / "model.safetensors"), "blows": len(some), "draws": args.draws}
     for stop in CUTS:
         edge = edge_at(stop)
         fvc, trusted = drawn_fvc(model, volume, edge, who, args.draws)
         guesses = {"this model": np.median(fvc, 1), **{h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h) for h in ("carried", "exponential", "power")}}
         guesses |= boosted((seen_table(train, edge, trained), train[:, -1]), seen_table(volume, edge, who))
-        guesses |= {"nearest training blow": nearest(train, volume, edge), "FEV6, had it been blown": indices_on_clock(cut_flow(volume, N_BINS))["fev6"].to_numpy()}
+        guesses |= {"nearest training blow": nearest(train, volume, edge), "FEV6, had it been blown": whole["fev6"].to_numpy()}
         table = {k: errors(g, truth) for k, g in guesses.items()}
         groups["obstruction in the forecast (median)"] = fev1 / np.median(fvc, 1) < lln
         result[f"cut at {stop:g} s"] = {"fvc": table, "ratios": ratios(table), "in_90": coverage(fvc, truth, groups), "in_90_people_low_high": coverage_interval(fvc, truth, groups, who["SEQN"].to_numpy()), "right_would_hold_of_obstruction": held_of_chosen(fvc, fev1, lln), "trust": trust(fvc, truth, trusted)}

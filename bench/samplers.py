@@ -5,9 +5,8 @@
 RUN holds data/processed (00_data, 02_latents) and checkpoints; without checkpoints the shipped weights are used.
 Truth is the best blow of each of so many people of split test. Every sampler starts from the same noise. Quality is
 the CRPS of FVC, FEV1, PEF and FEF25-75, as a ratio to the default sampler's (with the 95 % interval over people, in
-which the chance of the draws is as well), and how much the draws of one person
-differ (SD of the index, mean over people), likewise; speed is curves per second with decoding, timed in turns, a median
-of three. Calls are those of the U-Net, which the first step does without. Writes bench/results/samplers.json.
+which the chance of the draws is as well), and how much the draws of one person differ (SD of the index, mean over
+people), likewise; speed is curves per second with decoding, timed in turns, a median of three. Calls are those of the U-Net, which the first step does without. Writes bench/results/samplers.json.
 """
 import argparse
 import statistics

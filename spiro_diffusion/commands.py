@@ -86,7 +86,7 @@ MOST = 1_000_000  # curves in one piece: 2 GB, and twice that while they are wri
 def _drawn(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
     """The cohort asked for, written to `--out` if that is given; of a partitioned one, a sample of 2,000 rows."""
     from spiro_diffusion.cohort import read_cohort
-    from spiro_diffusion.inference import DrawSettings, generate, read_target
+    from spiro_diffusion.inference import DrawSettings, asked_patients, device_for, draw_rows, load_models, read_target
     from spiro_diffusion.scale import generate_partitions
 
     how = DrawSettings(args.draws, args.seed, args.guidance, args.steps, read_target(args.target), args.extrapolate, args.redraws, not args.told_only)
@@ -94,7 +94,8 @@ def _drawn(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
         folder = generate_partitions(patients, args.out, how, args.partition, args.scheduler, args.overwrite, args.device, args.run_dir)
         cohort = read_cohort(folder, most=2000)
     else:
-        cohort = generate(patients, how.draws, how.seed, how.guidance, how.steps, how.target, args.device, run_dir=args.run_dir, extrapolate=how.extrapolate, redraws=how.redraws, exact=how.exact)
+        models = load_models(args.run_dir)
+        cohort = draw_rows(asked_patients(patients, how, models.cldm.settings), how, models, device_for(args.device))
         if args.out:
             cohort.save(args.out, args.overwrite, args.format)
     return cohort

@@ -193,7 +193,7 @@ def draw_curves(models: Models, rows: pd.DataFrame, how: DrawSettings, device: A
 
     for model in (models.vqvae, models.cldm):
         own = next(model.parameters(), None)
-        if own is None or own.device != device:  # to look through all modules takes milliseconds
+        if own is None or str(own.device) != str(device):  # to look through all modules takes milliseconds
             model.to(device)
     rows, batch = rows.assign(**{k: v for k, v in USUAL.items() if k not in rows}), -(-batch // STEERED) * STEERED
     flow, left, wanted = np.empty((len(rows), N_BINS), dtype=np.float32), np.arange(len(rows)), steered_to(rows, how)

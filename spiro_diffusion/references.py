@@ -83,6 +83,8 @@ def value_at(people: pd.DataFrame, name: str, z: float | np.ndarray) -> np.ndarr
     lowest, highest = before + np.log(0.02), before + np.log(3)
     was, found = score(before), score(now)
     for _ in range(12):
+        if not (np.abs(found) > 1e-9).any():
+            break
         with np.errstate(divide="ignore", invalid="ignore"):
             step = np.where(np.abs(found) > 1e-9, found * (now - before) / (found - was), 0.0)
         before, was, now = now, found, np.clip(now - step, lowest, highest)
