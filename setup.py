@@ -1,4 +1,5 @@
 """Packaging, read from settings.ini (nbdev's convention, with today's Python versions)."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -27,10 +28,22 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["spiro_diffusion", "spiro_diffusion.*"]),
-    package_data={"spiro_diffusion": ["*.json", "*.mplstyle", "weights/*", "weights/*/*"]},
+    package_data={
+        "spiro_diffusion": ["weights/*", "weights/*/*"],
+        "spiro_diffusion.simulator": ["*.json"],
+        "spiro_diffusion.metrics": ["*.mplstyle"],
+    },
     install_requires=words("requirements"),
-    extras_require={"dev": words("dev_requirements"), "distributed": words("distributed_requirements"), "eval": words("eval_requirements")},
-    entry_points={"console_scripts": [line.strip() for line in cfg["console_scripts"].splitlines() if line.strip()]},
+    extras_require={
+        "dev": words("dev_requirements"),
+        "distributed": words("distributed_requirements"),
+        "eval": words("eval_requirements"),
+    },
+    entry_points={
+        "console_scripts": [
+            line.strip() for line in cfg["console_scripts"].splitlines() if line.strip()
+        ]
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -6,6 +6,7 @@ Usage: python bench/codec_variants.py RUN_DIR [--steps 600] [--out bench/results
 RUN_DIR holds data/processed as 00_data writes it. Every variant has the same network, data, seed and number of
 steps; errors are of people of split test (at most 2,000 blows), medians and 95th percentiles, mL and mL/s.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,11 +19,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spiro_diffusion.alignment import align
-from spiro_diffusion.common import write_json
+from spiro_diffusion.base.files import write_json
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.training import TrainConfig, all_sum, train
-from spiro_diffusion.vqvae import VQVAE, LossWeights, VQConfig, code_usage, codec_loss, reconstruction_errors
+from spiro_diffusion.learning.curves import align
+from spiro_diffusion.learning.training import TrainConfig, all_sum, train
+from spiro_diffusion.vqvae import (
+    VQVAE,
+    LossWeights,
+    VQConfig,
+    code_usage,
+    codec_loss,
+    reconstruction_errors,
+)
 
 
 class Codebook(nn.Module):
@@ -52,7 +60,9 @@ class Codebook(nn.Module):
         return digits.movedim(1, 2).flatten(1)
 
     def values(self, digits: Tensor) -> Tensor:
-        return sum(self.vectors[level][digits[:, level]] for level in range(self.depth)).movedim(-1, 1)
+        return sum(self.vectors[level][digits[:, level]] for level in range(self.depth)).movedim(
+            -1, 1
+        )
 
     @torch.no_grad()
     def learn(self, z: Tensor, digits: Tensor, decay: float = 0.97) -> None:
@@ -77,11 +87,16 @@ class Codebook(nn.Module):
         self.commitment = (z - q.detach()).square().mean()
         if self.gradient == "straight":
             return q + (z - z.detach())
-        e, t = z.movedim(1, -1), q.movedim(1, -1).detach()  # rotate and scale e onto t; the rotation is a constant
+        e, t = (
+            z.movedim(1, -1),
+            q.movedim(1, -1).detach(),
+        )  # rotate and scale e onto t; the rotation is a constant
         a, b = nn.functional.normalize(e.detach(), dim=-1), nn.functional.normalize(t, dim=-1)
         w = nn.functional.normalize(a + b, dim=-1)
         turned = e - 2 * (e * w).sum(-1, keepdim=True) * w + 2 * (e * a).sum(-1, keepdim=True) * b
-        return (turned * (t.norm(dim=-1, keepdim=True) / e.detach().norm(dim=-1, keepdim=True))).movedim(-1, 1)
+        return (
+            turned * (t.norm(dim=-1, keepdim=True) / e.detach().norm(dim=-1, keepdim=True))
+        ).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -109,9 +124,19 @@ def variants(width: int, blocks: int) -> list[Variant]:
         Variant("scalar, 8 x 8 x 8 levels", shape((8, 8, 8))),
         Variant("16 positions of 18 bits, 512 x 512 levels", shape((512, 512), 16)),
         Variant("64 positions of 4.5 bits, 22 levels", shape((22,), 64)),
-        Variant("EMA codebook with revival, 4 dimensions", shape((2,) * 4), codebook=(4, 1, "straight")),
-        Variant("EMA codebook, rotation trick, 4 dimensions", shape((2,) * 4), codebook=(4, 1, "rotation")),
-        Variant("residual codes, 16 positions, 2 x 512, 4 dimensions", shape((2,) * 4, 16), codebook=(4, 2, "straight")),
+        Variant(
+            "EMA codebook with revival, 4 dimensions", shape((2,) * 4), codebook=(4, 1, "straight")
+        ),
+        Variant(
+            "EMA codebook, rotation trick, 4 dimensions",
+            shape((2,) * 4),
+            codebook=(4, 1, "rotation"),
+        ),
+        Variant(
+            "residual codes, 16 positions, 2 x 512, 4 dimensions",
+            shape((2,) * 4, 16),
+            codebook=(4, 2, "straight"),
+        ),
     ]
 
 
@@ -128,28 +153,46 @@ def run(v: Variant, parts: dict[str, np.ndarray], steps: int, seed: int) -> dict
     model.fit(rows)
     if not v.straight:
         model.encoder.weight.zero_(), model.encoder.bias.zero_(), model.decoder.weight.zero_()
-        nn.init.xavier_normal_(model.encoder.out.weight), nn.init.xavier_normal_(model.decoder.unpatch.weight)
+        (
+            nn.init.xavier_normal_(model.encoder.out.weight),
+            nn.init.xavier_normal_(model.decoder.unpatch.weight),
+        )
 
-    def loss(m: VQVAE, batch: tuple[Tensor, ...], generator: torch.Generator, step: int) -> tuple[Tensor, dict]:
+    def loss(
+        m: VQVAE, batch: tuple[Tensor, ...], generator: torch.Generator, step: int
+    ) -> tuple[Tensor, dict]:
         value, terms = codec_loss(m, batch, generator, step, v.weights)
         return value + (0.25 * m.quantiser.commitment if v.codebook else 0), terms
 
     seconds = 0.0
     if v.learn:
         with tempfile.TemporaryDirectory() as folder:
-            config = TrainConfig(steps=steps, lr=1e-3, seed=seed, device="cpu", checkpoint_minutes=1e6)
+            config = TrainConfig(
+                steps=steps, lr=1e-3, seed=seed, device="cpu", checkpoint_minutes=1e6
+            )
             seconds = train(model, loss, (rows,), config, Path(folder) / v.name[:20])["seconds"]
     model.eval()
     with torch.no_grad():
         z = torch.from_numpy(model.latents(parts["test"]))
-        codes, recon = model.quantiser.codes(model.quantiser.digits(z)), model.decode_latents(z.numpy())
+        codes, recon = (
+            model.quantiser.codes(model.quantiser.digits(z)),
+            model.decode_latents(z.numpy()),
+        )
     errors = 1000 * reconstruction_errors(parts["test"], recon)
     usage = code_usage(codes.numpy(), max(512, int(codes.max()) + 1))
-    return {"variant": v.name, **{f"{i} {c}": round(errors.loc[i, c], 1) for i in errors.index for c in ("median", "p95")}, "used": usage["used"], "perplexity": round(usage["perplexity"]), "seconds": round(seconds)}
+    return {
+        "variant": v.name,
+        **{f"{i} {c}": round(errors.loc[i, c], 1) for i in errors.index for c in ("median", "p95")},
+        "used": usage["used"],
+        "perplexity": round(usage["perplexity"]),
+        "seconds": round(seconds),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--width", type=int, default=128)
@@ -162,12 +205,25 @@ def main() -> None:
     parts = {}
     for name, most in (("train", args.rows), ("test", 2000)):
         index = np.flatnonzero((metadata["split"] == name).to_numpy())
-        parts[name] = np.asarray(flow[index[np.linspace(0, len(index) - 1, min(len(index), most)).astype(int)]])
+        parts[name] = np.asarray(
+            flow[index[np.linspace(0, len(index) - 1, min(len(index), most)).astype(int)]]
+        )
     table = []
     for v in variants(args.width, args.blocks):
         table.append(run(v, parts, args.steps, args.seed))
         print(table[-1], flush=True)
-        write_json(args.out, {"steps": args.steps, "width": args.width, "blocks": args.blocks, "train": len(parts["train"]), "test": len(parts["test"]), "units": "mL and mL/s", "table": table})
+        write_json(
+            args.out,
+            {
+                "steps": args.steps,
+                "width": args.width,
+                "blocks": args.blocks,
+                "train": len(parts["train"]),
+                "test": len(parts["test"]),
+                "units": "mL and mL/s",
+                "table": table,
+            },
+        )
     print(pd.DataFrame(table).to_string(index=False))
 
 

@@ -6,6 +6,7 @@ project, so all conditional ones do the same task; unconditional ones (`conditio
 
 torchvision, which two of the packages import for pictures that are not used here, is replaced by an empty stand-in.
 """
+
 from __future__ import annotations
 
 import sys
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spiro_diffusion.cldm import CLDM, CLDMSettings, Conditioner, edm_loss, hide_values, sample
-from spiro_diffusion.inference import Models
+from spiro_diffusion.generation.drawing import Models
 from spiro_diffusion.vqvae import VQVAE, codec_loss
 
 OURS = "Spiro-Diffusion"
@@ -44,17 +45,28 @@ class Network:
 
     name: str
     module: nn.Module  # what is trained; its part `unet` is what is compared
-    ready: Callable[[Tensor], Callable[[Tensor], Tensor]]  # people (B, K) -> one call on noisy latents
+    ready: Callable[
+        [Tensor], Callable[[Tensor], Tensor]
+    ]  # people (B, K) -> one call on noisy latents
     loss: Callable[[Tensor, Tensor], Tensor]  # of latents and people
     samplers: dict[str, Callable[[Tensor, Tensor], Tensor]]  # noise and people -> latents
     conditional: bool = True
-    not_recommended: dict[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)  # at this project's number of calls
+    not_recommended: dict[str, Callable[[Tensor, Tensor], Tensor]] = field(
+        default_factory=dict
+    )  # at this project's number of calls
 
 
 def our_codec(device: str) -> Codec:
     vqvae = VQVAE.from_pretrained().to(device)
     generator, z = torch.Generator(device), torch.randn(128, 1, 32, device=device)
-    return Codec(OURS, vqvae, vqvae.encode, vqvae.decode, lambda flow: codec_loss(vqvae, (flow,), generator, 0)[0], lambda: vqvae.quantiser(z))
+    return Codec(
+        OURS,
+        vqvae,
+        vqvae.encode,
+        vqvae.decode,
+        lambda flow: codec_loss(vqvae, (flow,), generator, 0)[0],
+        lambda: vqvae.quantiser(z),
+    )
 
 
 def our_network(models: Models, calls: int) -> Network:
@@ -68,17 +80,38 @@ def our_network(models: Models, calls: int) -> Network:
         denoise = cldm.denoiser(people)
         return lambda x: denoise(x, 1.0)
 
-    samplers = {f"DPM-Solver++ 2M, {calls} calls (default)": draw(calls), f"DPM-Solver++ 2M, {calls - 1} calls": draw(calls - 1)}
-    return Network(OURS, cldm, ready, lambda z, people: edm_loss(cldm, (z, people), generator)[0], samplers, True, {f"DPM-Solver++ 2M, {calls} calls": draw(calls)})
+    samplers = {
+        f"DPM-Solver++ 2M, {calls} calls (default)": draw(calls),
+        f"DPM-Solver++ 2M, {calls - 1} calls": draw(calls - 1),
+    }
+    return Network(
+        OURS,
+        cldm,
+        ready,
+        lambda z, people: edm_loss(cldm, (z, people), generator)[0],
+        samplers,
+        True,
+        {f"DPM-Solver++ 2M, {calls} calls": draw(calls)},
+    )
 
 
 class Peer(nn.Module):
     """Another package's U-Net, and the same conditioner as this project's (none if it cannot be conditioned)."""
 
-    def __init__(self, unet: nn.Module, call: Callable[..., Tensor], settings: CLDMSettings, conditional: bool):
+    def __init__(
+        self,
+        unet: nn.Module,
+        call: Callable[..., Tensor],
+        settings: CLDMSettings,
+        conditional: bool,
+    ):
         super().__init__()
         self.unet, self.call, self.settings = unet, call, settings
-        self.conditioner = Conditioner(settings.variables, settings.mean, settings.std, settings.token) if conditional else None
+        self.conditioner = (
+            Conditioner(settings.variables, settings.mean, settings.std, settings.token)
+            if conditional
+            else None
+        )
 
     def tokens(self, people: Tensor) -> Tensor | None:
         return self.conditioner(people) if self.conditioner is not None else None
@@ -94,9 +127,16 @@ class Peer(nn.Module):
         """The usual loss: the mean squared error of the noise (Ho 2020)."""
 
         def value(z: Tensor, people: Tensor) -> Tensor:
-            s, noise, t = self.settings, torch.randn_like(z), torch.randint(1000, (len(z),), device=z.device)
+            s, noise, t = (
+                self.settings,
+                torch.randn_like(z),
+                torch.randint(1000, (len(z),), device=z.device),
+            )
             tokens = self.tokens(hide_values(people, s.variables, s.hide_all))
-            return F.mse_loss(self(scheduler.add_noise(original_samples=z, noise=noise, timesteps=t), t, tokens), noise)
+            return F.mse_loss(
+                self(scheduler.add_noise(original_samples=z, noise=noise, timesteps=t), t, tokens),
+                noise,
+            )
 
         return value
 
@@ -114,26 +154,55 @@ def of_lucidrains(s: CLDMSettings, calls: int) -> list[Network]:
 
     package.tqdm = lambda rounds, **_: rounds  # no progress bar while timing
     unet = package.Unet1D(dim=24, dim_mults=(1, 2, 4), channels=s.channels)
-    diffusion = package.GaussianDiffusion1D(unet, seq_length=s.positions, sampling_timesteps=50, auto_normalize=False)
+    diffusion = package.GaussianDiffusion1D(
+        unet, seq_length=s.positions, sampling_timesteps=50, auto_normalize=False
+    )
     peer = Peer(unet, lambda x, t, _: unet(x, t), s, False)
     peer.diffusion = diffusion
-    return [Network("denoising-diffusion-pytorch Unet1D", peer, peer.ready, lambda z, _: diffusion(z), {"DDIM, 50 calls": lambda noise, _: diffusion.sample(batch_size=len(noise))}, False)]
+    return [
+        Network(
+            "denoising-diffusion-pytorch Unet1D",
+            peer,
+            peer.ready,
+            lambda z, _: diffusion(z),
+            {"DDIM, 50 calls": lambda noise, _: diffusion.sample(batch_size=len(noise))},
+            False,
+        )
+    ]
 
 
 def of_diffusers(s: CLDMSettings, calls: int) -> list[Network]:
     """diffusers: UNet1DModel, and UNet2DConditionModel on latents of height 1; attention as in their defaults."""
     stand_in()
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet1DModel, UNet2DConditionModel
+    from diffusers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        UNet1DModel,
+        UNet2DConditionModel,
+    )
 
-    widths, across, ways = (32, 48, 64), (24, 40, 56), ("CrossAttn{}Block2D", "CrossAttn{}Block2D", "{}Block2D")
-    plain = UNet1DModel(sample_size=s.positions, in_channels=s.channels, out_channels=s.channels, extra_in_channels=2 * widths[0], block_out_channels=widths)
+    widths, across, ways = (
+        (32, 48, 64),
+        (24, 40, 56),
+        ("CrossAttn{}Block2D", "CrossAttn{}Block2D", "{}Block2D"),
+    )
+    plain = UNet1DModel(
+        sample_size=s.positions,
+        in_channels=s.channels,
+        out_channels=s.channels,
+        extra_in_channels=2 * widths[0],
+        block_out_channels=widths,
+    )
     cross = UNet2DConditionModel(
         sample_size=(1, s.positions), in_channels=s.channels, out_channels=s.channels, block_out_channels=across, layers_per_block=1, norm_num_groups=8,
         down_block_types=tuple(w.format("Down") for w in ways), up_block_types=tuple(w.format("Up") for w in reversed(ways)), cross_attention_dim=s.token, attention_head_dim=4,
     )  # fmt: skip
     peers = {
         "diffusers UNet1DModel": Peer(plain, lambda x, t, _: plain(x, t).sample, s, False),
-        "diffusers UNet2DConditionModel, height 1": Peer(cross, lambda x, t, tokens: cross(x[:, :, None], t, tokens).sample[:, :, 0], s, True),
+        "diffusers UNet2DConditionModel, height 1": Peer(
+            cross, lambda x, t, tokens: cross(x[:, :, None], t, tokens).sample[:, :, 0], s, True
+        ),
     }
 
     def draw(peer: Peer, scheduler: Any, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -194,13 +263,26 @@ def of_monai(s: CLDMSettings, calls: int) -> list[Network]:
         spatial_dims=1, in_channels=s.channels, out_channels=s.channels, num_res_blocks=1, channels=(32, 48, 64), attention_levels=(False, True, True),
         norm_num_groups=8, num_head_channels=8, with_conditioning=True, cross_attention_dim=s.token,
     )  # fmt: skip
-    peer, scheduler = Peer(unet, lambda x, t, tokens: unet(x, t, tokens), s, True), DDIMScheduler(num_train_timesteps=1000)
+    peer, scheduler = (
+        Peer(unet, lambda x, t, tokens: unet(x, t, tokens), s, True),
+        DDIMScheduler(num_train_timesteps=1000),
+    )
 
     def draw(noise: Tensor, people: Tensor) -> Tensor:
         scheduler.set_timesteps(50)
-        return DiffusionInferer(scheduler).sample(noise, unet, scheduler, conditioning=peer.tokens(people), verbose=False)
+        return DiffusionInferer(scheduler).sample(
+            noise, unet, scheduler, conditioning=peer.tokens(people), verbose=False
+        )
 
-    return [Network("MONAI DiffusionModelUNet (patched for 1-D)", peer, peer.ready, peer.loss(DDPMScheduler(num_train_timesteps=1000)), {"DDIM, 50 calls": draw})]
+    return [
+        Network(
+            "MONAI DiffusionModelUNet (patched for 1-D)",
+            peer,
+            peer.ready,
+            peer.loss(DDPMScheduler(num_train_timesteps=1000)),
+            {"DDIM, 50 calls": draw},
+        )
+    ]
 
 
 class Residual(nn.Module):
@@ -218,13 +300,28 @@ class Residual(nn.Module):
 class PlainCodec(nn.Module):
     """A convolutional codec of the same strides, 512 bins to 32 positions in one step of 16, around a quantiser."""
 
-    def __init__(self, quantiser: nn.Module, width: int = 128, blocks: int = 2, dim: int = 8, stride: int = 16):
+    def __init__(
+        self,
+        quantiser: nn.Module,
+        width: int = 128,
+        blocks: int = 2,
+        dim: int = 8,
+        stride: int = 16,
+    ):
         super().__init__()
         middle = lambda: [Residual(width) for _ in range(blocks)]
-        self.encoder = nn.Sequential(nn.Conv1d(1, width, stride, stride=stride), *middle(), nn.Conv1d(width, dim, 1))
-        self.decoder = nn.Sequential(nn.Conv1d(dim, width, 1), *middle(), nn.ConvTranspose1d(width, 1, stride, stride=stride))
+        self.encoder = nn.Sequential(
+            nn.Conv1d(1, width, stride, stride=stride), *middle(), nn.Conv1d(width, dim, 1)
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv1d(dim, width, 1), *middle(), nn.ConvTranspose1d(width, 1, stride, stride=stride)
+        )
         self.quantiser = quantiser
-        self.values = quantiser.indices_to_codes if hasattr(quantiser, "indices_to_codes") else quantiser.get_output_from_indices
+        self.values = (
+            quantiser.indices_to_codes
+            if hasattr(quantiser, "indices_to_codes")
+            else quantiser.get_output_from_indices
+        )
 
     def encode(self, flow: Tensor) -> Tensor:
         return self.quantiser(self.encoder(flow[:, None]).transpose(1, 2))[1]
@@ -234,7 +331,9 @@ class PlainCodec(nn.Module):
 
     def loss(self, flow: Tensor) -> Tensor:
         values, _, *commitment = self.quantiser(self.encoder(flow[:, None]).transpose(1, 2))
-        return F.l1_loss(self.decoder(values.transpose(1, 2))[:, 0], flow) + sum(c.sum() for c in commitment)
+        return F.l1_loss(self.decoder(values.transpose(1, 2))[:, 0], flow) + sum(
+            c.sum() for c in commitment
+        )
 
 
 def of_vector_quantize(device: str) -> list[Codec]:
@@ -247,7 +346,10 @@ def of_vector_quantize(device: str) -> list[Codec]:
         "ResidualVQ, 2 x 512 codes": ResidualVQ(dim=8, num_quantizers=2, codebook_size=512),
     }  # fmt: skip
     codecs = {f"vector-quantize-pytorch {k}": PlainCodec(q).to(device) for k, q in made.items()}
-    return [Codec(k, c, c.encode, c.decode, c.loss, lambda c=c: c.quantiser(z)) for k, c in codecs.items()]
+    return [
+        Codec(k, c, c.encode, c.decode, c.loss, lambda c=c: c.quantiser(z))
+        for k, c in codecs.items()
+    ]
 
 
 def of_monai_vqvae(device: str) -> list[Codec]:
@@ -265,8 +367,21 @@ def of_monai_vqvae(device: str) -> list[Codec]:
         made, quantisation = net(flow[:, None])
         return F.l1_loss(made, flow[:, None]) + quantisation
 
-    return [Codec("MONAI VQVAE (patched for 1-D)", net, lambda flow: net.index_quantize(flow[:, None]), lambda codes: net.decode_samples(codes)[:, 0], loss, lambda: net.quantizer(z))]
+    return [
+        Codec(
+            "MONAI VQVAE (patched for 1-D)",
+            net,
+            lambda flow: net.index_quantize(flow[:, None]),
+            lambda codes: net.decode_samples(codes)[:, 0],
+            loss,
+            lambda: net.quantizer(z),
+        )
+    ]
 
 
-NETWORKS = {"denoising-diffusion-pytorch": of_lucidrains, "diffusers": of_diffusers, "monai": of_monai}
+NETWORKS = {
+    "denoising-diffusion-pytorch": of_lucidrains,
+    "diffusers": of_diffusers,
+    "monai": of_monai,
+}
 CODECS = {"vector-quantize-pytorch": of_vector_quantize, "monai": of_monai_vqvae}

@@ -8,6 +8,7 @@ medians of the rounds' ratios. On the CPU with one thread time is the processor'
 clock's is noted too. Sampling is of 256 curves with decoding, by this project's decoder for all. Networks and codecs of
 the peers are not trained: this says how fast they are, not how good. Writes bench/results/peers.json.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,10 +29,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from spiro_diffusion.common import write_json
-from spiro_diffusion.inference import DrawSettings, load_models
-from spiro_diffusion.patients import encode_patients
-from spiro_diffusion.training import Ema
+from spiro_diffusion.base.files import write_json
+from spiro_diffusion.generation.drawing import DrawSettings, load_models
+from spiro_diffusion.learning.conditions import encode_patients
+from spiro_diffusion.learning.training import Ema
 
 Call = Callable[[], Any]
 UNCONDITIONAL = " (unconditional)"
@@ -80,7 +81,15 @@ def mflop(call: Call, curves: int) -> float:
     return counter.get_total_flops() / curves / 1e6
 
 
-def compare(task: str, curves: int, mine: dict[str, Call], peers: dict[str, Call], sizes: dict[str, int], repeats: int, device: str) -> dict[str, Any]:
+def compare(
+    task: str,
+    curves: int,
+    mine: dict[str, Call],
+    peers: dict[str, Call],
+    sizes: dict[str, int],
+    repeats: int,
+    device: str,
+) -> dict[str, Any]:
     """One row for each of `mine` and `peers`: speed, and how many times as fast as it each of `mine` is."""
     every = mine | peers
     flops = {k: mflop(call, curves) for k, call in every.items()}  # this is the warm-up as well
@@ -94,18 +103,32 @@ def compare(task: str, curves: int, mine: dict[str, Call], peers: dict[str, Call
                 took[k].append(both)
             for m in mine:
                 ratios[m, peer].append(now[peer][0] / now[m][0])
-    middle, clock = ({k: statistics.median(t[i] for t in pairs) for k, pairs in took.items()} for i in (0, 1))
+    middle, clock = (
+        {k: statistics.median(t[i] for t in pairs) for k, pairs in took.items()} for i in (0, 1)
+    )
     rows = [
         {
             "name": k, "parameters": sizes[k], "mflop_per_curve": round(flops[k], 2), "ms": round(1000 * middle[k], 3), "ms_on_the_clock": round(1000 * clock[k], 3),
             "curves_per_s": round(curves / middle[k], 1), "ours_over_this": {m: round(statistics.median(ratios[m, k]), 3) for m in mine} if k in peers else None,
         } for k in every
     ]  # fmt: skip
-    made = {"task": task, "batch": curves, "winner": min(middle, key=middle.__getitem__), "rows": rows}
+    made = {
+        "task": task,
+        "batch": curves,
+        "winner": min(middle, key=middle.__getitem__),
+        "rows": rows,
+    }
     alike = [r for r in rows if r["name"] in peers and UNCONDITIONAL not in r["name"]]
-    for key, those in (("ours_over_best_peer", rows[len(mine) :]), ("ours_over_best_peer_that_does_as_much", alike)):
+    for key, those in (
+        ("ours_over_best_peer", rows[len(mine) :]),
+        ("ours_over_best_peer_that_does_as_much", alike),
+    ):
         made[key] = {m: min(r["ours_over_this"][m] for r in those) for m in mine} if those else None
-    print(f"\n{task}, {curves} curves: {made['winner']} wins\n", pd.DataFrame(rows).to_string(index=False), flush=True)
+    print(
+        f"\n{task}, {curves} curves: {made['winner']} wins\n",
+        pd.DataFrame(rows).to_string(index=False),
+        flush=True,
+    )
     return made
 
 
@@ -113,11 +136,15 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def codec_tasks(codecs: list[Codec], flow: Tensor, repeats: int, device: str) -> list[dict[str, Any]]:
+def codec_tasks(
+    codecs: list[Codec], flow: Tensor, repeats: int, device: str
+) -> list[dict[str, Any]]:
     """Encode, decode, one step of training, one step of the quantiser."""
     sizes, few = {c.name: count(c.module) for c in codecs}, flow[:128]
 
-    def task(name: str, curves: int, calls: dict[str, Call], sizes: dict[str, int] = sizes) -> dict[str, Any]:
+    def task(
+        name: str, curves: int, calls: dict[str, Call], sizes: dict[str, int] = sizes
+    ) -> dict[str, Any]:
         return compare(name, curves, {OURS: calls.pop(OURS)}, calls, sizes, repeats, device)
 
     for c in codecs:
@@ -125,15 +152,43 @@ def codec_tasks(codecs: list[Codec], flow: Tensor, repeats: int, device: str) ->
     with torch.no_grad():
         codes = {c.name: c.encode(flow) for c in codecs}
     tasks = [
-        task("codec: encode", len(flow), {c.name: quiet(lambda c=c: c.encode(flow)) for c in codecs}),
-        task("codec: decode", len(flow), {c.name: quiet(lambda c=c: c.decode(codes[c.name])) for c in codecs}),
-        task("codec: training step", len(few), {c.name: step_of(c.module, c.loss, few) for c in codecs}),
+        task(
+            "codec: encode", len(flow), {c.name: quiet(lambda c=c: c.encode(flow)) for c in codecs}
+        ),
+        task(
+            "codec: decode",
+            len(flow),
+            {c.name: quiet(lambda c=c: c.decode(codes[c.name])) for c in codecs},
+        ),
+        task(
+            "codec: training step",
+            len(few),
+            {c.name: step_of(c.module, c.loss, few) for c in codecs},
+        ),
     ]
-    quantisers = {c.name: count(getattr(c.module, "quantiser", None) or c.module.quantizer) for c in codecs}
-    return [*tasks, task("quantiser alone, as in training", len(few), {c.name: quiet(c.quantise) for c in codecs}, quantisers)]
+    quantisers = {
+        c.name: count(getattr(c.module, "quantiser", None) or c.module.quantizer) for c in codecs
+    }
+    return [
+        *tasks,
+        task(
+            "quantiser alone, as in training",
+            len(few),
+            {c.name: quiet(c.quantise) for c in codecs},
+            quantisers,
+        ),
+    ]
 
 
-def network_tasks(nets: list[Network], z: Tensor, people: Tensor, decode: Callable[[Tensor], Tensor], repeats: int, sampling_repeats: int, device: str) -> list[dict[str, Any]]:
+def network_tasks(
+    nets: list[Network],
+    z: Tensor,
+    people: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    repeats: int,
+    sampling_repeats: int,
+    device: str,
+) -> list[dict[str, Any]]:
     """One call, training steps of 64 and 128, whole sampling."""
     named = lambda n: n.name + ("" if n.conditional else UNCONDITIONAL)
     sizes = {named(n): count(n.module.unet) for n in nets}
@@ -141,18 +196,36 @@ def network_tasks(nets: list[Network], z: Tensor, people: Tensor, decode: Callab
         n.module.eval()
     ready = {named(n): n.ready(people) for n in nets}
     calls = {k: quiet(lambda r=r: r(z)) for k, r in ready.items()}
-    tasks = [compare("U-Net: one call", len(z), {OURS: calls.pop(OURS)}, calls, sizes, repeats, device)]
-    for title, field, mine in (("sampling, each at its recommended settings", "samplers", OURS), ("sampling at this project's number of calls", "not_recommended", OURS)):
+    tasks = [
+        compare("U-Net: one call", len(z), {OURS: calls.pop(OURS)}, calls, sizes, repeats, device)
+    ]
+    for title, field, mine in (
+        ("sampling, each at its recommended settings", "samplers", OURS),
+        ("sampling at this project's number of calls", "not_recommended", OURS),
+    ):
         draws, parts = {}, {}
         for n in nets:
             for how, draw in getattr(n, field).items():
                 name = f"{named(n)}, {how}"
-                draws[name], parts[name] = quiet(lambda draw=draw: decode(draw(z, people))), sizes[named(n)]
+                draws[name], parts[name] = (
+                    quiet(lambda draw=draw: decode(draw(z, people))),
+                    sizes[named(n)],
+                )
         ours = {k: draws.pop(k) for k in list(draws) if k.startswith(mine)}
         tasks.append(compare(title, len(z), ours, draws, parts, sampling_repeats, device))
     for batch in (64, 128):
         steps = {named(n): step_of(n.module, n.loss, z[:batch], people[:batch]) for n in nets}
-        tasks.append(compare("U-Net: training step", batch, {OURS: steps.pop(OURS)}, steps, sizes, repeats, device))
+        tasks.append(
+            compare(
+                "U-Net: training step",
+                batch,
+                {OURS: steps.pop(OURS)},
+                steps,
+                sizes,
+                repeats,
+                device,
+            )
+        )
     return tasks
 
 
@@ -160,7 +233,15 @@ def device_name(device: str) -> str:
     if device != "cpu":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.is_file()
+        else []
+    )
     return names[0] if names else platform.processor()
 
 
@@ -177,7 +258,11 @@ def versions() -> dict[str, str]:
 
 def build(models: Any, device: str) -> tuple[list[Network], list[Codec], list[str]]:
     """This project's networks and codecs first, then those of the peers that are installed, and the names of the others."""
-    settings, calls, missing = models.cldm.settings, DrawSettings().steps - 1, []  # the first step is the normal part's alone
+    settings, calls, missing = (
+        models.cldm.settings,
+        DrawSettings().steps - 1,
+        [],
+    )  # the first step is the normal part's alone
     nets, codecs = [our_network(models, calls)], [our_codec(device)]
     for package, make in NETWORKS.items():
         try:
@@ -196,7 +281,11 @@ def build(models: Any, device: str) -> tuple[list[Network], list[Codec], list[st
 
 def goals(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was aimed at, beside what was measured: this project over the best peer, and over the best that does as much."""
-    aims = {"sampling, each at its recommended settings": 5.0, "U-Net: training step": 1.0, "codec: training step": 1.0}
+    aims = {
+        "sampling, each at its recommended settings": 5.0,
+        "U-Net: training step": 1.0,
+        "codec: training step": 1.0,
+    }
     return [
         {"task": t["task"], "batch": t["batch"], "name": name, "goal": aims[t["task"]], "measured": ratio, "met": ratio >= aims[t["task"]], "against_those_that_do_as_much": t["ours_over_best_peer_that_does_as_much"][name]}
         for t in tasks if t["task"] in aims and t["ours_over_best_peer"] for name, ratio in t["ours_over_best_peer"].items()
@@ -204,15 +293,21 @@ def goals(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for all (a GPU)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for all U-Nets (a GPU)")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile for all U-Nets (a GPU)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--sampling-repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=256, help=argparse.SUPPRESS)
-    parser.add_argument("--shared", action="store_true", help="note that others worked on this machine meanwhile")
+    parser.add_argument(
+        "--shared", action="store_true", help="note that others worked on this machine meanwhile"
+    )
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "peers.json"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -222,18 +317,38 @@ def main() -> None:
     models.vqvae.to(args.device)
     nets, codecs, missing = build(models, args.device)
     if len(nets) == 1 and len(codecs) == 1:
-        raise SystemExit("no peer is installed: bench/README.md says how; nothing was measured or written")
+        raise SystemExit(
+            "no peer is installed: bench/README.md says how; nothing was measured or written"
+        )
     print("left out, not installed:", ", ".join(missing) or "none")
     if args.compile:
         for n in nets:
             n.module.unet.compile()
     z, rng = torch.randn(args.batch, 1, 32).to(args.device), torch.Generator().manual_seed(0)
-    adults = pd.DataFrame({"age": 20 + 59 * torch.rand(args.batch, generator=rng).numpy(), "height": 150 + 40 * torch.rand(args.batch, generator=rng).numpy()})
-    people = torch.from_numpy(encode_patients(adults.assign(sex=1, effort="A", test="pre", blow="best"), models.cldm.settings.variables)).to(args.device)
+    adults = pd.DataFrame(
+        {
+            "age": 20 + 59 * torch.rand(args.batch, generator=rng).numpy(),
+            "height": 150 + 40 * torch.rand(args.batch, generator=rng).numpy(),
+        }
+    )
+    people = torch.from_numpy(
+        encode_patients(
+            adults.assign(sex=1, effort="A", test="pre", blow="best"),
+            models.cldm.settings.variables,
+        )
+    ).to(args.device)
     began = os.getloadavg()[0]
     with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
         flow = models.vqvae.decode_latents(z).detach()
-        tasks = codec_tasks(codecs, flow, args.repeats, args.device) + network_tasks(nets, z, people, models.vqvae.decode_latents, args.repeats, args.sampling_repeats, args.device)
+        tasks = codec_tasks(codecs, flow, args.repeats, args.device) + network_tasks(
+            nets,
+            z,
+            people,
+            models.vqvae.decode_latents,
+            args.repeats,
+            args.sampling_repeats,
+            args.device,
+        )
     record = {
         "device": device_name(args.device), "threads": args.threads, "time": "processor" if args.device == "cpu" and args.threads == 1 else "clock", "machine_shared": args.shared, "load_average": [round(began, 2), round(os.getloadavg()[0], 2)],
         "bf16": args.bf16, "compile": args.compile, "repeats": args.repeats, "sampling_repeats": args.sampling_repeats, "latent": [1, 32],

@@ -25,17 +25,20 @@ import pandas as pd
 import pyreadstat
 from scipy.interpolate import interp1d
 
-from spiro_diffusion.common import write_json
-from spiro_diffusion.data import Source, find_source, prepare
-from spiro_diffusion.simulator import write_nhanes
-from spiro_diffusion.spirometry import CLOCK, WIDTHS
+from spiro_diffusion.base.files import write_json
+from spiro_diffusion.data import prepare
+from spiro_diffusion.formats.nhanes import Source
+from spiro_diffusion.simulator.survey import find_source, write_nhanes
+from spiro_diffusion.spirometry.clock import CLOCK, WIDTHS
 
 R_SCRIPT = Path(__file__).parent.parent / "tests" / "data" / "make_sas7bdat.R"
 
 
 def read(path: Path) -> pd.DataFrame:
     """A table in the usual way."""
-    return (pyreadstat.read_xport if path.suffix.lower() == ".xpt" else pyreadstat.read_sas7bdat)(str(path))[0]
+    return (pyreadstat.read_xport if path.suffix.lower() == ".xpt" else pyreadstat.read_sas7bdat)(
+        str(path)
+    )[0]
 
 
 def row_by_row(source: Source, out: Path) -> pd.DataFrame:
@@ -45,12 +48,19 @@ def row_by_row(source: Source, out: Path) -> pd.DataFrame:
     for i, (text, factor) in enumerate(zip(raw["SPXRAW"], raw["SPAFACT"])):
         steps = np.fromstring(text, sep=",")
         volume = np.maximum.accumulate(np.r_[0.0, np.cumsum(steps)]) * 0.001 * factor
-        at = interp1d(np.arange(len(volume)) * 0.01, volume, bounds_error=False, fill_value=(0.0, volume[-1]))
+        at = interp1d(
+            np.arange(len(volume)) * 0.01, volume, bounds_error=False, fill_value=(0.0, volume[-1])
+        )
         signals[i] = np.diff(at(CLOCK)) / WIDTHS
     table = raw.drop(columns="SPXRAW").merge(demo, on="SEQN").merge(bmx, on="SEQN", how="left")
     np.save(out / "signals.npy", signals)
     table.to_csv(out / "metadata.csv", index=False)
-    return pd.DataFrame(signals, index=keys(raw["SEQN"], raw["SPATTYPE"].map({"Pre": "pre", "Bron": "post"}), raw["SPAMANU"]))
+    return pd.DataFrame(
+        signals,
+        index=keys(
+            raw["SEQN"], raw["SPATTYPE"].map({"Pre": "pre", "Bron": "post"}), raw["SPAMANU"]
+        ),
+    )
 
 
 def keys(*columns: pd.Series) -> pd.MultiIndex:
@@ -69,13 +79,35 @@ def compare(folder: Path, tmp: Path, turns: int) -> dict:
     """Both ways from the files of `folder`, `turns` times, and this project's peak memory in a process of its own."""
     source, rounds = find_source(folder, tmp / "simulated"), []
     alone = "import resource, sys; from spiro_diffusion.data import prepare; prepare(*sys.argv[1:]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    peak = int(subprocess.run([sys.executable, "-c", alone, str(folder), str(tmp / "alone")], check=True, capture_output=True, text=True).stdout) / 1e6
+    peak = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", alone, str(folder), str(tmp / "alone")],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        / 1e6
+    )
     for _ in range(turns):
         report, wall, cpu = timed(lambda: prepare(folder, tmp / "ours"))
         signals, plain_wall, plain_cpu = timed(lambda: row_by_row(source, tmp))
-        rounds.append({"seconds": wall, "seconds_row_by_row": plain_wall, "ratio": plain_wall / wall, "cpu_seconds": cpu, "cpu_seconds_row_by_row": plain_cpu, "cpu_ratio": plain_cpu / cpu})
+        rounds.append(
+            {
+                "seconds": wall,
+                "seconds_row_by_row": plain_wall,
+                "ratio": plain_wall / wall,
+                "cpu_seconds": cpu,
+                "cpu_seconds_row_by_row": plain_cpu,
+                "cpu_ratio": plain_cpu / cpu,
+            }
+        )
     kept = pd.read_csv(tmp / "ours" / "metadata_aligned.csv")
-    gap = np.abs(np.load(tmp / "ours" / "signals_L512.npy") - signals.loc[keys(kept["SEQN"], kept["test"], kept["manoeuvre"])].to_numpy()).max()
+    gap = np.abs(
+        np.load(tmp / "ours" / "signals_L512.npy")
+        - signals.loc[keys(kept["SEQN"], kept["test"], kept["manoeuvre"])].to_numpy()
+    ).max()
     table = pd.DataFrame(rounds)
     return {
         "file_MB": source.raw.stat().st_size / 1e6, "blows": report["blows_read"], "cores": os.cpu_count(), "rounds": turns, **table.median().to_dict(),
@@ -85,21 +117,33 @@ def compare(folder: Path, tmp: Path, turns: int) -> dict:
 
 def as_sas7bdat(folder: Path, out: Path) -> bool:
     """The simulated files of `folder` with SPXRAW as SAS7BDAT, by R's haven; False if R has it not."""
-    if not shutil.which("Rscript") or subprocess.run(["Rscript", "-e", "library(haven)"], capture_output=True).returncode:
+    if (
+        not shutil.which("Rscript")
+        or subprocess.run(["Rscript", "-e", "library(haven)"], capture_output=True).returncode
+    ):
         return False
     out.mkdir()
     for name in ("DEMO_G_simulated.xpt", "BMX_G_simulated.xpt"):
         shutil.copy(folder / name, out)
     read(folder / "SPXRAW_G_simulated.xpt").to_csv(out / "raw.csv", index=False)
-    subprocess.run(["Rscript", str(R_SCRIPT), str(out / "raw.csv"), str(out / "SPXRAW_G_simulated.sas7bdat")], check=True)
+    subprocess.run(
+        ["Rscript", str(R_SCRIPT), str(out / "raw.csv"), str(out / "SPXRAW_G_simulated.sas7bdat")],
+        check=True,
+    )
     return True
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--people", type=int, default=6689)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data_dir", default="", help="folder with SPXRAW_G, DEMO_G and BMX_G to read instead of simulated files")
+    parser.add_argument(
+        "--data_dir",
+        default="",
+        help="folder with SPXRAW_G, DEMO_G and BMX_G to read instead of simulated files",
+    )
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "prepare.json"))
     args = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -108,7 +152,11 @@ def main() -> None:
         folder = Path(args.data_dir or tmp / "nhanes")
         if not args.data_dir:
             write_nhanes(folder, people=args.people, seed=0)
-        result = {find_source(folder, tmp / "simulated").raw.suffix[1:].lower(): compare(folder, tmp, args.rounds)}
+        result = {
+            find_source(folder, tmp / "simulated").raw.suffix[1:].lower(): compare(
+                folder, tmp, args.rounds
+            )
+        }
         if not args.data_dir and as_sas7bdat(folder, tmp / "sas"):
             result["sas7bdat"] = compare(tmp / "sas", tmp, args.rounds)
     write_json(args.out, result)

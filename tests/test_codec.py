@@ -1,4 +1,5 @@
 """The codec that is shipped, on blows that were recorded (where they are at hand) and on computed ones."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spiro_diffusion.common import DataError
-from spiro_diffusion.formats import read_waveform
-from spiro_diffusion.spirometry import indices_on_clock, to_clock
+from spiro_diffusion.base.errors import DataError
+from spiro_diffusion.formats.waveform import read_waveform
+from spiro_diffusion.spirometry.clock import to_clock
+from spiro_diffusion.spirometry.indices import indices_on_clock
 from spiro_diffusion.vqvae import VQVAE
 
-WAVEFORMS = sorted(p for p in (Path(__file__).parents[2] / "shared/data/waveforms/ats24").glob("*.wf") if p.stem[2:] >= "05")
+WAVEFORMS = sorted(
+    p
+    for p in (Path(__file__).parents[2] / "shared/data/waveforms/ats24").glob("*.wf")
+    if p.stem[2:] >= "05"
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,11 @@ def test_shipped_weights_hold_a_computed_blow(codec: VQVAE) -> None:
     back = codec.decode(codes)
     assert codes.shape == (1, 32) and codes.dtype == np.uint16 and (back >= 0).all()
     a, b = indices_on_clock(flow).iloc[0], indices_on_clock(back).iloc[0]
-    assert abs(a.fvc - b.fvc) < 0.02 * a.fvc and abs(a.fev1 - b.fev1) < 0.02 * a.fev1 and abs(a.pef - b.pef) < 0.05 * a.pef
+    assert (
+        abs(a.fvc - b.fvc) < 0.02 * a.fvc
+        and abs(a.fev1 - b.fev1) < 0.02 * a.fev1
+        and abs(a.pef - b.pef) < 0.05 * a.pef
+    )
 
 
 def test_any_latents_decode_to_a_possible_blow(codec: VQVAE) -> None:
@@ -41,8 +51,15 @@ def test_any_latents_decode_to_a_possible_blow(codec: VQVAE) -> None:
 @pytest.mark.parametrize("path", WAVEFORMS, ids=lambda p: p.stem)
 def test_recorded_blows(codec: VQVAE, path: Path) -> None:
     flow = to_clock(*read_waveform(path))
-    a, b = indices_on_clock(flow).iloc[0], indices_on_clock(codec.decode(codec.encode(flow))).iloc[0]
-    assert abs(b.fvc / a.fvc - 1) < 0.02 and abs(b.fev1 / a.fev1 - 1) < 0.02 and abs(b.pef / a.pef - 1) < 0.05
+    a, b = (
+        indices_on_clock(flow).iloc[0],
+        indices_on_clock(codec.decode(codec.encode(flow))).iloc[0],
+    )
+    assert (
+        abs(b.fvc / a.fvc - 1) < 0.02
+        and abs(b.fev1 / a.fev1 - 1) < 0.02
+        and abs(b.pef / a.pef - 1) < 0.05
+    )
 
 
 def test_damaged_weights_are_named(codec: VQVAE, tmp_path: Path) -> None:

@@ -15,12 +15,29 @@ import pytest
 from spiro_diffusion import commands, fetch, pipeline, reconstruction
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
-LINES = [line.split(" #")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.strip()]
+BLOCKS = re.findall(
+    r"```(sh|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S
+)
+LINES = [
+    line.split(" #")[0].strip()
+    for kind, block in BLOCKS
+    if kind == "sh"
+    for line in block.splitlines()
+    if line.strip()
+]
 SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
-PARSERS = {"spiro_fetch": fetch._parser, "spiro_run": pipeline._parser, "spiro_generate": commands._parser, "spiro_reconstruct": reconstruction._parser}
+PARSERS = {
+    "spiro_fetch": fetch._parser,
+    "spiro_run": pipeline._parser,
+    "spiro_generate": commands._parser,
+    "spiro_reconstruct": reconstruction._parser,
+}
 QUICK = ("spiro_generate", "spiro_reconstruct")
-NOT_RUN = {"spiro_fetch": "downloads from CDC; tests/test_fetch.py plays the server", "make": "takes minutes; CI and tests/test_pipeline.py run the same", "spiro_run": "takes minutes; tests/test_pipeline.py runs it at profile smoke"}
+NOT_RUN = {
+    "spiro_fetch": "downloads from CDC; tests/test_fetch.py plays the server",
+    "make": "takes minutes; CI and tests/test_pipeline.py run the same",
+    "spiro_run": "takes minutes; tests/test_pipeline.py runs it at profile smoke",
+}
 MINUTES = ("papermill", "spiro_run 04_inference")
 
 
@@ -28,25 +45,49 @@ MINUTES = ("papermill", "spiro_run 04_inference")
 def place(tmp_path_factory) -> Path:
     """A folder as a reader has it: the notebooks, people.csv, blow.csv."""
     folder = tmp_path_factory.mktemp("reader")
-    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(
+        ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
     shutil.copytree(ROOT / "bench" / "results", folder / "bench" / "results")
-    pd.DataFrame({"patient": ["ann", "bob"], "age": [61, 45], "height": [168, 175], "sex": ["female", "male"]}).to_csv(folder / "people.csv", index=False)
+    pd.DataFrame(
+        {
+            "patient": ["ann", "bob"],
+            "age": [61, 45],
+            "height": [168, 175],
+            "sex": ["female", "male"],
+        }
+    ).to_csv(folder / "people.csv", index=False)
     time = np.arange(0, 3.01, 0.01)
-    pd.DataFrame({"time": time, "volume": 2.9 * (1 - np.exp(-np.maximum(time - 0.05, 0) / 0.6))}).to_csv(folder / "blow.csv", index=False)
+    pd.DataFrame(
+        {"time": time, "volume": 2.9 * (1 - np.exp(-np.maximum(time - 0.05, 0) / 0.6))}
+    ).to_csv(folder / "blow.csv", index=False)
     return folder
 
 
 def run(line: str, place: Path) -> subprocess.CompletedProcess:
     program, *rest = shlex.split(line)
-    argv = [str(Path(sys.executable).parent / Path(program).name), *rest, *(["--overwrite"] if "spiro_generate" in program or "spiro_reconstruct" in program else [])]
-    return subprocess.run(argv, cwd=place, capture_output=True, text=True, timeout=600, env={**os.environ, "MPLBACKEND": "agg"})
+    argv = [
+        str(Path(sys.executable).parent / Path(program).name),
+        *rest,
+        *(["--overwrite"] if "spiro_generate" in program or "spiro_reconstruct" in program else []),
+    ]
+    return subprocess.run(
+        argv,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "MPLBACKEND": "agg"},
+    )
 
 
 @pytest.mark.parametrize("line", [s for s in LINES if any(f"bin/{q}" in s for q in QUICK)])
 def test_a_quick_command(line, place):
     done = run(line, place)
     assert done.returncode == 0, done.stderr
-    assert all((place / name).stat().st_size > 1000 for name in re.findall(r"--(?:out|figure) (\S+)", line))
+    assert all(
+        (place / name).stat().st_size > 1000 for name in re.findall(r"--(?:out|figure) (\S+)", line)
+    )
 
 
 @pytest.mark.slow
@@ -72,4 +113,7 @@ def test_a_command_is_understood(line):
 def test_a_snippet(number, place, monkeypatch):
     monkeypatch.chdir(place)
     blow = pd.read_csv("blow.csv")
-    exec(compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"), {"volume": blow["volume"].to_numpy(), "time": blow["time"].to_numpy()})
+    exec(
+        compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"),
+        {"volume": blow["volume"].to_numpy(), "time": blow["time"].to_numpy()},
+    )

@@ -10,11 +10,12 @@ import pyreadstat
 import pytest
 
 from spiro_diffusion import formats
-from spiro_diffusion.common import DataError
+from spiro_diffusion.base.errors import DataError
 from spiro_diffusion.data import load_prepared, prepare
-from spiro_diffusion.formats import find_table, iter_raw, join_blows, read_raw
+from spiro_diffusion.formats.nhanes import iter_raw, join_blows, read_raw
+from spiro_diffusion.formats.samples import BAD_RANGE, BAD_TEXT
+from spiro_diffusion.formats.tables import find_table
 from spiro_diffusion.latents import describe_blows, load_described
-from spiro_diffusion.steps import BAD_RANGE, BAD_TEXT
 
 HERE = Path(__file__).parent / "data"
 
@@ -48,7 +49,9 @@ def test_sas7bdat_streams_in_pieces(nhanes, monkeypatch, rows, chunk):
     whole = read_raw(path)
     monkeypatch.setattr(formats, "SAS_ROWS", rows)
     pieces = list(iter_raw(path, chunk))
-    assert max(len(p.table) for p in pieces) <= min(chunk, len(whole.table)) and (chunk > 100 or len(pieces) >= len(whole.table) / chunk)
+    assert max(len(p.table) for p in pieces) <= min(chunk, len(whole.table)) and (
+        chunk > 100 or len(pieces) >= len(whole.table) / chunk
+    )
     again = join_blows(pieces)
     assert np.array_equal(again.values, whole.values) and again.table.equals(whole.table)
 
@@ -57,20 +60,30 @@ def test_files_as_cdc_ships_them(nhanes, tmp_path):
     report = prepare(nhanes, tmp_path / "data" / "processed")
     flow, metadata = load_prepared(tmp_path)
     assert report["source"] == "CDC's recorded blows" and not report["simulated"]
-    assert len(flow) == len(metadata) == report["blows_kept"] > 40 and set(metadata["test"]) <= {"pre", "post"}
-    assert json.loads((tmp_path / "data" / "processed" / "preparation.json").read_text())["blows_read"] == report["blows_read"]
+    assert len(flow) == len(metadata) == report["blows_kept"] > 40 and set(metadata["test"]) <= {
+        "pre",
+        "post",
+    }
+    assert (
+        json.loads((tmp_path / "data" / "processed" / "preparation.json").read_text())["blows_read"]
+        == report["blows_read"]
+    )
 
 
 def test_no_best_blow_in_a_session_that_spx_does_not_trust(nhanes, tmp_path):
     seqn = sorted(read_raw(find_table(nhanes, "SPXRAW")).table["SEQN"].unique())
     numbers = [f"SPXN{v}" for v in ("FVC", "FEV1", "FEV3", "FEV6", "PEF", "F257", "EV", "FET")]
     grades = {"SPXNQFVC": ["A", "B", "A"], "SPXNQFV1": ["B", "C", ""]}
-    spx = pd.DataFrame({"SEQN": np.array(seqn[:3], dtype=float), **dict.fromkeys(numbers, 3000.0), **grades})
+    spx = pd.DataFrame(
+        {"SEQN": np.array(seqn[:3], dtype=float), **dict.fromkeys(numbers, 3000.0), **grades}
+    )
     pyreadstat.write_xport(spx, str(nhanes / "SPX_G.xpt"), file_format_version=8)
     prepare(nhanes, tmp_path / "data" / "processed")
     flow, metadata = load_prepared(tmp_path)
     session = metadata.drop_duplicates("SEQN").set_index("SEQN")["session"].reindex(seqn)
-    assert session.head(2).tolist() == ["B", "C"] and session.iloc[2:].isna().all(), "the worse of two grades; unknown where one is missing"
+    assert session.head(2).tolist() == ["B", "C"] and session.iloc[2:].isna().all(), (
+        "the worse of two grades; unknown where one is missing"
+    )
     describe_blows(flow, metadata, tmp_path / "data" / "processed")
     blow = load_described(tmp_path, metadata).groupby("SEQN")["blow"]
     assert blow.apply(lambda b: b.isna().all()).tolist() == [s == "C" for s in session]
@@ -130,17 +143,23 @@ def test_a_failed_run_keeps_what_was_there(nhanes, tmp_path):
 
 def test_nobody_left_and_no_seqn(nhanes, tmp_path):
     demo, _ = pyreadstat.read_xport(str(nhanes / "DEMO_G.XPT"))
-    pyreadstat.write_xport(demo.assign(SEQN=demo["SEQN"] + 1e6), str(nhanes / "DEMO_G.XPT"), file_format_version=8)
+    pyreadstat.write_xport(
+        demo.assign(SEQN=demo["SEQN"] + 1e6), str(nhanes / "DEMO_G.XPT"), file_format_version=8
+    )
     with pytest.raises(DataError, match="no blow of .* is left"):
         prepare(nhanes, tmp_path / "out")
-    pyreadstat.write_xport(demo.rename(columns={"SEQN": "ID"}), str(nhanes / "DEMO_G.XPT"), file_format_version=8)
+    pyreadstat.write_xport(
+        demo.rename(columns={"SEQN": "ID"}), str(nhanes / "DEMO_G.XPT"), file_format_version=8
+    )
     with pytest.raises(DataError, match="DEMO_G.XPT has no column SEQN"):
         prepare(nhanes, tmp_path / "out")
 
 
 def test_another_cycle(nhanes, tmp_path):
     demo, _ = pyreadstat.read_xport(str(nhanes / "DEMO_G.XPT"))
-    pyreadstat.write_xport(demo.assign(SDDSRVYR=6.0), str(nhanes / "DEMO_G.XPT"), file_format_version=8)
+    pyreadstat.write_xport(
+        demo.assign(SDDSRVYR=6.0), str(nhanes / "DEMO_G.XPT"), file_format_version=8
+    )
     with pytest.raises(DataError, match="not cycle G's"):
         prepare(nhanes, tmp_path / "out")
 
@@ -149,10 +168,23 @@ def test_missing_height_and_top_coded_age_are_kept_and_counted(nhanes, tmp_path)
     bmx, _ = pyreadstat.read_xport(str(nhanes / "bmx_g.xpt"))
     demo, _ = pyreadstat.read_xport(str(nhanes / "DEMO_G.XPT"))
     short, old = bmx["SEQN"].iloc[0], demo["SEQN"].iloc[1]
-    pyreadstat.write_xport(bmx.assign(BMXHT=bmx["BMXHT"].where(bmx["SEQN"] != short)), str(nhanes / "bmx_g.xpt"), file_format_version=8)
-    pyreadstat.write_xport(demo.assign(RIDAGEYR=demo["RIDAGEYR"].where(demo["SEQN"] != old, 80.0)), str(nhanes / "DEMO_G.XPT"), file_format_version=8)
+    pyreadstat.write_xport(
+        bmx.assign(BMXHT=bmx["BMXHT"].where(bmx["SEQN"] != short)),
+        str(nhanes / "bmx_g.xpt"),
+        file_format_version=8,
+    )
+    pyreadstat.write_xport(
+        demo.assign(RIDAGEYR=demo["RIDAGEYR"].where(demo["SEQN"] != old, 80.0)),
+        str(nhanes / "DEMO_G.XPT"),
+        file_format_version=8,
+    )
     report = prepare(nhanes, tmp_path / "data" / "processed")
     _, metadata = load_prepared(tmp_path)
-    assert report["blows_without_height"] == metadata["height"].isna().sum() >= (metadata["SEQN"] == short).sum() > 0
+    assert (
+        report["blows_without_height"]
+        == metadata["height"].isna().sum()
+        >= (metadata["SEQN"] == short).sum()
+        > 0
+    )
     assert report["blows_aged_80_or_over"] == (metadata["SEQN"] == old).sum() > 0
     assert isinstance(metadata, pd.DataFrame)

@@ -25,14 +25,19 @@ import pandas as pd
 import pytest
 
 from spiro_diffusion import pipeline
-from spiro_diffusion.common import DataError, locked, rng_for, shipped_weights
+from spiro_diffusion.base.errors import DataError
+from spiro_diffusion.base.files import locked, shipped_weights
+from spiro_diffusion.base.seeds import rng_for
 from spiro_diffusion.data import prepare
 
 if not sys.platform.startswith("linux"):
     pytest.skip("SIGKILL, fork and mounts as Linux has them", allow_module_level=True)
 
 PROCESSES = multiprocessing.get_context("forkserver")
-MODULES = [f"spiro_diffusion.{m}" for m in ("data", "latents", "cldm", "vqvae", "physics", "inference", "commands")]
+MODULES = [
+    f"spiro_diffusion.{m}"
+    for m in ("data", "latents", "cldm", "vqvae", "physics", "inference", "commands")
+]
 PROCESSES.set_forkserver_preload(["pytest", "papermill", "nbformat", "matplotlib.pyplot", *MODULES])
 
 
@@ -53,20 +58,46 @@ def encode_some(root: Path, seed: int) -> None:
 
 def train_small(root: Path, seed: int) -> None:
     from spiro_diffusion.cldm import settings_for, train_cldm
-    from spiro_diffusion.training import TrainConfig
+    from spiro_diffusion.learning.training import TrainConfig
 
     rng = rng_for(seed, "people")
-    people = pd.DataFrame({"age": rng.uniform(6, 79, 100), "height": rng.uniform(120, 190, 100), "gender": rng.integers(1, 3, 100), "effort": "A", "test": "pre", "split": "train"})
+    people = pd.DataFrame(
+        {
+            "age": rng.uniform(6, 79, 100),
+            "height": rng.uniform(120, 190, 100),
+            "gender": rng.integers(1, 3, 100),
+            "effort": "A",
+            "test": "pre",
+            "split": "train",
+        }
+    )
     settings = settings_for("smoke", seed=seed, device="cpu")
-    settings.train = TrainConfig(steps=16, batch=8, seed=seed, device="cpu", log_every=2, checkpoint_minutes=0)
-    train_cldm(rng.normal(size=(100, 1, 32)).astype(np.float32), people, settings, root / "checkpoints" / "cldm", shipped_weights("vqvae"))
+    settings.train = TrainConfig(
+        steps=16, batch=8, seed=seed, device="cpu", log_every=2, checkpoint_minutes=0
+    )
+    train_cldm(
+        rng.normal(size=(100, 1, 32)).astype(np.float32),
+        people,
+        settings,
+        root / "checkpoints" / "cldm",
+        shipped_weights("vqvae"),
+    )
 
 
 def generate_some(root: Path, seed: int) -> None:
-    from spiro_diffusion.commands import main
+    from spiro_diffusion.apps.generate import main
 
     who = ["--age", "45", "--height", "175", "--sex", "male", "-n", "32", "--seed", str(seed)]
-    if main([*who, "--overwrite", "--out", str(root / "cohort.parquet"), "--figure", str(root / "loops.png")]):
+    if main(
+        [
+            *who,
+            "--overwrite",
+            "--out",
+            str(root / "cohort.parquet"),
+            "--figure",
+            str(root / "loops.png"),
+        ]
+    ):
         raise DataError("the command said what is wrong")
 
 
@@ -84,7 +115,12 @@ def run_notebooks(root: Path, seed: int) -> None:
     nbs.mkdir(exist_ok=True)
     spec = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     for name, text in CELLS.items():
-        cells = [nbformat.v4.new_code_cell("seed: int = 0\nrun_dir: str = '..'", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(text)]
+        cells = [
+            nbformat.v4.new_code_cell(
+                "seed: int = 0\nrun_dir: str = '..'", metadata={"tags": ["parameters"]}
+            ),
+            nbformat.v4.new_code_cell(text),
+        ]
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), nbs / f"{name}.ipynb")
     pipeline.NOTEBOOKS = tuple(CELLS)
     pipeline.run_all(nbs, root, "smoke", progress=False, seed=seed)
@@ -130,15 +166,31 @@ def files_of(root: Path) -> dict[str, str]:
         data = path.read_bytes()
         if path.suffix == ".json":
             held = json.loads(data)
-            data = json.dumps({k: v for k, v in held.items() if k not in ("seconds", "history", "files")} if isinstance(held, dict) else held).encode()
+            data = json.dumps(
+                {k: v for k, v in held.items() if k not in ("seconds", "history", "files")}
+                if isinstance(held, dict)
+                else held
+            ).encode()
         if path.suffix == ".xpt":
             data = re.sub(rb"\d\d[A-Z]{3}\d\d:\d\d:\d\d:\d\d", b"", data)
-        out[str(path.relative_to(root))] = "" if path.suffix == ".ipynb" else hashlib.sha256(data).hexdigest()
+        out[str(path.relative_to(root))] = (
+            "" if path.suffix == ".ipynb" else hashlib.sha256(data).hexdigest()
+        )
     return out
 
 
-@pytest.mark.parametrize(("job", "kills"), [(prepare_simulated, 6), (train_small, 6), (generate_some, 5), pytest.param(run_notebooks, 3, marks=pytest.mark.slow)])
-def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path, job: Callable[..., None], kills: int) -> None:
+@pytest.mark.parametrize(
+    ("job", "kills"),
+    [
+        (prepare_simulated, 6),
+        (train_small, 6),
+        (generate_some, 5),
+        pytest.param(run_notebooks, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_runs_end_as_an_undisturbed_one(
+    tmp_path: Path, job: Callable[..., None], kills: int
+) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut ü"
     whole.mkdir(), cut.mkdir()
     process, told = start(job, whole, 5)
@@ -167,11 +219,15 @@ def own_disk(folder: Path, size: str) -> Callable[[], None]:
             raise PermissionError(ctypes.get_errno(), f"{name} is not allowed here")
 
     user = os.getuid()
-    call("unshare", 0x20000 | (0x10000000 if user else 0))  # a mount namespace; a user namespace too unless root
+    call(
+        "unshare", 0x20000 | (0x10000000 if user else 0)
+    )  # a mount namespace; a user namespace too unless root
     if user:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-    call("mount", None, b"/", None, 0x4000 | 0x40000, None)  # what is mounted from now on is ours alone
+    call(
+        "mount", None, b"/", None, 0x4000 | 0x40000, None
+    )  # what is mounted from now on is ours alone
     call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode())
     return lambda: call("mount", None, os.fsencode(folder), None, 32 | 1, None)
 
@@ -220,8 +276,14 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[...,
     return folder
 
 
-@pytest.mark.parametrize(("job", "free"), BAD_DISKS, ids=lambda v: v.__name__ if callable(v) else "read-only" if v is None else f"{v} bytes free")
-def test_a_full_or_read_only_disk_loses_nothing(tmp_path: Path, earlier: Callable, job: Callable[..., None], free: int | None) -> None:
+@pytest.mark.parametrize(
+    ("job", "free"),
+    BAD_DISKS,
+    ids=lambda v: v.__name__ if callable(v) else "read-only" if v is None else f"{v} bytes free",
+)
+def test_a_full_or_read_only_disk_loses_nothing(
+    tmp_path: Path, earlier: Callable, job: Callable[..., None], free: int | None
+) -> None:
     said = finish(*start(on_a_bad_disk, job, earlier(job), tmp_path, free))
     if said == "done":
         pytest.skip("this system lets nobody mount a disk of his own")
@@ -242,21 +304,36 @@ def test_a_quota_is_said(tmp_path: Path, earlier: Callable, job: Callable[..., N
     before = files_of(tmp_path)
     assert finish(*start(with_quota, job, tmp_path, 1000)).startswith("refused: ")
     after = files_of(tmp_path)
-    assert after.keys() == before.keys() and all(after[k] == before[k] for k in after if not k.startswith("data/simulated"))
+    assert after.keys() == before.keys() and all(
+        after[k] == before[k] for k in after if not k.startswith("data/simulated")
+    )
 
 
 # ---- two at once
 
 
-@pytest.mark.parametrize(("job", "where"), [(prepare_simulated, "data/processed"), (train_small, "checkpoints/cldm/resume"), (run_notebooks, ".")])
-def test_a_second_run_in_a_folder_is_refused(tmp_path: Path, job: Callable[..., None], where: str) -> None:
+@pytest.mark.parametrize(
+    ("job", "where"),
+    [
+        (prepare_simulated, "data/processed"),
+        (train_small, "checkpoints/cldm/resume"),
+        (run_notebooks, "."),
+    ],
+)
+def test_a_second_run_in_a_folder_is_refused(
+    tmp_path: Path, job: Callable[..., None], where: str
+) -> None:
     with locked(tmp_path / where):
         said = finish(*start(job, tmp_path, 5))
-    assert said.startswith("refused: another run is at work in ") and not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert said.startswith("refused: another run is at work in ") and not [
+        p for p in tmp_path.rglob("*") if p.is_file()
+    ]
 
 
 @pytest.mark.parametrize("job", [prepare_simulated, generate_some])
-def test_two_that_start_together_take_turns(tmp_path: Path, earlier: Callable, job: Callable[..., None]) -> None:
+def test_two_that_start_together_take_turns(
+    tmp_path: Path, earlier: Callable, job: Callable[..., None]
+) -> None:
     both = [start(job, tmp_path, 5) for _ in range(2)]
     said = [finish(*one) for one in both]
     assert "done" in said and all(s == "done" or "another run is at work" in s for s in said)

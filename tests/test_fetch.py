@@ -15,8 +15,8 @@ import pandas as pd
 import pyreadstat
 import pytest
 
-from spiro_diffusion.common import locked, read_json, sha256_of
-from spiro_diffusion.fetch import ROWS
+from spiro_diffusion.base.files import locked, read_json, sha256_of
+from spiro_diffusion.formats.download import ROWS
 
 MAIN = "import sys; from spiro_diffusion.fetch import main; sys.exit(main())"
 REAL = Path(__file__).parents[2] / "shared/data/nhanes"
@@ -44,7 +44,10 @@ class CDC(BaseHTTPRequestHandler):
             return self.end_headers()
         if not body or mood == "page":
             self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8" if mood != "page" else "application/octet-stream")
+            self.send_header(
+                "Content-Type",
+                "text/html; charset=utf-8" if mood != "page" else "application/octet-stream",
+            )
             self.end_headers()
             return self.write(b"\r\n<!DOCTYPE html><html><title>Page Not Found</title></html>")
         body = body[: len(body) // 2] if mood == "wrong size" else body
@@ -86,7 +89,11 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def cdc(files: dict[str, bytes], slow: float = 0.0, **mood: str) -> Iterator[tuple[str, type[CDC]]]:
     """A server with `files`; mood: by table, in lower case. Yields its address and its handler."""
     names = {n.split(".")[0].lower(): n for n in files}
-    handler = type("Handler", (CDC,), {"files": files, "mood": {names[k]: v for k, v in mood.items()}, "asked": [], "slow": slow})
+    handler = type(
+        "Handler",
+        (CDC,),
+        {"files": files, "mood": {names[k]: v for k, v in mood.items()}, "asked": [], "slow": slow},
+    )
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -97,7 +104,12 @@ def cdc(files: dict[str, bytes], slow: float = 0.0, **mood: str) -> Iterator[tup
 
 
 def command(folder: Path, base: str, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", MAIN, str(folder), "--base", base, "--wait", "0.01", *more], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, str(folder), "--base", base, "--wait", "0.01", *more],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def in_folder(folder: Path) -> list[str]:
@@ -109,30 +121,49 @@ def test_four_tables_with_a_break_each(downloads, tmp_path):
     with cdc(downloads, demo_g="breaks off", spxraw_g="breaks off") as (base, server):
         done = command(folder, base)
         assert done.returncode == 0, done.stderr
-        assert server.asked[:3] == ["DEMO_G.XPT", "DEMO_G.XPT bytes=40000-", "DEMO_G.XPT bytes=80000-"]
+        assert server.asked[:3] == [
+            "DEMO_G.XPT",
+            "DEMO_G.XPT bytes=40000-",
+            "DEMO_G.XPT bytes=80000-",
+        ]
     assert in_folder(folder) == NAMES
     for name, data in downloads.items():
         if name.endswith(".XPT"):
             assert (folder / name).read_bytes() == data
     for one in read_json(folder / "fetched.json"):
-        assert one["rows"] == ROWS[one["table"]] and one["sha256"] == sha256_of(folder / one["file"])
+        assert one["rows"] == ROWS[one["table"]] and one["sha256"] == sha256_of(
+            folder / one["file"]
+        )
         assert f"{one['rows']:,} rows" in done.stdout and one["sha256"] in done.stdout
     again = command(folder, "http://127.0.0.1:9")
-    assert again.returncode == 0 and again.stdout.count("(was there)") == 4, "what is there is not fetched again"
+    assert again.returncode == 0 and again.stdout.count("(was there)") == 4, (
+        "what is there is not fetched again"
+    )
 
 
-@pytest.mark.parametrize(("mood", "word"), [("page", "is a web page"), ("redirect", "is a web page"), ("wrong size", "BMX_G.XPT")])
+@pytest.mark.parametrize(
+    ("mood", "word"),
+    [("page", "is a web page"), ("redirect", "is a web page"), ("wrong size", "BMX_G.XPT")],
+)
 def test_what_is_no_table_is_refused_and_leaves_nothing(downloads, tmp_path, mood, word):
     with cdc(downloads, bmx_g=mood) as (base, _):
         done = command(tmp_path / "new", base, "--table", "BMX")
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("spiro_fetch: ") and word in done.stderr, done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.splitlines()[-1].startswith("spiro_fetch: ")
+        and word in done.stderr
+    ), done.stderr
     assert "Traceback" not in done.stderr and in_folder(tmp_path / "new") == []
 
 
 def test_fewer_rows_than_the_codebook(downloads, tmp_path):
     with cdc({"DEMO_G.XPT": downloads["BMX_G.XPT"]}) as (base, _):
         done = command(tmp_path, base, "--table", "DEMO")
-        assert done.returncode == 2 and "has 9,338 rows, CDC's codebook says 9,756" in done.stderr and in_folder(tmp_path) == []
+        assert (
+            done.returncode == 2
+            and "has 9,338 rows, CDC's codebook says 9,756" in done.stderr
+            and in_folder(tmp_path) == []
+        )
         assert command(tmp_path, base, "--table", "DEMO", "--any-rows").returncode == 0
     assert in_folder(tmp_path) == ["DEMO_G.XPT", "fetched.json"]
 
@@ -142,14 +173,20 @@ def test_a_damaged_zip(downloads, tmp_path):
     whole[len(whole) // 2] ^= 0xFF
     with cdc({"SPXRAW_G.ZIP": bytes(whole)}) as (base, _):
         done = command(tmp_path, base, "--table", "SPXRAW")
-    assert done.returncode == 2 and "SPXRAW_G.ZIP is damaged" in done.stderr and in_folder(tmp_path) == []
+    assert (
+        done.returncode == 2
+        and "SPXRAW_G.ZIP is damaged" in done.stderr
+        and in_folder(tmp_path) == []
+    )
 
 
 def test_killed_then_gone_on_with(downloads, tmp_path):
     call = [sys.executable, "-c", MAIN, str(tmp_path), "--table", "SPXRAW", "--base"]
     part = tmp_path / "SPXRAW_G.part"
     with cdc(downloads, slow=0.004) as (base, server):
-        process = subprocess.Popen([*call, base], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*call, base], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         for _ in range(300):
             time.sleep(0.02)
             if part.exists() and part.stat().st_size > 100_000:
@@ -167,7 +204,9 @@ def test_killed_then_gone_on_with(downloads, tmp_path):
 def test_a_later_revision_is_not_mixed_with_an_earlier_one(downloads, tmp_path):
     with cdc(downloads, demo_g="revised") as (base, server):
         (tmp_path / "DEMO_G.part").write_bytes(b"x" * 50_000)
-        (tmp_path / "DEMO_G.part.json").write_text(f'{{"url": "{base}/Nchs/Nhanes/2011-2012/DEMO_G.XPT", "same": "\\"1\\"", "size": 400000}}')
+        (tmp_path / "DEMO_G.part.json").write_text(
+            f'{{"url": "{base}/Nchs/Nhanes/2011-2012/DEMO_G.XPT", "same": "\\"1\\"", "size": 400000}}'
+        )
         assert command(tmp_path, base, "--table", "DEMO").returncode == 0
         assert server.asked == ["DEMO_G.XPT bytes=50000-"]
     assert (tmp_path / "DEMO_G.XPT").read_bytes() == downloads["DEMO_G.XPT"]
@@ -175,7 +214,11 @@ def test_a_later_revision_is_not_mixed_with_an_earlier_one(downloads, tmp_path):
 
 def test_no_server_and_two_at_once(tmp_path):
     done = command(tmp_path, "http://127.0.0.1:9", "--table", "DEMO")
-    assert done.returncode == 2 and "check the connection" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "check the connection" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     with locked(tmp_path):
         done = command(tmp_path, "http://127.0.0.1:9", "--table", "DEMO")
     assert done.returncode == 2 and "another run is at work" in done.stderr

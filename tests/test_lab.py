@@ -16,12 +16,17 @@ from typing import Any
 
 import pytest
 
-from spiro_diffusion.pipeline import NOTEBOOKS
+from spiro_diffusion.apps.run import NOTEBOOKS
 
 websocket = pytest.importorskip("websocket", reason="websocket-client comes with JupyterLab")
 pytest.importorskip("jupyterlab")
-CHROMIUM = next((c for c in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if c), None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
+CHROMIUM = next(
+    (c for c in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if c), None
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
+]
 NBS = Path(__file__).parent.parent / "nbs"
 
 
@@ -48,7 +53,9 @@ class Page:
     def __init__(self, port: int):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=20) as answer:
             (tab,) = [t for t in json.load(answer) if t["type"] == "page"]
-        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=120, suppress_origin=True)
+        self.socket = websocket.create_connection(
+            tab["webSocketDebuggerUrl"], timeout=120, suppress_origin=True
+        )
         self.sent = 0
         self.call("Page.enable")
 
@@ -57,15 +64,27 @@ class Page:
         self.socket.send(json.dumps({"id": self.sent, "method": method, "params": parameters}))
         wanted = self.sent
         while (answer := json.loads(self.socket.recv())).get("id") != wanted:
-            if answer.get("method") == "Page.javascriptDialogOpening":  # "Leave this page?", after Run All
+            if (
+                answer.get("method") == "Page.javascriptDialogOpening"
+            ):  # "Leave this page?", after Run All
                 self.sent += 1
-                self.socket.send(json.dumps({"id": self.sent, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}))
+                self.socket.send(
+                    json.dumps(
+                        {
+                            "id": self.sent,
+                            "method": "Page.handleJavaScriptDialog",
+                            "params": {"accept": True},
+                        }
+                    )
+                )
         assert "error" not in answer, answer
         return answer["result"]
 
     def js(self, code: str) -> Any:
         """The value of an expression in the page."""
-        result = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
@@ -80,11 +99,20 @@ class Page:
     def click(self, selector: str, text: str = "") -> None:
         x, y = self.see(selector, text)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="none" if kind == "mouseMoved" else "left", clickCount=1)
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="none" if kind == "mouseMoved" else "left",
+                clickCount=1,
+            )
 
     def key(self, name: str, code: int) -> None:
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code
+            )
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
@@ -104,12 +132,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 cell["source"] = text.replace('profile: str = "default"', 'profile: str = "smoke"')
                 assert cell["source"] != text or source.stem not in NOTEBOOKS
         if source.stem == "explorer":
-            cell = {"cell_type": "code", "id": "sliders", "metadata": {}, "outputs": [], "execution_count": None}
-            book["cells"].append(cell | {"source": "from spiro_diffusion.explorer import explore\nexplore()"})
+            cell = {
+                "cell_type": "code",
+                "id": "sliders",
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+            }
+            book["cells"].append(
+                cell | {"source": "from spiro_diffusion.explorer import explore\nexplore()"}
+            )
         target = root / "nbs" / source.relative_to(NBS)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(book, ensure_ascii=False), encoding="utf-8")
-    shutil.copytree(NBS.parent / "bench" / "results", root / "bench" / "results")  # 03 and 05 show what was measured there
+    shutil.copytree(
+        NBS.parent / "bench" / "results", root / "bench" / "results"
+    )  # 03 and 05 show what was measured there
     return root / "nbs"
 
 
@@ -118,15 +156,35 @@ def lab(folder: Path) -> Iterator[str]:
     """JupyterLab on that copy, with a token and settings of its own; yields its address."""
     own = folder.parent / "jupyter"
     own.mkdir()
-    env = {**os.environ, "JUPYTER_CONFIG_DIR": str(own), "JUPYTER_RUNTIME_DIR": str(own), "JUPYTERLAB_SETTINGS_DIR": str(own), "JUPYTERLAB_WORKSPACES_DIR": str(own)}
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token=spiro", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    env = {
+        **os.environ,
+        "JUPYTER_CONFIG_DIR": str(own),
+        "JUPYTER_RUNTIME_DIR": str(own),
+        "JUPYTERLAB_SETTINGS_DIR": str(own),
+        "JUPYTERLAB_WORKSPACES_DIR": str(own),
+    }
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        "--ServerApp.port=0",
+        "--IdentityProvider.token=spiro",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     quiet = own / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
     with open(own / "lab.log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log
+        )
     try:
-        note = until(lambda: process.poll() is None and list(own.glob("jpserver-*.json")), 60, (own / "lab.log").read_text())
+        note = until(
+            lambda: process.poll() is None and list(own.glob("jpserver-*.json")),
+            60,
+            (own / "lab.log").read_text(),
+        )
         yield json.loads(note[0].read_text())["url"]
     finally:
         stop(process)
@@ -135,8 +193,23 @@ def lab(folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     profile = tmp_path_factory.mktemp("chromium")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-component-update", "--disable-background-networking", "--window-size=1400,1000", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
-    process = subprocess.Popen([str(CHROMIUM), *options, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-component-update",
+        "--disable-background-networking",
+        "--window-size=1400,1000",
+        "--remote-debugging-port=0",
+        f"--user-data-dir={profile}",
+    ]
+    process = subprocess.Popen(
+        [str(CHROMIUM), *options, "about:blank"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         port = profile / "DevToolsActivePort"
         until(lambda: port.is_file() and port.read_text().strip(), 60, "chromium listens")
@@ -155,13 +228,25 @@ OUTPUTS = f"{CELLS}.flatMap(c => c.model.sharedModel.outputs)"
 def run_all(page: Page, lab: str, path: str, seconds: float = 300) -> int:
     """Open a notebook, click Run, Run All Cells, wait for the end; the number of figures that can be seen when one scrolls through."""
     page.call("Page.navigate", url=f"{lab}lab/tree/{path}?token=spiro&reset")
-    until(lambda: page.js(f"window.jupyterapp && {BOOK}?.content?.widgets && {CELLS}.length"), 60, f"{path} is open")
-    until(lambda: page.js(f"{KERNEL}?.connectionStatus == 'connected' && {KERNEL}.status == 'idle'"), 60, f"{path} has a kernel")
+    until(
+        lambda: page.js(f"window.jupyterapp && {BOOK}?.content?.widgets && {CELLS}.length"),
+        60,
+        f"{path} is open",
+    )
+    until(
+        lambda: page.js(f"{KERNEL}?.connectionStatus == 'connected' && {KERNEL}.status == 'idle'"),
+        60,
+        f"{path} has a kernel",
+    )
     page.click(".lm-DockPanel .lm-TabBar-tabLabel", Path(path).name)
     page.click(".lm-MenuBar-itemLabel", "Run")
     page.click(".lm-Menu-itemLabel", "Run All Cells")
-    ended = f"{CELLS}.every(c => c.model.executionCount !== null && c.model.executionState == 'idle')"
-    wrong = f"{OUTPUTS}.filter(o => o.output_type == 'error').map(o => `${{o.ename}}: ${{o.evalue}}`)"
+    ended = (
+        f"{CELLS}.every(c => c.model.executionCount !== null && c.model.executionState == 'idle')"
+    )
+    wrong = (
+        f"{OUTPUTS}.filter(o => o.output_type == 'error').map(o => `${{o.ename}}: ${{o.evalue}}`)"
+    )
     until(lambda: page.js(f"{ended} || {wrong}.length"), seconds, f"{path} has run")
     assert page.js(wrong) == []
     return page.js(f"""(async () => {{
@@ -185,14 +270,20 @@ def pngs(page: Page) -> int:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_numbered_notebook_runs_in_the_browser(page: Page, lab: str, folder: Path, name: str) -> None:
+def test_a_numbered_notebook_runs_in_the_browser(
+    page: Page, lab: str, folder: Path, name: str
+) -> None:
     """In order: each needs what those before it wrote."""
     seen = run_all(page, lab, f"{name}.ipynb")
     page.picture(folder.parent / f"{name}.png")
     assert seen == pngs(page) >= 1, f"{seen} figures are seen"
     page.js(f"{BOOK}.context.save()"), page.js(f"{BOOK}.sessionContext.shutdown()")
     cells = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert all(c["execution_count"] for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip()), "saved with what it shows"
+    assert all(
+        c["execution_count"]
+        for c in cells
+        if c["cell_type"] == "code" and "".join(c["source"]).strip()
+    ), "saved with what it shows"
 
 
 def test_the_explorers_sliders_redraw(page: Page, lab: str, folder: Path) -> None:
@@ -207,7 +298,15 @@ def test_the_explorers_sliders_redraw(page: Page, lab: str, folder: Path) -> Non
     page.picture(folder.parent / "explorer_before.png")
     for years in range(46, 50):
         page.key("ArrowRight", 39)
-        until(lambda: page.js(f"document.querySelector('{age}').textContent") == str(years), 10, f"the slider says {years}")
-        after = until(lambda: (now := page.js(held)) != before and now, 30, f"the picture is that of {years} years")
+        until(
+            lambda: page.js(f"document.querySelector('{age}').textContent") == str(years),
+            10,
+            f"the slider says {years}",
+        )
+        after = until(
+            lambda: (now := page.js(held)) != before and now,
+            30,
+            f"the picture is that of {years} years",
+        )
         before = after
     page.picture(folder.parent / "explorer_after.png")

@@ -20,10 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spiro_diffusion.common import DataError, load_safetensors, open_array, read_json, rng_for, save_safetensors, sha256_of, shipped_weights, write_json
+from spiro_diffusion.base.arrays import load_safetensors, open_array, save_safetensors
+from spiro_diffusion.base.errors import DataError
+from spiro_diffusion.base.files import read_json, sha256_of, shipped_weights, write_json
+from spiro_diffusion.base.seeds import rng_for
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.formats import iter_raw, read_table, read_ukb, read_waveform
-from spiro_diffusion.patients import check_patients, read_patients
+from spiro_diffusion.formats.nhanes import iter_raw
+from spiro_diffusion.formats.tables import read_table
+from spiro_diffusion.formats.ukb import read_ukb
+from spiro_diffusion.formats.waveform import read_waveform
+from spiro_diffusion.learning.patients import check_patients, read_patients
 
 if not sys.platform.startswith("linux"):
     pytest.skip("limits as Linux has them", allow_module_level=True)
@@ -31,10 +37,29 @@ if not sys.platform.startswith("linux"):
 HERE = Path(__file__).parent / "data"
 MEMORY, SECONDS = 4 << 30, 20  # of address space beyond what is there at the start; for one file
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", *(f"spiro_diffusion.{m}" for m in ("data", "cldm", "vqvae", "patients"))])
+PROCESSES.set_forkserver_preload(
+    ["pytest", *(f"spiro_diffusion.{m}" for m in ("data", "cldm", "vqvae", "patients"))]
+)
 
 
-ODD = (None, True, -1, 0, 1, 3.5, 10**6, 10**12, float("inf"), "", "x", [], [1, 2], [10**7], {}, {"a": 1})
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3.5,
+    10**6,
+    10**12,
+    float("inf"),
+    "",
+    "x",
+    [],
+    [1, 2],
+    [10**7],
+    {},
+    {"a": 1},
+)
 
 
 def odd_json(data: bytes, rng: np.random.Generator) -> bytes:
@@ -97,7 +122,9 @@ def read_xpt(path: Path) -> None:
 def read_blows(path: Path) -> None:
     for blows in iter_raw(path):
         flow = blows.on_clock()
-        assert flow.shape == (len(blows.table), 512) and np.isfinite(flow).all() and (flow >= 0).all()
+        assert (
+            flow.shape == (len(blows.table), 512) and np.isfinite(flow).all() and (flow >= 0).all()
+        )
 
 
 def read_people_csv(path: Path) -> None:
@@ -167,14 +194,27 @@ def read_codec(path: Path) -> None:
     if not folder.is_dir():
         shutil.copytree(shipped_weights("vqvae"), folder)
     shutil.copy(path, folder / "model.safetensors")
-    write_json(folder / "config.json", read_json(folder / "config.json") | {"weights_sha256": sha256_of(path)})
+    write_json(
+        folder / "config.json",
+        read_json(folder / "config.json") | {"weights_sha256": sha256_of(path)},
+    )
     VQVAE.from_pretrained(folder)
 
 
-WAVE = b"[Header]\r\nType=VT\r\nFreq=100\r\nFVC=4.0\r\n[Data]\r\n" + b"\r\n".join(b"%.3f" % (4 - 4 * 0.98**i) for i in range(300))
-PEOPLE = "patient,age,height,sex,weight\r\n" + "".join(f"p{i},{20 + i},{150 + i},{'male' if i % 2 else 'female'},{50 + i}\r\n" for i in range(30))
-META = "SEQN,age,height,gender,test,split\n" + "".join(f"6216{i},{30 + i},17{i},1,pre,train\n" for i in range(4))
-UKB = "\n".join(f"blow,{k}," + ",".join(str(v) for v in [0, 0, *(int(3000 * (1 - 0.97**i)) for i in range(200))]) for k in (1, 2, 3))
+WAVE = b"[Header]\r\nType=VT\r\nFreq=100\r\nFVC=4.0\r\n[Data]\r\n" + b"\r\n".join(
+    b"%.3f" % (4 - 4 * 0.98**i) for i in range(300)
+)
+PEOPLE = "patient,age,height,sex,weight\r\n" + "".join(
+    f"p{i},{20 + i},{150 + i},{'male' if i % 2 else 'female'},{50 + i}\r\n" for i in range(30)
+)
+META = "SEQN,age,height,gender,test,split\n" + "".join(
+    f"6216{i},{30 + i},17{i},1,pre,train\n" for i in range(4)
+)
+UKB = "\n".join(
+    f"blow,{k},"
+    + ",".join(str(v) for v in [0, 0, *(int(3000 * (1 - 0.97**i)) for i in range(200))])
+    for k in (1, 2, 3)
+)
 
 
 def npy() -> bytes:
@@ -186,24 +226,61 @@ def npy() -> bytes:
 
 
 def small_weights(folder: Path) -> bytes:
-    save_safetensors(folder / "w.safetensors", {"a": np.eye(5, dtype=np.float32), "b": np.arange(40), "c": np.zeros((2, 3, 4), np.float16)})
+    save_safetensors(
+        folder / "w.safetensors",
+        {
+            "a": np.eye(5, dtype=np.float32),
+            "b": np.arange(40),
+            "c": np.zeros((2, 3, 4), np.float16),
+        },
+    )
     return (folder / "w.safetensors").read_bytes()
 
 
 SOURCES: dict[str, tuple[Callable[[Path], None], str, int, Callable[[Path], bytes]]] = {
-    "XPORT people": (read_xpt, "DEMO_G.xpt", 150, lambda _: (HERE / "DEMO_G_simulated.xpt").read_bytes()),
+    "XPORT people": (
+        read_xpt,
+        "DEMO_G.xpt",
+        150,
+        lambda _: (HERE / "DEMO_G_simulated.xpt").read_bytes(),
+    ),
     "XPORT blows": (read_blows, "SPXRAW_G.xpt", 120, lambda folder: as_xport(folder)),
-    "SAS7BDAT blows": (read_blows, "SPXRAW_G.sas7bdat", 180, lambda _: (HERE / "SPXRAW_G_simulated.sas7bdat").read_bytes()),
+    "SAS7BDAT blows": (
+        read_blows,
+        "SPXRAW_G.sas7bdat",
+        180,
+        lambda _: (HERE / "SPXRAW_G_simulated.sas7bdat").read_bytes(),
+    ),
     "CSV of patients": (read_people_csv, "people.csv", 120, lambda _: PEOPLE.encode()),
     "CSV of metadata": (read_prepared, "meta.csv", 60, lambda _: META.encode()),
     "UK Biobank lines": (read_lines, "field3066.csv", 40, lambda _: UKB.encode()),
     "ATS waveform": (read_wave, "a.wf", 40, lambda _: WAVE),
     "NPY": (read_signals, "signals.npy", 40, lambda _: npy()),
     "safetensors": (read_weights, "model.safetensors", 120, small_weights),
-    "weights of a codec": (read_codec, "w.safetensors", 10, lambda _: (shipped_weights("vqvae") / "model.safetensors").read_bytes()),
-    "JSON settings": (read_settings, "config.json", 40, lambda _: (shipped_weights("cldm") / "config.json").read_bytes()),
-    "odd settings": (read_settings, "config.json", 100, lambda _: (shipped_weights("cldm") / "config.json").read_bytes()),
-    "odd settings of a codec": (read_codec_settings, "config.json", 60, lambda _: (shipped_weights("vqvae") / "config.json").read_bytes()),
+    "weights of a codec": (
+        read_codec,
+        "w.safetensors",
+        10,
+        lambda _: (shipped_weights("vqvae") / "model.safetensors").read_bytes(),
+    ),
+    "JSON settings": (
+        read_settings,
+        "config.json",
+        40,
+        lambda _: (shipped_weights("cldm") / "config.json").read_bytes(),
+    ),
+    "odd settings": (
+        read_settings,
+        "config.json",
+        100,
+        lambda _: (shipped_weights("cldm") / "config.json").read_bytes(),
+    ),
+    "odd settings of a codec": (
+        read_codec_settings,
+        "config.json",
+        60,
+        lambda _: (shipped_weights("vqvae") / "config.json").read_bytes(),
+    ),
 }
 
 
@@ -224,14 +301,20 @@ def _read_all(name: str, folder: Path, first: int, told: Any) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for k in range(first, count):
-        (folder / file).write_bytes((odd_json if name.startswith("odd") else mutated)(data, rng_for(k, "mutation", name)))
+        (folder / file).write_bytes(
+            (odd_json if name.startswith("odd") else mutated)(data, rng_for(k, "mutation", name))
+        )
         told.put((k, ""))
         signal.alarm(SECONDS)
         try:
             read(folder / file)
             said = "read"
         except ValueError as err:
-            said = f"refused: {err}" if "\n" not in str(err).strip() else f"FAULT: several lines: {err!r}"
+            said = (
+                f"refused: {err}"
+                if "\n" not in str(err).strip()
+                else f"FAULT: several lines: {err!r}"
+            )
             if type(err).__name__ not in ("DataError", "ValueError"):
                 said = f"FAULT: {type(err).__name__}: {err}"
         except BaseException as err:  # what a user would see as a traceback
@@ -281,7 +364,9 @@ def _tell(name: str, folder: Path, first: int, pipe: Any) -> None:
 def test_damaged_files_are_refused_or_read(tmp_path: Path, name: str) -> None:
     said = outcomes(name, tmp_path)
     assert len(said) == SOURCES[name][2]
-    assert not [s for s in said if s.startswith("FAULT")], [s for s in said if s.startswith("FAULT")][:5]
+    assert not [s for s in said if s.startswith("FAULT")], [
+        s for s in said if s.startswith("FAULT")
+    ][:5]
     assert any(s.startswith("refused") for s in said)
 
 
@@ -308,7 +393,10 @@ def test_unknown_settings_are_named(tmp_path: Path) -> None:
     from spiro_diffusion.cldm import CLDM
 
     shutil.copytree(shipped_weights("cldm"), tmp_path / "cldm")
-    write_json(tmp_path / "cldm" / "config.json", read_json(tmp_path / "cldm" / "config.json") | {"colour": "red"})
+    write_json(
+        tmp_path / "cldm" / "config.json",
+        read_json(tmp_path / "cldm" / "config.json") | {"colour": "red"},
+    )
     with pytest.raises(DataError, match="colour"):
         CLDM.from_pretrained(tmp_path / "cldm")
 

@@ -13,17 +13,29 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spiro_diffusion.cohort import read_cohort
-from spiro_diffusion.common import DataError, locked, read_json
-from spiro_diffusion.inference import DrawSettings, generate
-from spiro_diffusion.scale import generate_partitions
+from spiro_diffusion.base.errors import DataError
+from spiro_diffusion.base.files import locked, read_json
+from spiro_diffusion.generation.cohort import read_cohort
+from spiro_diffusion.generation.drawing import DrawSettings
+from spiro_diffusion.generation.partitions import generate_partitions
+from spiro_diffusion.inference import generate
 
-PEOPLE = pd.DataFrame({"patient": [f"p{i}" for i in range(12)], "age": np.linspace(10, 75, 12), "height": np.linspace(140, 185, 12), "sex": [1, 2] * 6, "effort": ["A"] * 9 + [None] * 3})
+PEOPLE = pd.DataFrame(
+    {
+        "patient": [f"p{i}" for i in range(12)],
+        "age": np.linspace(10, 75, 12),
+        "height": np.linspace(140, 185, 12),
+        "sex": [1, 2] * 6,
+        "effort": ["A"] * 9 + [None] * 3,
+    }
+)
 HOW = DrawSettings(draws=20, seed=5, steps=4)  # 240 curves, 12 partitions of 20
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {p.name: sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("part-*.parquet"))}
+    return {
+        p.name: sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("part-*.parquet"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,9 @@ def test_partitions_are_the_cohort_in_one_piece(alone):
 def test_a_worker_killed_in_the_middle_changes_nothing(alone, tmp_path):
     distributed = pytest.importorskip("distributed")
     folder = tmp_path / "cohort"
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50) as cluster:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as cluster:
         with distributed.Client(cluster) as client:
             victim, killed = next(iter(client.run(os.getpid).values())), threading.Event()
 
@@ -55,13 +69,31 @@ def test_a_worker_killed_in_the_middle_changes_nothing(alone, tmp_path):
         threading.Thread(target=kill, daemon=True).start()
         generate_partitions(PEOPLE, folder, HOW, size=20, scheduler=cluster.scheduler_address)
     assert killed.is_set() and digests(folder) == digests(alone)
-    assert read_json(tmp_path / "cohort.json") == read_json(alone.with_suffix(".json")) and not list(folder.glob(".*"))
+    assert read_json(tmp_path / "cohort.json") == read_json(
+        alone.with_suffix(".json")
+    ) and not list(folder.glob(".*"))
 
 
 def test_a_killed_run_goes_on_with_what_is_missing(alone, tmp_path):
     PEOPLE.to_csv(tmp_path / "people.csv", index=False)
     code = "import sys; from spiro_diffusion.commands import main; sys.exit(main())"
-    argv = [sys.executable, "-c", code, "--patients", "people.csv", "--draws", "20", "--seed", "5", "--steps", "4", "--out", "cohort", "--partition", "20"]
+    argv = [
+        sys.executable,
+        "-c",
+        code,
+        "--patients",
+        "people.csv",
+        "--draws",
+        "20",
+        "--seed",
+        "5",
+        "--steps",
+        "4",
+        "--out",
+        "cohort",
+        "--partition",
+        "20",
+    ]
     first = subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.DEVNULL)
     while len(digests(tmp_path / "cohort")) < 3:
         time.sleep(0.02)
@@ -69,8 +101,13 @@ def test_a_killed_run_goes_on_with_what_is_missing(alone, tmp_path):
     there = {p: p.stat().st_mtime_ns for p in (tmp_path / "cohort").glob("part-*.parquet")}
     assert 3 <= len(there) < 12 and read_json(tmp_path / "cohort.json")["complete"] is False
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "240 synthetic curves of 12 patients" in done.stdout, done.stderr
-    assert digests(tmp_path / "cohort") == digests(alone) and {p: p.stat().st_mtime_ns for p in there} == there
+    assert done.returncode == 0 and "240 synthetic curves of 12 patients" in done.stdout, (
+        done.stderr
+    )
+    assert (
+        digests(tmp_path / "cohort") == digests(alone)
+        and {p: p.stat().st_mtime_ns for p in there} == there
+    )
     assert read_json(tmp_path / "cohort.json")["complete"] is True
     with pytest.raises(DataError, match="another cohort"):
         generate_partitions(PEOPLE, tmp_path / "cohort", HOW, size=30)
@@ -80,9 +117,34 @@ def test_a_killed_run_goes_on_with_what_is_missing(alone, tmp_path):
 def test_two_runs_into_one_folder_do_not_mix(alone, tmp_path):
     """The second, in a process of its own, is refused in one sentence and nothing is written; later it may go on."""
     code = "import sys; from spiro_diffusion.commands import main; sys.exit(main())"
-    argv = [sys.executable, "-c", code, "--age", "45", "--height", "175", "--sex", "male", "-n", "40", "--steps", "2", "--out", "cohort", "--partition", "20"]
+    argv = [
+        sys.executable,
+        "-c",
+        code,
+        "--age",
+        "45",
+        "--height",
+        "175",
+        "--sex",
+        "male",
+        "-n",
+        "40",
+        "--steps",
+        "2",
+        "--out",
+        "cohort",
+        "--partition",
+        "20",
+    ]
     with locked(tmp_path / "cohort"):
         refused = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 2 and "another run is at work in" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "another run is at work in" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
     assert not list((tmp_path / "cohort").iterdir()) and not (tmp_path / "cohort.json").exists()
-    assert subprocess.run(argv, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0 and len(digests(tmp_path / "cohort")) == 2
+    assert (
+        subprocess.run(argv, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
+        and len(digests(tmp_path / "cohort")) == 2
+    )

@@ -1,4 +1,5 @@
 """What crosses a process: a run that is killed with SIGKILL and goes on, and a run of two processes."""
+
 from __future__ import annotations
 
 import os
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spiro_diffusion.common import load_safetensors, read_json
+from spiro_diffusion.base.arrays import load_safetensors
+from spiro_diffusion.base.files import read_json
 
 SCRIPT = """
 import sys, time
@@ -52,14 +54,18 @@ def script(tmp_path: Path) -> Path:
 
 def run(*command: object) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_killed_run_goes_on_bit_for_bit(script: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(script, whole, 0, 60)
-    process = subprocess.Popen([sys.executable, str(script), str(cut), "0.05", "60"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(cut), "0.05", "60"], stderr=subprocess.DEVNULL
+    )
     state = cut / "resume" / "state.json"
     for _ in range(600):
         if state.exists() and read_json(state)["step"] >= 10:
@@ -82,5 +88,7 @@ def test_two_processes_agree_with_one(script: Path, tmp_path: Path) -> None:
     run(script, one, 0, 30)
     run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script, two, 0, 30)
     a, b = (load_safetensors(folder / "model.safetensors") for folder in (one, two))
-    assert a["seen"] == b["seen"] == 30 * 32, "the statistics of a batch are summed over the processes"
+    assert a["seen"] == b["seen"] == 30 * 32, (
+        "the statistics of a batch are summed over the processes"
+    )
     assert all(np.allclose(a[k], b[k], atol=2e-4) for k in a)

@@ -35,13 +35,22 @@ socket.socket.connect = socket.create_connection = offline
 def wheel(tmp_path_factory) -> Path:
     """The wheel of what git has, built in a copy."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    archive = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
+    archive = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
     with tarfile.open(fileobj=(packed := io.BytesIO()), mode="w") as tar:
         for name in filter(None, archive.decode().split("\0")):
             tar.add(ROOT / name, name)
     packed.seek(0)
     tarfile.open(fileobj=packed).extractall(source, filter="data")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)],
+        check=True,
+        capture_output=True,
+    )
     return next(out.glob("*.whl"))
 
 
@@ -51,14 +60,34 @@ def clean(wheel, tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("clean")
     venv.create(home, with_pip=False, symlinks=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "--no-deps", "--quiet", str(wheel)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(home / "bin" / "python"),
+            "install",
+            "--no-deps",
+            "--quiet",
+            str(wheel),
+        ],
+        check=True,
+    )
     (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (site / "sitecustomize.py").write_text(BARRED)
     return home / "bin"
 
 
 def run(argv: list, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([str(a) for a in argv], cwd=folder, capture_output=True, text=True, timeout=300, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    return subprocess.run(
+        [str(a) for a in argv],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
 
 
 def test_the_wheel_is_small(wheel):
@@ -66,15 +95,80 @@ def test_the_wheel_is_small(wheel):
 
 
 def test_it_is_the_wheel_that_is_used(clean, tmp_path):
-    done = run([clean / "python", "-c", "import spiro_diffusion, sys; print(spiro_diffusion.__file__, 'torch' in sys.modules)"], tmp_path)
-    assert str(clean.parent) in done.stdout and done.stdout.split()[-1] == "False", done.stdout + done.stderr
+    done = run(
+        [
+            clean / "python",
+            "-c",
+            "import spiro_diffusion, sys; print(spiro_diffusion.__file__, 'torch' in sys.modules)",
+        ],
+        tmp_path,
+    )
+    assert str(clean.parent) in done.stdout and done.stdout.split()[-1] == "False", (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_cohort_and_a_blow_completed(clean, tmp_path):
-    done = run([clean / "spiro_generate", "--age", 45, "--height", 175, "--sex", "male", "-n", 3, "--seed", 7, "--out", "cohort.parquet", "--figure", "loops.png"], tmp_path)
-    assert done.returncode == 0 and len(pd.read_parquet(tmp_path / "cohort.parquet")) == 3 and (tmp_path / "loops.png").stat().st_size > 10_000, done.stderr
-    done = run([clean / "spiro_generate", "--age", 45, "--height", 175, "--sex", "male", "--out", "blow.csv"], tmp_path)
+    done = run(
+        [
+            clean / "spiro_generate",
+            "--age",
+            45,
+            "--height",
+            175,
+            "--sex",
+            "male",
+            "-n",
+            3,
+            "--seed",
+            7,
+            "--out",
+            "cohort.parquet",
+            "--figure",
+            "loops.png",
+        ],
+        tmp_path,
+    )
+    assert (
+        done.returncode == 0
+        and len(pd.read_parquet(tmp_path / "cohort.parquet")) == 3
+        and (tmp_path / "loops.png").stat().st_size > 10_000
+    ), done.stderr
+    done = run(
+        [
+            clean / "spiro_generate",
+            "--age",
+            45,
+            "--height",
+            175,
+            "--sex",
+            "male",
+            "--out",
+            "blow.csv",
+        ],
+        tmp_path,
+    )
     long = pd.read_csv(tmp_path / "blow.csv")
-    long.rename(columns=lambda c: {"time": "time", "volume": "volume"}.get(c.split("_")[0], c))[["time", "volume"]].query("time <= 3").to_csv(tmp_path / "cut.csv", index=False)
-    done = run([clean / "spiro_reconstruct", "cut.csv", "--age", 45, "--height", 175, "--sex", "male", "--draws", 20, "--out", "whole.parquet"], tmp_path)
-    assert done.returncode == 0 and len(pd.read_parquet(tmp_path / "whole.parquet")) == 20, done.stderr
+    long.rename(columns=lambda c: {"time": "time", "volume": "volume"}.get(c.split("_")[0], c))[
+        ["time", "volume"]
+    ].query("time <= 3").to_csv(tmp_path / "cut.csv", index=False)
+    done = run(
+        [
+            clean / "spiro_reconstruct",
+            "cut.csv",
+            "--age",
+            45,
+            "--height",
+            175,
+            "--sex",
+            "male",
+            "--draws",
+            20,
+            "--out",
+            "whole.parquet",
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 0 and len(pd.read_parquet(tmp_path / "whole.parquet")) == 20, (
+        done.stderr
+    )

@@ -16,4 +16,12 @@ with tempfile.TemporaryDirectory() as folder:
     table = Path(folder) / "SPXRAW_G_simulated.csv"
     blows = simulate_blows(people, seed=12)
     blows[blows["SPXPTS"] < 900].to_csv(table, index=False)  # short ones, to keep the file small
-    subprocess.run(["Rscript", str(here / "make_sas7bdat.R"), str(table), str(here / "SPXRAW_G_simulated.sas7bdat")], check=True)
+    subprocess.run(
+        [
+            "Rscript",
+            str(here / "make_sas7bdat.R"),
+            str(table),
+            str(here / "SPXRAW_G_simulated.sas7bdat"),
+        ],
+        check=True,
+    )
