@@ -112,7 +112,7 @@ def add_person(parser: argparse._ActionsContainer) -> None:
 
 
 def person_of(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Age, height and sex as given, or None if none was. Raises DataError unless it is all or none."""
+    """Age, height and sex as given, or None. Raises DataError unless it is all or none."""
     given = {name: getattr(args, name) for name in ("age", "height", "sex")}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == len(given):
@@ -123,7 +123,7 @@ def person_of(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def check_figure_name(path: str | None) -> list[Path]:
-    """The figure's file, as a list that is empty if none is wanted. Raises DataError on another format."""
+    """The figure's file in a list, empty if none is wanted. Raises DataError on another format."""
     if path is None:
         return []
     if Path(path).suffix.lower() not in FIGURE_FORMATS:
@@ -134,7 +134,7 @@ def check_figure_name(path: str | None) -> list[Path]:
 
 
 def save_figure(plot: Callable[[], Any], path: str | Path) -> Path:
-    """Draw without a screen and write the figure that `plot()` returns to `path`. Raises DataError."""
+    """Draw without a screen and write what `plot()` returns to `path`. Raises DataError."""
     import matplotlib
 
     matplotlib.use("Agg")
