@@ -1,4 +1,4 @@
-"""What `pip install .` gives: a small wheel that works elsewhere, offline, without notebook tools."""
+"""The wheel is small and works elsewhere, offline, without the notebooks' tools."""
 
 import os
 import shutil
@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 BARRED = """
 import socket, sys
 BARRED = set(
-    "nbdev fastcore execnb ghapi IPython ipykernel ipywidgets jupyterlab papermill nbformat pytest sklearn"
+    "nbdev fastcore execnb ghapi IPython ipykernel ipywidgets jupyterlab papermill"
+    " nbformat pytest sklearn"
     .split()
 )
 
