@@ -19,7 +19,7 @@ FINE = 0.01
 END = 20.48
 """End of the clock, s. The longest recording that NHANES can hold ends after 20.44 s."""
 GROWTH = 1.009317918789157
-"""Width of a bin after the first 2 s over that of the bin before: the root of that equation."""
+"""Width of a bin after the first 2 s over that of the bin before; so the last one ends at `END`."""
 
 
 def _make_clock() -> np.ndarray:
