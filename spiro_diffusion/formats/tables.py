@@ -36,9 +36,9 @@ def find_table(folder: str | Path, name: str, cycle: str = "G") -> Path | None:
             found.setdefault(path.name.lower(), path)
     for stem in (f"{name}_{cycle}", f"{name}_{cycle}_simulated"):
         for suffix in SUFFIXES:
-            path = found.get(f"{stem}{suffix}".lower())
-            if path is not None:
-                return path
+            name_sought = f"{stem}{suffix}".lower()
+            if name_sought in found:
+                return found[name_sought]
     return None
 
 
