@@ -151,7 +151,8 @@ def as_sas7bdat(folder: Path, out: Path) -> None:
     out.mkdir()
     for name in ("DEMO_G_simulated.xpt", "BMX_G_simulated.xpt"):
         shutil.copy(folder / name, out)
-    table, target = out / "raw.csv", out / "SPXRAW_G_simulated.sas7bdat"
+    table = out / "raw.csv"
+    target = out / "SPXRAW_G_simulated.sas7bdat"
     read(folder / "SPXRAW_G_simulated.xpt").to_csv(table, index=False)
     subprocess.run(["Rscript", str(R_SCRIPT), str(table), str(target)], check=True)
 

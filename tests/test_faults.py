@@ -168,7 +168,8 @@ def _go(job: Callable[..., Any], args: tuple, told: Any) -> None:
 
     torch.set_num_threads(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1), os.dup2(quiet, 2)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
     told.put("started")
     try:
         job(*args)
@@ -307,8 +308,12 @@ def own_disk(folder: Path, size: str) -> Callable[[], None]:
         if getattr(libc, name)(*args):
             raise PermissionError(ctypes.get_errno(), f"{name} is not allowed here")
 
-    own_mounts, own_users = 0x20000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
-    recursive, private, again, read_only = 0x4000, 0x40000, 32, 1  # MS_REC, MS_PRIVATE, ...
+    own_mounts = 0x20000  # CLONE_NEWNS
+    own_users = 0x10000000  # CLONE_NEWUSER
+    recursive = 0x4000  # MS_REC
+    private = 0x40000  # MS_PRIVATE
+    again = 32  # MS_REMOUNT
+    read_only = 1  # MS_RDONLY
     user = os.getuid()
     call("unshare", own_mounts | (own_users if user else 0))
     if user:

@@ -38,9 +38,11 @@ class CDC(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        name, span = self.path.rsplit("/", 1)[-1], self.headers.get("Range")
+        name = self.path.rsplit("/", 1)[-1]
+        span = self.headers.get("Range")
         self.asked.append(f"{name} {span or ''}".strip())
-        body, mood = self.files.get(name, b""), self.mood.get(name, "")
+        body = self.files.get(name, b"")
+        mood = self.mood.get(name, "")
         if mood == "redirect":
             self.send_response(302)
             self.send_header("Location", "/error.htm")
@@ -82,7 +84,8 @@ class CDC(BaseHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The four downloads of cycle G: as many rows as CDC's have, but hardly anything in them."""
-    folder, out = tmp_path_factory.mktemp("cdc"), {}
+    folder = tmp_path_factory.mktemp("cdc")
+    out = {}
     for table in ("DEMO_G", "BMX_G", "SPX_G", "SPXRAW_G"):
         frame = pd.DataFrame({"SEQN": [62161.0 + i for i in range(ROWS[table])], "TEXT": "1,2,3"})
         pyreadstat.write_xport(frame, str(folder / "t.xpt"), file_format_version=8)
@@ -121,7 +124,8 @@ class Done(NamedTuple):
 
 def command(folder: Path, base: str, *more: str) -> Done:
     """spiro_fetch in this process. An exception that it lets through fails the test."""
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main([str(folder), "--base", base, "--wait", "0.01", *more])
     return Done(status, out.getvalue(), err.getvalue())

@@ -70,7 +70,8 @@ def odd_json(data: bytes, rng: np.random.Generator) -> bytes:
     """JSON with one to three values replaced by odd ones, or keys renamed or left out."""
     held = json.loads(data)
     for _ in range(rng.integers(1, 4)):
-        places, queue = [], [held]
+        places = []
+        queue = [held]
         while queue:
             here = queue.pop()
             keys = list(here) if isinstance(here, dict) else range(len(here))
@@ -302,7 +303,8 @@ def _read_all(name: str, folder: Path, first: int, told: Any) -> None:
     read, file, count, make = SOURCES[name]
     data = make(folder)
     quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1), os.dup2(quiet, 2)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -335,7 +337,9 @@ def outcomes(name: str, folder: Path) -> list[str]:
 
     A process that dies is begun again after the file that killed it.
     """
-    out, first, count = [], 0, SOURCES[name][2]
+    out = []
+    first = 0
+    count = SOURCES[name][2]
     while first < count:
         ours, theirs = PROCESSES.Pipe(duplex=False)
         process = PROCESSES.Process(target=_tell, args=(name, folder, first, theirs))

@@ -81,7 +81,8 @@ class AnotherHostError(DataError):
 
 def _is_elsewhere(url: str, new_url: str) -> bool:
     """Whether `new_url` is on another host or port than `url`, or less safe."""
-    old, new = urlsplit(url), urlsplit(new_url)
+    old = urlsplit(url)
+    new = urlsplit(new_url)
     return old.netloc != new.netloc or (old.scheme, new.scheme) == ("https", "http")
 
 
@@ -96,7 +97,8 @@ class _Redirects(HTTPRedirectHandler):
     ) -> Request | None:
         """The next request. Raises AnotherHostError where none may be made."""
         if _is_elsewhere(req.full_url, newurl):
-            old, new = urlsplit(req.full_url), urlsplit(newurl)
+            old = urlsplit(req.full_url)
+            new = urlsplit(newurl)
             way = f"from {old.scheme}://{old.netloc} to {new.scheme}://{new.netloc}"
             if not self.allowed:
                 fp.close()
