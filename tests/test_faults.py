@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,38 +165,40 @@ def run_notebooks(root: Path, seed: int) -> None:
 # ---- how they are run and compared
 
 
-def _go(job: Callable[..., Any], args: tuple, told: Any) -> None:
+def _go(job: Callable[..., Any], args: tuple, pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    told.put("started")
+    pipe.send("started")
     try:
         job(*args)
-        told.put("done")
+        pipe.send("done")
     except DataError as err:
-        told.put(f"refused: {err}")
+        pipe.send(f"refused: {err}")
 
 
-def start(job: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+def start(job: Callable[..., Any], *args: Any) -> tuple[BaseProcess, Connection]:
     """A process that has begun with `job(*args)`, and what it tells.
 
     At its end, if it comes so far, it says "done" or "refused: ...".
     """
-    told = PROCESSES.Queue()
-    process = PROCESSES.Process(target=_go, args=(job, args, told))
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_go, args=(job, args, theirs))
     process.start()
-    assert told.get(timeout=HANGS) == "started"
-    return process, told
+    theirs.close()  # so that a process that ends without a word is noticed
+    assert ours.recv() == "started"
+    return process, ours
 
 
-def finish(process: Any, told: Any) -> str:
+def finish(process: BaseProcess, told: Connection) -> str:
     """What the process said at its end; a signal, or an exception but DataError, is a failure."""
     process.join(HANGS)
+    assert process.exitcode is not None, "it hangs"
     assert process.exitcode == 0, "it ended by a signal or an exception that is no DataError"
-    return told.get(timeout=10)
+    return told.recv()
 
 
 def content_of(path: Path) -> bytes:
