@@ -41,7 +41,7 @@ CURVES_PER_THREAD = 64  # curves of a batch for which another thread pays
 
 @contextmanager
 def few_threads(curves: int) -> Iterator[None]:
-    """While the body runs, torch has a thread for each 64 curves of a batch, and no more than before.
+    """Inside, torch has a thread for each 64 curves of a batch, and no more than before.
 
     Does nothing outside the main thread: the number of threads is that of the whole process.
     """
