@@ -1,4 +1,4 @@
-"""A small training run: FOLDER NOISE KILL_AT, in a process of its own, or called (test_training)."""
+"""A small training run: FOLDER NOISE KILL_AT, in its own process, or called (test_training)."""
 
 from __future__ import annotations
 

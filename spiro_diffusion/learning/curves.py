@@ -13,9 +13,9 @@ from torch.nn import functional
 from ..spirometry.clock import CLOCK, END, FINE, N_BINS, N_FINE, WIDTHS, to_clock
 
 # %% auto #0
-__all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'EDGES', 'BIN_WIDTHS', 'BEFORE', 'MOST_SLOWED', 'MOST_ENLARGED', 'VARIED_PEAK', 'CUT',
-           'REST', 'formula_blows', 'check_flow', 'volume_of', 'move', 'AlignedBlow', 'align', 'features', 'vary',
-           'assemble']
+__all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'EDGES', 'BIN_WIDTHS', 'BEFORE', 'N_FEATURES', 'MOST_SLOWED', 'MOST_ENLARGED',
+           'VARIED_PEAK', 'CUT', 'REST', 'formula_blows', 'check_flow', 'volume_of', 'move', 'AlignedBlow', 'align',
+           'features', 'vary', 'assemble']
 
 # %% ../../nbs/learning/01_curves.ipynb #0eb53390
 def formula_blows(n: int, seed: int = 0) -> np.ndarray:
@@ -135,8 +135,12 @@ def align(flow: Tensor) -> AlignedBlow:
     return AlignedBlow(move(flow, -delay), delay, before)
 
 # %% ../../nbs/learning/01_curves.ipynb #802f03ca
+N_FEATURES = N_BINS + N_BINS // 8 + 2
+"""Numbers that a linear model sees of a curve."""
+
+
 def features(blow: AlignedBlow) -> Tensor:
-    """What a linear model sees of aligned curves, (N, 578): flow, volume and the start."""
+    """What a linear model sees of aligned curves, (N, N_FEATURES): flow, volume and the start."""
     flow, delay, before = blow
     width = (BIN_WIDTHS.to(flow.device) / FINE).sqrt().clamp(max=3) / 1.5
     volume = (volume_of(flow)[:, 8::8] + before[:, None]) * 8**0.5
