@@ -1,10 +1,11 @@
-# make reproduce   re-execute the notebooks 00 to 05; the paper's figures appear in figures/
-# make test        what CI runs: notebooks and package agree, notebook tests, pytest
-# make lint        ruff
+# make reproduce   execute the notebooks 00 to 05; what they draw goes to runs/<NAME>
+# make test        what CI runs: notebooks and package agree, style, types, imports, all tests
+# make lint        ruff: format, rules, lines of at most 100 characters; import-linter: the rooms
 # make types       mypy on the exported package
 # make coverage    which lines of the package pytest does not reach
-# make bench     how fast it is: bench/README.md and bench/results/ (peers only where they are installed, see there)
-# make paper       the same as reproduce at profile paper (a GPU helps)
+# make bench       how fast it is: bench/README.md and bench/results/ (peers only where installed)
+# make paper       the published run: needs DATA=folder with DEMO_G, BMX_G and SPX_G; two hours on
+#                  two cores, minutes with a GPU; rewrites figures/, tables, weights and model card
 
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 VENV    := .venv
@@ -14,29 +15,35 @@ NAME    ?= $(PROFILE)
 SEED    ?= 0
 DATA    ?=
 
-.PHONY: reproduce paper test lint types coverage bench install clean
+.PHONY: reproduce paper test exported lint types notebooks pytest coverage bench install clean
 
 reproduce: install
 	$(BIN)/spiro_run all --profile $(PROFILE) --name $(NAME) -p seed $(SEED) $(if $(DATA),--data "$(DATA)")
 
-paper:
-	$(MAKE) reproduce PROFILE=paper
+paper: install
+	$(BIN)/python -c "from spiro_diffusion.apps.publish import main; raise SystemExit(main())" --data "$(DATA)"
 
-test: install
+test: install exported lint types notebooks pytest
+
+exported: install
 	git rev-parse --is-inside-work-tree > /dev/null
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
-	git diff --exit-code
-	$(BIN)/nbdev_test --n_workers 1
-	$(BIN)/python -m pytest -q tests
-	$(BIN)/ruff check .
-	$(BIN)/mypy spiro_diffusion
+	git diff --exit-code -- nbs spiro_diffusion
 
 lint: install
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 types: install
 	$(BIN)/mypy spiro_diffusion
+
+notebooks: install
+	$(BIN)/nbdev_test --n_workers 1
+
+pytest: install
+	$(BIN)/python -m pytest -q tests
 
 coverage: install
 	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m pytest -q --cov=spiro_diffusion --cov-report=term-missing:skip-covered tests
@@ -58,4 +65,4 @@ $(VENV)/installed: setup.py settings.ini constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/processed data/simulated data/generated checkpoints runs
+	rm -rf $(VENV) data/processed data/simulated checkpoints runs

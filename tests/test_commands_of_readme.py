@@ -1,4 +1,7 @@
-"""Every command of the README is run as it stands there; those that take minutes or the network say why they are not."""
+"""Every command of the README is run as it stands there.
+
+Those that take minutes or the network say why they are not.
+"""
 
 import os
 import re
@@ -12,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spiro_diffusion import commands, fetch, pipeline, reconstruction
+from spiro_diffusion.apps import download, generate, reconstruct, run
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(
@@ -26,12 +29,7 @@ LINES = [
     if line.strip()
 ]
 SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
-PARSERS = {
-    "spiro_fetch": fetch._parser,
-    "spiro_run": pipeline._parser,
-    "spiro_generate": commands._parser,
-    "spiro_reconstruct": reconstruction._parser,
-}
+COMMANDS = {m.COMMAND.name: m.COMMAND for m in (generate, reconstruct, download, run)}
 QUICK = ("spiro_generate", "spiro_reconstruct")
 NOT_RUN = {
     "spiro_fetch": "downloads from CDC; tests/test_fetch.py plays the server",
@@ -64,7 +62,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def run(line: str, place: Path) -> subprocess.CompletedProcess:
+def execute(line: str, place: Path) -> subprocess.CompletedProcess:
     program, *rest = shlex.split(line)
     argv = [
         str(Path(sys.executable).parent / Path(program).name),
@@ -83,7 +81,7 @@ def run(line: str, place: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("line", [s for s in LINES if any(f"bin/{q}" in s for q in QUICK)])
 def test_a_quick_command(line, place):
-    done = run(line, place)
+    done = execute(line, place)
     assert done.returncode == 0, done.stderr
     assert all(
         (place / name).stat().st_size > 1000 for name in re.findall(r"--(?:out|figure) (\S+)", line)
@@ -93,7 +91,7 @@ def test_a_quick_command(line, place):
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [s for s in LINES if any(f"bin/{m}" in s for m in MINUTES)])
 def test_a_command_of_minutes(line, place):
-    done = run(line, place)
+    done = execute(line, place)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -102,8 +100,8 @@ def test_a_command_is_understood(line):
     """Its options exist; `make` knows what to do; and there is a reason if it is not run here."""
     program, *rest = shlex.split(line)
     name = Path(program).name
-    if name in PARSERS:
-        PARSERS[name]().parse_args(rest)
+    if name in COMMANDS:
+        COMMANDS[name].parser().parse_args(rest)
     elif name == "make":
         assert subprocess.run(["make", "-n", *rest], cwd=ROOT, capture_output=True).returncode == 0
     assert name in NOT_RUN or name in QUICK or name == "papermill"

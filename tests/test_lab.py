@@ -1,4 +1,7 @@
-"""The notebooks as people open them: JupyterLab in a browser, by clicks and keys. Needs chromium; `pytest -m slow tests/test_lab.py`."""
+"""The notebooks as people open them: JupyterLab in a browser, by clicks and keys.
+
+Needs chromium; `pytest -m slow tests/test_lab.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +93,16 @@ class Page:
         return result["result"].get("value")
 
     def see(self, selector: str, text: str = "", seconds: float = 60) -> list[float]:
-        """The middle (x, y) of the first visible element of that selector and text, once there is one."""
-        code = f"""(() => {{ for (const e of document.querySelectorAll({json.dumps(selector)})) {{
-            const b = e.getBoundingClientRect();
-            if (b.width && b.height && (!{json.dumps(text)} || e.textContent.trim() == {json.dumps(text)})) return [b.x + b.width / 2, b.y + b.height / 2];
-        }} }})()"""
+        """The middle (x, y) of the first visible element of that selector and text."""
+        code = f"""(() => {{
+            const text = {json.dumps(text)};
+            for (const e of document.querySelectorAll({json.dumps(selector)})) {{
+                const b = e.getBoundingClientRect();
+                if (!b.width || !b.height) continue;
+                if (text && e.textContent.trim() != text) continue;
+                return [b.x + b.width / 2, b.y + b.height / 2];
+            }}
+        }})()"""
         return until(lambda: self.js(code), seconds, f"{selector} {text} is seen")
 
     def click(self, selector: str, text: str = "") -> None:
@@ -120,18 +129,23 @@ class Page:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the notebooks, without outputs, at profile smoke; the explorer's ends with the lines of the README."""
+    """A copy of the notebooks, without outputs, at profile smoke.
+
+    The explorer's ends with the lines of the README.
+    """
     root = tmp_path_factory.mktemp("läb with space")
     for source in sorted(NBS.rglob("*.ipynb")):
         if ".ipynb_checkpoints" in source.parts:
             continue
         book = json.loads(source.read_text(encoding="utf-8"))
         for cell in (c for c in book["cells"] if c["cell_type"] == "code"):
-            cell["outputs"], cell["execution_count"], text = [], None, "".join(cell["source"])
+            cell["outputs"] = []
+            cell["execution_count"] = None
+            text = "".join(cell["source"])
             if "parameters" in cell["metadata"].get("tags", []):
                 cell["source"] = text.replace('profile: str = "default"', 'profile: str = "smoke"')
                 assert cell["source"] != text or source.stem not in NOTEBOOKS
-        if source.stem == "explorer":
+        if source.stem == "05_explorer":
             cell = {
                 "cell_type": "code",
                 "id": "sliders",
@@ -140,7 +154,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "execution_count": None,
             }
             book["cells"].append(
-                cell | {"source": "from spiro_diffusion.explorer import explore\nexplore()"}
+                cell | {"source": "from spiro_diffusion.apps.explorer import explore\nexplore()"}
             )
         target = root / "nbs" / source.relative_to(NBS)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -220,13 +234,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 BOOK = "[...jupyterapp.shell.widgets('main')][0]"
 KERNEL = f"{BOOK}.sessionContext.session?.kernel"
-CELLS = f"{BOOK}.content.widgets.filter(c => c.model.type == 'code' && c.model.sharedModel.source.trim())"
+CELLS = (
+    f"{BOOK}.content.widgets"
+    ".filter(c => c.model.type == 'code' && c.model.sharedModel.source.trim())"
+)
 
 OUTPUTS = f"{CELLS}.flatMap(c => c.model.sharedModel.outputs)"
 
 
 def run_all(page: Page, lab: str, path: str, seconds: float = 300) -> int:
-    """Open a notebook, click Run, Run All Cells, wait for the end; the number of figures that can be seen when one scrolls through."""
+    """Open a notebook, click Run, Run All Cells and wait for the end.
+
+    Returns the number of figures that can be seen when one scrolls through.
+    """
     page.call("Page.navigate", url=f"{lab}lab/tree/{path}?token=spiro&reset")
     until(
         lambda: page.js(f"window.jupyterapp && {BOOK}?.content?.widgets && {CELLS}.length"),
@@ -252,11 +272,17 @@ def run_all(page: Page, lab: str, path: str, seconds: float = 300) -> int:
     return page.js(f"""(async () => {{
         const book = {BOOK}.content; let seen = 0;
         for (const [i, cell] of book.widgets.entries()) {{
-            if (cell.model.type != 'code' || !cell.model.sharedModel.outputs.some(o => o.data && o.data['image/png'])) continue;
+            if (cell.model.type != 'code') continue;
+            const outputs = cell.model.sharedModel.outputs;
+            if (!outputs.some(o => o.data && o.data['image/png'])) continue;
             await book.scrollToItem(i, 'start');
             for (let wait = 0; wait < 50; wait++) {{
                 const images = [...cell.node.querySelectorAll('.jp-OutputArea img')];
-                if (images.length && images.every(m => m.complete && m.naturalWidth > 100 && m.getBoundingClientRect().width > 100)) {{ seen += images.length; break; }}
+                const wide = m => m.naturalWidth > 100 && m.getBoundingClientRect().width > 100;
+                if (images.length && images.every(m => m.complete && wide(m))) {{
+                    seen += images.length;
+                    break;
+                }}
                 await new Promise(r => setTimeout(r, 100));
             }}
         }}
@@ -277,7 +303,8 @@ def test_a_numbered_notebook_runs_in_the_browser(
     seen = run_all(page, lab, f"{name}.ipynb")
     page.picture(folder.parent / f"{name}.png")
     assert seen == pngs(page) >= 1, f"{seen} figures are seen"
-    page.js(f"{BOOK}.context.save()"), page.js(f"{BOOK}.sessionContext.shutdown()")
+    page.js(f"{BOOK}.context.save()")
+    page.js(f"{BOOK}.sessionContext.shutdown()")
     cells = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     assert all(
         c["execution_count"]
@@ -286,11 +313,23 @@ def test_a_numbered_notebook_runs_in_the_browser(
     ), "saved with what it shows"
 
 
+def another_picture(page: Page, held: str, before: str) -> str:
+    """The picture that `held` finds, once it is another one than `before`."""
+    return until(lambda: (now := page.js(held)) != before and now, 30, "the picture changes")
+
+
 def test_the_explorers_sliders_redraw(page: Page, lab: str, folder: Path) -> None:
-    assert run_all(page, lab, "applications/explorer.ipynb") >= 1
+    assert run_all(page, lab, "apps/05_explorer.ipynb") >= 1
     page.js(f"{BOOK}.content.scrollToItem({BOOK}.content.widgets.length - 1, 'start')")
-    held = """(() => { const m = [...document.querySelectorAll('.jp-OutputArea img.widget-image')].pop(); if (!m || !m.complete || !m.naturalWidth) return '';
-        const c = document.createElement('canvas'); c.width = m.naturalWidth; c.height = m.naturalHeight; c.getContext('2d').drawImage(m, 0, 0); return c.toDataURL(); })()"""
+    held = """(() => {
+        const m = [...document.querySelectorAll('.jp-OutputArea img.widget-image')].pop();
+        if (!m || !m.complete || !m.naturalWidth) return '';
+        const c = document.createElement('canvas');
+        c.width = m.naturalWidth;
+        c.height = m.naturalHeight;
+        c.getContext('2d').drawImage(m, 0, 0);
+        return c.toDataURL();
+    })()"""
     before = until(lambda: page.js(held), 60, "the explorer's picture is seen")
     age = ".jp-OutputArea .widget-readout"
     assert page.js(f"document.querySelector('{age}').textContent") == "45"
@@ -298,15 +337,7 @@ def test_the_explorers_sliders_redraw(page: Page, lab: str, folder: Path) -> Non
     page.picture(folder.parent / "explorer_before.png")
     for years in range(46, 50):
         page.key("ArrowRight", 39)
-        until(
-            lambda: page.js(f"document.querySelector('{age}').textContent") == str(years),
-            10,
-            f"the slider says {years}",
-        )
-        after = until(
-            lambda: (now := page.js(held)) != before and now,
-            30,
-            f"the picture is that of {years} years",
-        )
-        before = after
+        shown = f"document.querySelector('{age}').textContent == '{years}'"
+        until(partial(page.js, shown), 10, f"the slider says {years}")
+        before = another_picture(page, held, before)
     page.picture(folder.parent / "explorer_after.png")

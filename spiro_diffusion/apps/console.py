@@ -4,29 +4,138 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ..base.errors import DataError
+from ..base.files import write_figure
 
 # %% auto #0
-__all__ = ['exit_status', 'OneSentence']
-
-# %% ../../nbs/apps/00_console.ipynb #e8bf6f29
-def exit_status(command: str, run: Callable[[], Any]) -> int:
-    """The exit status of `run()`: 0, or 2 after a DataError, whose sentence goes to stderr behind the command's name."""
-    try:
-        run()
-    except DataError as err:
-        print(f"{command}: {err}", file=sys.stderr)
-        return 2
-    return 0
+__all__ = ['WRONG', 'INTERRUPTED', 'FIGURE_FORMATS', 'OneSentenceParser', 'nothing_written', 'Command', 'Answer', 'answer',
+           'add_person', 'person_of', 'check_figure_name', 'save_figure']
 
 # %% ../../nbs/apps/00_console.ipynb #7c7d3900
-class OneSentence(argparse.ArgumentParser):
+WRONG = 2
+"""Exit status after something that the user can put right."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+
+class OneSentenceParser(argparse.ArgumentParser):
     """A parser whose errors are one sentence on stderr, with exit status 2."""
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(WRONG)
+
+# %% ../../nbs/apps/00_console.ipynb #e8bf6f29
+def nothing_written(args: argparse.Namespace) -> str:
+    """What Ctrl-C leaves behind, unless a command says otherwise."""
+    return "nothing was written"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the shell.
+
+    examples: command lines for the end of `--help`; add_options: puts the options into a parser;
+    work: does what was asked for, raising DataError on what the user can put right;
+    when_stopped: what Ctrl-C leaves behind, as half a sentence.
+    """
+
+    name: str
+    description: str
+    examples: tuple[str, ...]
+    add_options: Callable[[argparse.ArgumentParser], None]
+    work: Callable[[argparse.Namespace], None]
+    when_stopped: Callable[[argparse.Namespace], str] = nothing_written
+
+    def parser(self) -> OneSentenceParser:
+        """The parser of the command line; examples stand at the end of its help."""
+        parser = OneSentenceParser(
+            prog=self.name,
+            description=self.description,
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in self.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_options(parser)
+        return parser
+
+    def run(self, argv: Sequence[str] | None = None) -> int:
+        """The exit status: 0, 2 after a DataError (one sentence on stderr), 130 after Ctrl-C."""
+        args = self.parser().parse_args(argv)
+        try:
+            self.work(args)
+        except DataError as err:
+            print(f"{self.name}: {err}", file=sys.stderr)
+            return WRONG
+        except KeyboardInterrupt:
+            print(f"{self.name}: stopped, {self.when_stopped(args)}", file=sys.stderr)
+            return INTERRUPTED
+        return 0
+
+# %% ../../nbs/apps/00_console.ipynb #fbba812c
+@dataclass(frozen=True)
+class Answer:
+    """What a command answered: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def answer(main: Callable[[Sequence[str]], int], argv: Sequence[Any]) -> Answer:
+    """What `main` answers to the arguments `argv`, for tests: nothing is printed."""
+    out = io.StringIO()
+    err = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(a) for a in argv])
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+    return Answer(status, out.getvalue(), err.getvalue())
+
+# %% ../../nbs/apps/00_console.ipynb #ec744282
+FIGURE_FORMATS = (".png", ".pdf", ".svg")
+
+
+def add_person(parser: argparse._ActionsContainer) -> None:
+    """Add --age, --height and --sex."""
+    parser.add_argument("--age", type=float, help="years, 6 to 79")
+    parser.add_argument("--height", type=float, help="cm")
+    parser.add_argument("--sex", help="male or female")
+
+
+def person_of(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Age, height and sex as given, or None. Raises DataError unless it is all or none."""
+    given = {name: getattr(args, name) for name in ("age", "height", "sex")}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise DataError(f"{' and '.join(missing)} missing: give --age, --height and --sex together")
+    return given
+
+
+def check_figure_name(path: str | None) -> list[Path]:
+    """The figure's file in a list, empty if none is wanted. Raises DataError on another format."""
+    if path is None:
+        return []
+    if Path(path).suffix.lower() not in FIGURE_FORMATS:
+        raise DataError(
+            f"{path} must end in {', '.join(FIGURE_FORMATS[:-1])} or {FIGURE_FORMATS[-1]}"
+        )
+    return [Path(path)]
+
+
+def save_figure(plot: Callable[[], Any], path: str | Path) -> Path:
+    """Draw without a screen and write what `plot()` returns to `path`. Raises DataError."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    return write_figure(plot(), path)

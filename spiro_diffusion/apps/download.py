@@ -7,18 +7,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .console import exit_status
+from .console import Command
 from ..formats.download import BASE, TABLES, YEARS, fetch
 
 # %% auto #0
-__all__ = ['main']
+__all__ = ['COMMAND', 'main']
 
 # %% ../../nbs/apps/03_download.ipynb #f222da1c
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="spiro_fetch",
-        description="Download NHANES's raw spirometry and what belongs to it from CDC. The one command that uses the network.",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         nargs="?",
@@ -54,21 +50,36 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep files whose number of rows is not the codebook's",
     )
-    return parser
 
-
-def _run(args: argparse.Namespace) -> None:
-    """Fetch, and say what is there, a line a table."""
-    for one in fetch(
-        args.folder, args.cycle, args.table, args.base, args.any_rows, max(args.wait, 0)
-    ):
-        print(
-            f"{one.file:<20} {one.rows:>7,} rows {one.bytes / 1e6:>7,.1f} MB  sha256 {one.sha256}{'' if one.address else '  (was there)'}"
-        )
+# %% ../../nbs/apps/03_download.ipynb #7dd77f70
+def _work(args: argparse.Namespace) -> None:
+    tables = fetch(args.folder, args.cycle, args.table, args.base, args.any_rows, max(args.wait, 0))
+    for table in tables:
+        size = f"{table.rows:>7,} rows {table.bytes / 1e6:>7,.1f} MB"
+        before = "" if table.address else "  (was there)"
+        print(f"{table.file:<20} {size}  sha256 {table.sha256}{before}")
     print(f"in {Path(args.folder).resolve()}")
 
 
+def _when_stopped(args: argparse.Namespace) -> str:
+    return "the same command goes on where it was"
+
+
+COMMAND = Command(
+    name="spiro_fetch",
+    description="Download NHANES's raw spirometry and what belongs to it from CDC."
+    " The one command that uses the network.",
+    examples=(
+        "spiro_fetch",
+        "spiro_fetch nhanes --cycle E F G",
+        "spiro_fetch --table DEMO BMX SPX",
+    ),
+    add_options=_add_options,
+    work=_work,
+    when_stopped=_when_stopped,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `spiro_fetch`; returns the exit status, 2 with one sentence on stderr for what the user can put right."""
-    args = _parser().parse_args(argv)
-    return exit_status("spiro_fetch", lambda: _run(args))
+    """The command `spiro_fetch`; returns the exit status."""
+    return COMMAND.run(argv)

@@ -4,38 +4,43 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .console import OneSentence, exit_status
+from spiro_diffusion.apps.console import (
+    Command,
+    add_person,
+    check_figure_name,
+    person_of,
+    save_figure,
+)
 from ..base.errors import DataError
-from ..base.files import check_free, write_figure
-from ..generation.cohort import WRITERS, Cohort, files_of
+from ..base.files import check_free
+from ..generation.cohort import WRITERS, Cohort, files_of, read_cohort
 from ..learning.patients import check_patients, read_patients
 from ..spirometry.indices import INDICES
 
+if TYPE_CHECKING:
+    from spiro_diffusion.generation.drawing import DrawSettings
+
 # %% auto #0
-__all__ = ['MAX_CURVES', 'main']
+__all__ = ['DEFAULT_PARTITION', 'MAX_CURVES', 'SAMPLE', 'COMMAND', 'patients_of', 'check_outputs', 'settings_of', 'main']
 
 # %% ../../nbs/apps/01_generate.ipynb #fcbe3090
-def _parser() -> argparse.ArgumentParser:
-    parser = OneSentence(
-        prog="spiro_generate",
-        description="Generate forced-expiratory curves of digital patients. Synthetic; not for clinical use.",
-    )
+def _add_who(parser: argparse.ArgumentParser) -> None:
     who = parser.add_argument_group("who")
-    who.add_argument("--age", type=float, help="years, 6 to 79")
-    who.add_argument("--height", type=float, help="cm")
-    who.add_argument("--sex", help="male or female")
+    add_person(who)
     who.add_argument("--patients", help="a CSV file with columns age, height, sex: a row a patient")
     who.add_argument(
         "--extrapolate",
         action="store_true",
         help="let ages and heights beyond the trained ones through, marked in the table",
     )
+
+# %% ../../nbs/apps/01_generate.ipynb #a331da37
+def _add_how(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("-n", "--draws", type=int, default=1, help="curves of each patient (1)")
     how.add_argument("--seed", type=int, default=0, help="the same seed, the same cohort (0)")
@@ -46,32 +51,41 @@ def _parser() -> argparse.ArgumentParser:
         "--steps",
         type=int,
         default=5,
-        help="falls of the noise level, a network call each but the first (5)",
+        help="steps of the sampler, a network call each but the first (5)",
     )
     how.add_argument(
         "--redraws",
         type=int,
         default=3,
-        help="how often a curve of grade A that breaks an ATS/ERS rule is drawn again (3)",
+        help="how often a curve of grade A that fails an ATS/ERS criterion is drawn again (3)",
     )
     how.add_argument(
         "--target",
         default="",
-        help="what each curve shall have: fev1=2.1 (fvc, fev1 in L, pef in L/s) or fev1_z=-2; several with commas",
+        help="what each curve shall have: fev1=2.1 (fvc, fev1 in L, pef in L/s) or fev1_z=-2;"
+        " several with commas",
     )
     how.add_argument(
         "--told-only",
         action="store_true",
-        help="tell the network the z-scores asked for, and do not steer each curve to them: three times as fast, met within about a half",
+        help="condition the network on the requested z-scores without steering each curve to them:"
+        " three times as fast, met within about a half",
     )
     how.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     how.add_argument(
         "--run-dir", help="a folder whose checkpoints/ to use instead of the weights shipped"
     )
+
+# %% ../../nbs/apps/01_generate.ipynb #1fa617d5
+DEFAULT_PARTITION = 5000  # curves; about 11 MB a file
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to write")
     what.add_argument(
         "--out",
-        help="the cohort: a .parquet, .csv or .npz file, or a folder with --format nhanes or --partition; a .json beside it",
+        help="the cohort: a .parquet, .csv or .npz file, or a folder with --format nhanes or"
+        " --partition; a .json beside it",
     )
     what.add_argument("--format", choices=tuple(WRITERS), help="by the name of --out, if not given")
     what.add_argument("--figure", help="loops and volume-time curves as .png, .pdf or .svg")
@@ -79,138 +93,156 @@ def _parser() -> argparse.ArgumentParser:
         "--partition",
         type=int,
         metavar="N",
-        help="write a folder of Parquet files of N curves each, one at a time; a run that was stopped goes on",
+        help="write a folder of Parquet files of N curves each, one at a time; a run that was"
+        " stopped goes on",
     )
     what.add_argument(
         "--scheduler",
         metavar="TCP",
-        help="address of a Dask scheduler whose workers write the partitions (of 5000 curves, if not said)",
+        help="address of a Dask scheduler whose workers write the partitions"
+        f" (of {DEFAULT_PARTITION} curves, if not said)",
     )
     what.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    _add_who(parser)
+    _add_how(parser)
+    _add_what(parser)
 
 # %% ../../nbs/apps/01_generate.ipynb #171f5b64
-def _patients(args: argparse.Namespace) -> pd.DataFrame:
-    """Who is asked for; raises DataError on contradictions and on patients that cannot be."""
-    given = [v for v in (args.age, args.height, args.sex) if v is not None]
-    if args.patients is None and len(given) < 3:
-        raise DataError(
-            "who is to be drawn? give --age, --height and --sex, or --patients with a CSV file"
-        )
-    if args.patients is not None and given:
+def patients_of(args: argparse.Namespace) -> pd.DataFrame:
+    """Who is asked for. Raises DataError on contradictions and on patients that cannot be."""
+    person = person_of(args)
+    if person and args.patients is not None:
         raise DataError(
             "--patients and --age, --height, --sex exclude each other: give the one or the others"
         )
-    patients = (
-        read_patients(args.patients)
-        if args.patients is not None
-        else pd.DataFrame({"age": [args.age], "height": [args.height], "sex": [args.sex]})
-    )
+    if args.patients is not None:
+        patients = read_patients(args.patients)
+    elif person:
+        patients = pd.DataFrame([person])
+    else:
+        raise DataError(
+            "who is to be drawn? give --age, --height and --sex, or --patients with a CSV file"
+        )
     check_patients(patients, extrapolate=args.extrapolate)
     return patients
 
+# %% ../../nbs/apps/01_generate.ipynb #18acbd19
+MAX_CURVES = 1_000_000
+"""In one piece: 2 GB, and twice that while they are written."""
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Raise DataError unless all that is to be written can have its name, and partitions a folder of Parquet."""
-    if args.scheduler and not args.partition:
-        args.partition = 5000
+
+def check_outputs(args: argparse.Namespace, patients: int) -> None:
+    """Raise DataError unless all that is to be written can have its name and fits into memory."""
     if args.partition and (not args.out or args.format not in (None, "parquet")):
         raise DataError(
-            "--partition and --scheduler write a folder of Parquet files: name it with --out, and leave --format out"
+            "--partition and --scheduler write a folder of Parquet files: name it with --out, and"
+            " leave --format out"
         )
-    if args.figure and Path(args.figure).suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise DataError(f"{args.figure} must end in .png, .pdf or .svg")
-    files = files_of(args.out, args.format) if args.out and not args.partition else ()
-    check_free([*files, *([Path(args.figure)] if args.figure else [])], args.overwrite)
+    files = check_figure_name(args.figure)
+    if args.out and not args.partition:
+        files += files_of(args.out, args.format)
+    check_free(files, args.overwrite)
+    curves = patients * args.draws
+    if curves > MAX_CURVES and not args.partition:
+        raise DataError(
+            f"{curves:,} curves are too many for one file and for memory: add --partition"
+            f" {DEFAULT_PARTITION}, and name a folder with --out"
+        )
+
+# %% ../../nbs/apps/01_generate.ipynb #559485d5
+def settings_of(args: argparse.Namespace) -> DrawSettings:
+    """What the cohort is drawn with. Raises DataError on values that cannot be."""
+    from spiro_diffusion.generation.drawing import DrawSettings, read_target
+
+    return DrawSettings(
+        draws=args.draws,
+        seed=args.seed,
+        guidance=args.guidance,
+        steps=args.steps,
+        target=read_target(args.target),
+        extrapolate=args.extrapolate,
+        redraws=args.redraws,
+        exact=not args.told_only,
+    )
 
 # %% ../../nbs/apps/01_generate.ipynb #21187179
-MAX_CURVES = 1_000_000  # curves in one piece: 2 GB, and twice that while they are written
+SAMPLE = 2000
+"""Curves of a partitioned cohort that are read back for the figure and the warnings."""
 
 
-def _drawn(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
-    """The cohort asked for, written to `--out` if that is given; of a partitioned one, a sample of 2,000 rows."""
-    from spiro_diffusion.generation.cohort import read_cohort
-    from spiro_diffusion.generation.drawing import (
-        DrawSettings,
-        asked_patients,
-        draw_rows,
-        load_models,
-        read_target,
-    )
+def _draw_partitions(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
+    """Write the cohort in partitions; a sample of its rows."""
     from spiro_diffusion.generation.partitions import generate_partitions
+
+    folder = generate_partitions(
+        patients,
+        args.out,
+        settings_of(args),
+        size=args.partition,
+        scheduler=args.scheduler,
+        overwrite=args.overwrite,
+        device=args.device,
+        run_dir=args.run_dir,
+    )
+    return read_cohort(folder, most=SAMPLE)
+
+
+def _draw(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
+    """The cohort asked for, written to `--out` if that is given."""
+    from spiro_diffusion.generation.drawing import asked_patients, draw_rows, load_models
     from spiro_diffusion.learning.devices import device_for
 
-    how = DrawSettings(
-        args.draws,
-        args.seed,
-        args.guidance,
-        args.steps,
-        read_target(args.target),
-        args.extrapolate,
-        args.redraws,
-        not args.told_only,
-    )
-    if args.partition:
-        folder = generate_partitions(
-            patients,
-            args.out,
-            how,
-            args.partition,
-            args.scheduler,
-            args.overwrite,
-            args.device,
-            args.run_dir,
-        )
-        cohort = read_cohort(folder, most=2000)
-    else:
-        models = load_models(args.run_dir)
-        cohort = draw_rows(
-            asked_patients(patients, how, models.cldm.settings),
-            how,
-            models,
-            device_for(args.device),
-        )
-        if args.out:
-            cohort.save(args.out, args.overwrite, args.format)
+    settings = settings_of(args)
+    models = load_models(args.run_dir)
+    table = asked_patients(patients, settings, models.cldm.settings)
+    cohort = draw_rows(table, settings, models, device_for(args.device))
+    if args.out:
+        cohort.save(args.out, args.overwrite, args.format)
     return cohort
 
 # %% ../../nbs/apps/01_generate.ipynb #0d556b78
-def _run(args: argparse.Namespace) -> None:
-    patients = _patients(args)
-    _check_outputs(args)
-    if not args.partition and len(patients) * args.draws > MAX_CURVES:
-        raise DataError(
-            f"{len(patients) * args.draws:,} curves are too many for one file and for memory: add --partition 5000, and name a folder with --out"
-        )
-    cohort = _drawn(args, patients)
+def _work(args: argparse.Namespace) -> None:
+    if args.scheduler and not args.partition:
+        args.partition = DEFAULT_PARTITION
+    patients = patients_of(args)
+    check_outputs(args, len(patients))
+    cohort = _draw_partitions(args, patients) if args.partition else _draw(args, patients)
     if args.out:
-        print(
-            f"{args.out}: {cohort.info['curves']} synthetic curves of {cohort.info['patients']} patients"
-        )
+        curves, people = cohort.info["curves"], cohort.info["patients"]
+        print(f"{args.out}: {curves} synthetic curves of {people} patients")
     else:
         print(cohort.table[list(INDICES)].quantile([0.05, 0.5, 0.95]).T.round(3).to_string())
     for warning in cohort.warnings():
         print(warning)
     if args.figure:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        print(write_figure(cohort.plot(), args.figure))
+        print(save_figure(cohort.plot, args.figure))
 
 # %% ../../nbs/apps/01_generate.ipynb #3e714d29
+def _when_stopped(args: argparse.Namespace) -> str:
+    if args.partition:
+        return "the same command goes on where it was"
+    return "nothing was written"
+
+
+COMMAND = Command(
+    name="spiro_generate",
+    description="Generate forced-expiratory curves of digital patients."
+    " Synthetic; not for clinical use.",
+    examples=(
+        "spiro_generate --age 45 --height 175 --sex male -n 100 --seed 7 --out cohort.parquet",
+        "spiro_generate --patients people.csv --draws 20 --out cohort.csv --figure loops.png",
+        "spiro_generate --age 60 --height 165 --sex female --target fev1_z=-2 -n 50",
+        "spiro_generate --patients people.csv --draws 500 --partition 5000 --out cohort",
+    ),
+    add_options=_add_options,
+    work=_work,
+    when_stopped=_when_stopped,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `spiro_generate`; returns the exit status, 2 with one sentence on stderr for what the user can put right."""
-    args = _parser().parse_args(argv)
-    try:
-        return exit_status("spiro_generate", lambda: _run(args))
-    except KeyboardInterrupt:
-        print(
-            "spiro_generate: stopped"
-            + (
-                ", the same command goes on where it was"
-                if args.partition
-                else ", nothing was written"
-            ),
-            file=sys.stderr,
-        )
-        return 130
+    """The command `spiro_generate`; returns the exit status."""
+    return COMMAND.run(argv)

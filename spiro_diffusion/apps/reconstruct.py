@@ -6,73 +6,37 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .console import OneSentence, exit_status
+from spiro_diffusion.apps.console import (
+    Command,
+    add_person,
+    check_figure_name,
+    person_of,
+    save_figure,
+)
 from ..base.errors import DataError
-from ..base.files import check_free, write_figure
+from ..base.files import check_free
 from ..completion.reconstruction import NOTICE, reconstruct
 from ..formats.delimited import read_blow
 
+if TYPE_CHECKING:
+    from spiro_diffusion.completion.reconstruction import Reconstruction
+
 # %% auto #0
-__all__ = ['main']
-
-# %% ../../nbs/apps/02_reconstruct.ipynb #d9f3c98f
-def _run(args: argparse.Namespace) -> None:
-    given = {k: getattr(args, k) for k in ("age", "height", "sex") if getattr(args, k) is not None}
-    if given and len(given) < 3:
-        raise DataError("give --age, --height and --sex, all three, or none of them")
-    if args.figure and Path(args.figure).suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise DataError(f"{args.figure} must end in .png, .pdf or .svg")
-    if args.out and Path(args.out).suffix.lower() != ".parquet":
-        raise DataError(f"{args.out} must end in .parquet")
-    files = [Path(args.out), Path(args.out).with_suffix(".json")] if args.out else []
-    check_free([*files, *([Path(args.figure)] if args.figure else [])], args.overwrite)
-    volume, time, observed = read_blow(args.blow)
-    made = reconstruct(
-        volume, time, given or None, args.draws, args.seed, observed, weights=args.weights
-    )
-    print(
-        "whole as recorded"
-        if made.complete
-        else f"{made.info['observed_s']:.2f} s and {made.info['observed_l']:.2f} L observed; {args.draws} draws"
-    )
-    print(
-        made.interval(0.9)
-        .join(made.interval(0.5).add_suffix("_50"))[["low", "low_50", "median", "high_50", "high"]]
-        .round(3)
-        .to_string()
-    )
-    for warning in made.warnings:
-        print(f"not to be trusted: {warning}")
-    print(NOTICE)
-    if args.out:
-        made.save(args.out, args.overwrite)
-    if args.figure:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        write_figure(made.plot(), args.figure)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `spiro_reconstruct`; returns the exit status, 2 with one sentence on stderr for what the user can put right."""
-    args = _parser().parse_args(argv)
-    return exit_status("spiro_reconstruct", lambda: _run(args))
+__all__ = ['COMMAND', 'main']
 
 # %% ../../nbs/apps/02_reconstruct.ipynb #adaba18a
-def _parser() -> argparse.ArgumentParser:
-    parser = OneSentence(
-        prog="spiro_reconstruct",
-        description=f"Complete a forced expiration that stopped early. {NOTICE}",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "blow",
-        help="a CSV file with columns time (s), volume (L) and optionally observed (1 or 0), or an ATS waveform (.wf)",
+        help="a CSV file with columns time (s), volume (L) and optionally observed (1 or 0), or an"
+        " ATS waveform (.wf)",
     )
-    parser.add_argument("--age", type=float, help="years, 6 to 79")
-    parser.add_argument("--height", type=float, help="cm")
-    parser.add_argument("--sex", help="male or female")
-    parser.add_argument("-n", "--draws", type=int, default=100, help="whole blows to draw (100)")
+    add_person(parser)
+    parser.add_argument(
+        "-n", "--draws", type=int, default=100, help="whole manoeuvres to draw (100)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same draws (0)")
     parser.add_argument(
         "--weights", help="a folder with a completion model instead of the weights shipped"
@@ -82,4 +46,66 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--figure", help="a .png, .pdf or .svg")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    return parser
+
+# %% ../../nbs/apps/02_reconstruct.ipynb #d9f3c98f
+def _describe(made: Reconstruction) -> str:
+    """What the command says of a reconstruction."""
+    if made.complete:
+        lines = ["whole as recorded"]
+    else:
+        seconds, litres = made.info["observed_s"], made.info["observed_l"]
+        lines = [f"{seconds:.2f} s and {litres:.2f} L observed; {made.info['draws']} draws"]
+    both = made.interval(0.9).join(made.interval(0.5).add_suffix("_50"))
+    columns = ["low", "low_50", "median", "high_50", "high"]
+    lines.append(both[columns].round(3).to_string())
+    lines += [f"not to be trusted: {warning}" for warning in made.warnings]
+    return "\n".join([*lines, NOTICE])
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raise DataError unless what is to be written can have its name."""
+    files = check_figure_name(args.figure)
+    if args.out:
+        out = Path(args.out)
+        if out.suffix.lower() != ".parquet":
+            raise DataError(f"{out} must end in .parquet")
+        files += [out, out.with_suffix(".json")]
+    check_free(files, args.overwrite)
+
+# %% ../../nbs/apps/02_reconstruct.ipynb #3df20a15
+def _work(args: argparse.Namespace) -> None:
+    person = person_of(args)
+    _check_outputs(args)
+    volume, time, observed = read_blow(args.blow)
+    made = reconstruct(
+        volume,
+        time,
+        person,
+        draws=args.draws,
+        seed=args.seed,
+        observed=observed,
+        weights=args.weights,
+    )
+    print(_describe(made))
+    if args.out:
+        made.save(args.out, args.overwrite)
+    if args.figure:
+        save_figure(made.plot, args.figure)
+
+# %% ../../nbs/apps/02_reconstruct.ipynb #3ef210f9
+COMMAND = Command(
+    name="spiro_reconstruct",
+    description=f"Complete a forced expiration that stopped early. {NOTICE}",
+    examples=(
+        "spiro_reconstruct blow.csv --age 61 --height 168 --sex female --draws 200",
+        "spiro_reconstruct blow.csv --out recon.parquet --figure recon.png",
+        "spiro_reconstruct curve.wf --seed 7",
+    ),
+    add_options=_add_options,
+    work=_work,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `spiro_reconstruct`; returns the exit status."""
+    return COMMAND.run(argv)

@@ -9,58 +9,83 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .console import exit_status
+from .console import Command
 from ..base.errors import DataError, need_dir, need_file
 from ..base.files import locked, writing
 
 # %% auto #0
-__all__ = ['NOTEBOOKS', 'check_parameters', 'run_notebook', 'written_since', 'run_all', 'main']
+__all__ = ['NOTEBOOKS', 'DATA_WANTED', 'COMMAND', 'cast', 'known_parameters', 'check_parameters', 'run_notebook', 'written_since',
+           'Run', 'run_all', 'main']
 
 # %% ../../nbs/apps/04_run.ipynb #9f9468e5
-NOTEBOOKS = ("00_data", "01_vqvae", "02_latents", "03_cldm", "04_inference", "05_evaluation")
+def cast(name: str, value: Any, kind: str) -> Any:
+    """`value` as the type that a parameters cell declares ("bool", "int", "float", else text).
 
-
-def _cast(name: str, value: Any, kind: str) -> Any:
-    """`value` as the type a parameters cell declares; raises ValueError if it does not fit."""
+    Raises DataError if it does not fit.
+    """
     text = str(value).strip()
     if kind == "bool":
         if text.lower() not in ("true", "false", "1", "0"):
-            raise ValueError(f"{name} must be true or false, not {text!r}")
+            raise DataError(f"{name} must be true or false, not {text!r}")
         return text.lower() in ("true", "1")
-    if kind in ("int", "float"):
-        try:
-            return {"int": int, "float": float}[kind](text)
-        except ValueError:
-            raise ValueError(
-                f"{name} must be {'a whole number' if kind == 'int' else 'a number'}, not {text!r}"
-            ) from None
+    try:
+        if kind == "int":
+            return int(text)
+        if kind == "float":
+            return float(text)
+    except ValueError:
+        wanted = "a whole number" if kind == "int" else "a number"
+        raise DataError(f"{name} must be {wanted}, not {text!r}") from None
     return str(value)
+
+# %% ../../nbs/apps/04_run.ipynb #cd853793
+NOTEBOOKS = ("00_data", "01_vqvae", "02_latents", "03_cldm", "04_inference", "05_evaluation")
+
+
+def known_parameters(notebook: Path) -> dict[str, Any]:
+    """The parameters of a notebook by name, as papermill describes them.
+
+    Raises DataError if there is no such notebook, or no papermill.
+    """
+    try:
+        from papermill import inspect_notebook
+    except ImportError as err:
+        raise DataError(
+            "spiro_run needs papermill and the notebooks: clone the repository and"
+            " pip install 'spiro-diffusion[dev]'"
+        ) from err
+    need_file(notebook, "name one of " + ", ".join(NOTEBOOKS))
+    return dict(inspect_notebook(str(notebook)))
+
+
+def _kind_of(parameter: Mapping[str, str]) -> str:
+    """The declared type of a parameter, or what its default shows where none is declared."""
+    declared = parameter["inferred_type_name"]
+    if declared not in ("None", "", None):
+        return declared
+    return "bool" if parameter["default"].strip() in ("True", "False") else "str"
 
 # %% ../../nbs/apps/04_run.ipynb #229190e0
 def check_parameters(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` parameters as the types that the notebook's parameters cell declares.
 
-    Raises DataError on a name the notebook does not know or a value of the wrong type.
+    Raises DataError on a name that the notebook does not know or a value of the wrong type.
     """
-    from papermill import inspect_notebook
-
-    notebook = need_file(notebook, "name one of " + ", ".join(NOTEBOOKS))
-    known = inspect_notebook(str(notebook))
+    notebook = Path(notebook)
+    known = known_parameters(notebook)
     out = {}
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "it has " + ", ".join(known)
             raise DataError(f"{notebook.name} has no parameter {name!r}: {hint}")
-        kind, default = known[name]["inferred_type_name"], known[name]["default"].strip()
-        if kind in ("None", "", None):
-            kind = "bool" if default in ("True", "False") else "str"
         try:
-            out[name] = _cast(name, value, kind)
-        except ValueError as err:
+            out[name] = cast(name, value, _kind_of(known[name]))
+        except DataError as err:
             raise DataError(f"{notebook.name}: {err}") from err
     return out
 
@@ -73,44 +98,102 @@ def run_notebook(
 ) -> Path:
     """Execute `notebook` with `parameters` (checked) into `out`.
 
-    Raises DataError with the sentence of a DataError raised inside, papermill's error on any other failure.
+    Raises DataError with the sentence of a DataError raised inside, papermill's error on any other
+    failure.
     """
+    notebook = Path(notebook)
+    out = Path(out)
+    values = check_parameters(notebook, parameters or {})
+    failed = out.with_name(out.stem + "_failed.ipynb")
+    with writing(out) as tmp:
+        _execute(notebook, tmp, values, failed, progress)
+    failed.unlink(missing_ok=True)
+    return out
+
+
+def _execute(
+    notebook: Path, out: Path, values: Mapping[str, Any], failed: Path, progress: bool
+) -> None:
+    """papermill on one notebook; what ran before a failure is moved to `failed`."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    notebook, out = need_file(notebook, "name one of " + ", ".join(NOTEBOOKS)), Path(out)
-    values = check_parameters(notebook, parameters or {})
-    failed = out.with_name(out.stem + "_failed.ipynb")
+    # the debugger of Jupyter's kernel warns of frozen modules otherwise, in every executed notebook
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    with writing(out) as tmp:
-        try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(tmp),
-                values,
-                cwd=str(notebook.parent),
-                progress_bar=progress and {"desc": f"{notebook.stem:<14}"},
-                extra_arguments=["--log-level=ERROR"],
-            )
-        except PapermillExecutionError as err:
-            os.replace(tmp, failed)
-            if err.ename in ("DataError", "FileExistsError"):
-                raise DataError(err.evalue) from err
-            raise
-    failed.unlink(missing_ok=True)
-    return out
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(out),
+            values,
+            cwd=str(notebook.parent),
+            progress_bar={"desc": f"{notebook.stem:<14}"} if progress else False,
+            extra_arguments=["--log-level=ERROR"],
+        )
+    except PapermillExecutionError as err:
+        os.replace(out, failed)
+        if err.ename in ("DataError", "FileExistsError"):
+            raise DataError(err.evalue) from err
+        raise
 
 # %% ../../nbs/apps/04_run.ipynb #98260050
 def written_since(root: Path, moment: float, folders: Sequence[str]) -> list[Path]:
     """Files in `folders` of `root` that were written after `moment` (s since the epoch)."""
-    files = (p for f in folders for p in sorted((root / f).rglob("*")))
+    slack = 1.0  # s; some file systems keep whole seconds only
+    files = (path for folder in folders for path in sorted((root / folder).rglob("*")))
     return [
-        p
-        for p in files
-        if p.is_file() and p.stat().st_mtime >= moment - 1 and not p.name.startswith(".")
+        path
+        for path in files
+        if path.is_file()
+        and path.stat().st_mtime >= moment - slack
+        and not path.name.startswith(".")
     ]
 
 # %% ../../nbs/apps/04_run.ipynb #caecdf41
+DATA_WANTED = (
+    "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, or leave it out and work on simulated"
+    " manoeuvres"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the notebooks. parameters: for each notebook; only: more of them, by notebook."""
+
+    nbs: Path
+    root: Path
+    name: str = "default"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where executed notebooks and what they draw go."""
+        return self.root / "runs" / self.name
+
+    def values(self, book: str) -> dict[str, Any]:
+        """The parameters of a notebook, checked. Raises DataError as `check_parameters` does."""
+        path = self.nbs / f"{book}.ipynb"
+        known = known_parameters(path)
+        places = {"run_dir": str(self.root), "run_name": self.name}
+        own = {name: value for name, value in places.items() if name in known}
+        return check_parameters(path, {**own, **self.parameters, **self.only.get(book, {})})
+
+    def execute(self, books: Sequence[str], progress: bool = True) -> list[Path]:
+        """Execute notebooks in order; the files written.
+
+        Raises DataError as `run_notebook` does, and if another run is at work in the root.
+        """
+        began = time.time()
+        values = {book: self.values(book) for book in books}
+        with locked(self.root):
+            for number, book in enumerate(books, start=1):
+                if progress:
+                    print(f"[{number}/{len(books)}] {book}", file=sys.stderr)
+                out = self.folder / f"{book}.ipynb"
+                run_notebook(self.nbs / f"{book}.ipynb", out, values[book], progress)
+        return written_since(self.root, began, (f"runs/{self.name}", "data", "checkpoints"))
+
+# %% ../../nbs/apps/04_run.ipynb #7105427c
 def run_all(
     nbs: str | Path,
     root: str | Path,
@@ -119,46 +202,28 @@ def run_all(
     progress: bool = True,
     **parameters: Any,
 ) -> list[Path]:
-    """Execute the notebooks in order, from `start`; returns the files written.
+    """Execute the six notebooks in order, from `start`; returns the files written.
 
-    nbs: folder of the notebooks; root: folder for data, checkpoints, figures and `runs/<name>`; parameters:
-    those that all notebooks share (seed, profile, data_dir, device). Raises DataError as `run_notebook` does, and if
-    another run is at work in root.
+    nbs: folder of the notebooks; root: folder for data, checkpoints and `runs/<name>`; parameters:
+    those that all notebooks share (seed, profile, data_dir, device). Raises DataError as
+    `Run.execute` does.
     """
-    nbs, root = need_dir(nbs, "name the folder of the notebooks"), Path(root).resolve()
     if start not in NOTEBOOKS:
         raise DataError(
             f"there is no notebook {start!r} to start at: take one of {', '.join(NOTEBOOKS)}"
         )
     if data := parameters.get("data_dir"):
-        parameters["data_dir"] = str(
-            need_dir(
-                data,
-                "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, or leave it out and work on simulated blows",
-            ).resolve()
-        )
-    moment = time.time()
-    books = NOTEBOOKS[NOTEBOOKS.index(start) :]
-    for book in books:
-        check_parameters(nbs / f"{book}.ipynb", {"run_dir": str(root), **parameters})
-    with locked(root):
-        for i, book in enumerate(books):
-            if progress:
-                print(f"[{i + 1}/{len(books)}] {book}", file=sys.stderr)
-            run_notebook(
-                nbs / f"{book}.ipynb",
-                root / "runs" / name / f"{book}.ipynb",
-                {"run_dir": str(root), **parameters},
-                progress,
-            )
-    return written_since(root, moment, (f"runs/{name}", "data", "checkpoints", "figures"))
+        parameters["data_dir"] = str(need_dir(data, DATA_WANTED).resolve())
+    run = Run(
+        nbs=need_dir(nbs, "name the folder of the notebooks"),
+        root=Path(root).resolve(),
+        name=name,
+        parameters=parameters,
+    )
+    return run.execute(NOTEBOOKS[NOTEBOOKS.index(start) :], progress)
 
 # %% ../../nbs/apps/04_run.ipynb #50bc7506
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="spiro_run",
-        description="Re-execute the notebooks 00 to 05, or one of them, with checked parameters.",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "notebook", nargs="?", default="all", help="all, or one of " + ", ".join(NOTEBOOKS)
     )
@@ -181,41 +246,60 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder with the NHANES files (default: data/raw/nhanes, else simulated)",
     )
-    parser.add_argument("--name", default="default", help="executed notebooks go to runs/NAME")
     parser.add_argument(
-        "--root", default=".", help="folder for data, checkpoints, figures and runs (default: here)"
+        "--name", default="default", help="what is drawn goes to runs/NAME (default: default)"
+    )
+    parser.add_argument(
+        "--root", default=".", help="folder for data, checkpoints and runs (default: here)"
     )
     parser.add_argument("--nbs", default="nbs", help="folder of the notebooks (default: nbs)")
     parser.add_argument("--start", default=NOTEBOOKS[0], help="with all: begin at this notebook")
-    return parser
 
 # %% ../../nbs/apps/04_run.ipynb #d26eb303
-def _list(files: Sequence[Path], root: Path) -> str:
+def _listing(files: Sequence[Path], root: Path, seconds: float) -> str:
     """What was written and where, a line a file."""
-    lines = [f"  {p.relative_to(root)}  ({p.stat().st_size / 1024:,.0f} KB)" for p in files]
-    return f"written under {root}:\n" + "\n".join(lines)
+    lines = [f"written under {root}:"]
+    for path in files:
+        lines.append(f"  {path.relative_to(root)}  ({path.stat().st_size / 1024:,.0f} KB)")
+    lines.append(f"{len(files)} files in {seconds / 60:.1f} minutes")
+    return "\n".join(lines)
 
 
-def _run(args: argparse.Namespace) -> None:
-    """Do what the command was asked for, and list what was written."""
+def _work(args: argparse.Namespace) -> None:
+    began = time.time()
+    root = Path(args.root).resolve()
     parameters: dict[str, Any] = dict(args.parameter)
-    parameters |= {k: v for k, v in (("profile", args.profile), ("data_dir", args.data)) if v}
-    root, began = Path(args.root).resolve(), time.time()
+    if args.profile:
+        parameters["profile"] = args.profile
+    if args.data:
+        parameters["data_dir"] = args.data
     if args.notebook == "all":
         files = run_all(args.nbs, root, args.name, args.start, **parameters)
     else:
-        book, out = args.notebook.removesuffix(".ipynb"), root / "runs" / args.name
-        with locked(root):
-            run_notebook(
-                Path(args.nbs) / f"{book}.ipynb",
-                out / f"{book}.ipynb",
-                parameters | {"run_dir": str(root)},
-            )
-        files = written_since(root, began, (f"runs/{args.name}", "data", "checkpoints", "figures"))
-    print(_list(files, root) + f"\n{len(files)} files in {(time.time() - began) / 60:.1f} minutes")
+        run = Run(Path(args.nbs), root, args.name, parameters)
+        files = run.execute([args.notebook.removesuffix(".ipynb")], progress=True)
+    print(_listing(files, root, time.time() - began))
+
+
+def _when_stopped(args: argparse.Namespace) -> str:
+    return "training goes on from its last checkpoint when the same command is given again"
+
+# %% ../../nbs/apps/04_run.ipynb #0cdd2a97
+COMMAND = Command(
+    name="spiro_run",
+    description="Re-execute the notebooks 00 to 05, or one of them, with checked parameters.",
+    examples=(
+        "spiro_run all --profile smoke --name quick",
+        "spiro_run all --profile default --data data/raw/nhanes",
+        "spiro_run 04_inference -p age 60 -p height 165 -p sex female",
+        "spiro_run all --start 03_cldm",
+    ),
+    add_options=_add_options,
+    work=_work,
+    when_stopped=_when_stopped,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `spiro_run`; returns the exit status, 2 with one sentence on stderr for what the user can put right."""
-    args = _parser().parse_args(argv)
-    return exit_status("spiro_run", lambda: _run(args))
+    """The command `spiro_run`; returns the exit status."""
+    return COMMAND.run(argv)

@@ -14,45 +14,85 @@ from ..base.errors import DataError
 # %% auto #0
 __all__ = ['VARIABLES', 'Variable', 'encode_patients']
 
-# %% ../../nbs/learning/02_conditions.ipynb #5e6c4d85
+# %% ../../nbs/learning/02_conditions.ipynb #6947f994
 @dataclass(frozen=True)
 class Variable:
-    """A clinical variable: its categories (empty for a measurement), how often training hides it, blurs it by how much, its group."""
+    """A clinical variable that a model may be conditioned on."""
 
     name: str
+    """Column of the training table and of a patients' table."""
     categories: tuple[Any, ...] = ()
+    """The values it can take; empty for a measurement."""
     drop: float = 0.1
+    """Share of the training rows in which it is hidden, 0 to 1."""
     blur: float = 0.0
+    """Standard deviation of the noise that training adds to a measurement, in its unit."""
     group: str = ""
+    """Variables of one group are also hidden together; empty for none."""
 
-
+# %% ../../nbs/learning/02_conditions.ipynb #5e6c4d85
 VARIABLES: tuple[Variable, ...] = (
-    Variable("age", blur=0.3), Variable("height", blur=1.0), Variable("sex", (1, 2)),
-    Variable("weight", drop=0.2, blur=1.0, group="body"), Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.2, group="body"),
-    Variable("effort", ("A", "B", "C", "D")), Variable("test", ("pre", "post")), Variable("blow", ("best", "repeat")),
-    Variable("fev1_z", drop=0.4, group="lungs"), Variable("fvc_z", drop=0.4, group="lungs"), Variable("fev1_fvc_z", drop=0.4, group="lungs"),
-)  # fmt: skip
-"""Years, cm, 1 male 2 female, kg, RIDRETH1, grade, before or after bronchodilator, best of its session or not, z-scores."""
+    Variable("age", blur=0.3),
+    Variable("height", blur=1.0),
+    Variable("sex", categories=(1, 2)),
+    Variable("weight", drop=0.2, blur=1.0, group="body"),
+    Variable("ethnicity", categories=(1, 2, 3, 4, 5), drop=0.2, group="body"),
+    Variable("effort", categories=("A", "B", "C", "D")),
+    Variable("test", categories=("pre", "post")),
+    Variable("blow", categories=("best", "repeat")),
+    Variable("fev1_z", drop=0.4, group="lungs"),
+    Variable("fvc_z", drop=0.4, group="lungs"),
+    Variable("fev1_fvc_z", drop=0.4, group="lungs"),
+)
+"""The clinical variables of the shipped models.
+
+=========== ========= =============================================================================
+variable    unit      coding and source
+=========== ========= =============================================================================
+age         years     whole ones at the screening in NHANES (RIDAGEYR, top-coded at 80)
+height      cm        standing (BMXHT)
+sex                   1 male, 2 female (RIAGENDR); column `gender` in NHANES-coded tables
+weight      kg        (BMXWT)
+ethnicity             RIDRETH1: 1 Mexican American, 2 other Hispanic, 3 white, 4 black, 5 other
+effort                quality grade of the manoeuvre, A best to D (SPAQEFF)
+test                  "pre" or "post" bronchodilator
+blow                  "best" of its session (largest FVC + FEV1 among the acceptable), or "repeat"
+fev1_z      z-score   of the curve's own FEV1 (GLI Global 2022)
+fvc_z       z-score   of the curve's own FVC (GLI Global 2022)
+fev1_fvc_z  z-score   of the curve's own FEV1/FVC (GLI Global 2022)
+=========== ========= =============================================================================
+"""
+
+# %% ../../nbs/learning/02_conditions.ipynb #4e0f2d1e
+def _category_codes(column: pd.Series, categories: tuple[Any, ...]) -> list[float]:
+    """The place of each value in `categories`, NaN for a missing or empty one."""
+    values = column.tolist()
+    places = {category: place for place, category in enumerate(categories)}
+    for value in values:
+        if value not in places and not pd.isna(value) and value != "":
+            raise DataError(
+                f"{column.name} {str(value)!r} is not known: "
+                f"use one of {', '.join(map(str, categories))}, or leave it empty"
+            )
+    return [places.get(value, np.nan) for value in values]
 
 
 def encode_patients(table: pd.DataFrame, variables: tuple[Variable, ...] = VARIABLES) -> np.ndarray:
-    """Rows of clinical values, (N, K) float32: measurements as they are, categories as 0, 1, ..., missing as NaN.
+    """Clinical values as numbers, (N, K) float32, a column a variable; missing ones are NaN.
 
-    `gender` stands for `sex` where there is no `sex`; a column that is missing is NaN throughout.
-    Raises DataError on a category that the model does not know.
+    Measurements stay as they are, categories become 0, 1, ... `gender` stands for `sex` where the
+    table has no `sex`; a column that the table does not have is NaN throughout.
+    Raises DataError on a category that is none of the variable's.
     """
-    out = np.full((len(table), len(variables)), np.nan, dtype=np.float32)
-    for k, var in enumerate(variables):
-        column = "gender" if var.name == "sex" and "sex" not in table else var.name
-        if column not in table:
+    encoded = np.full((len(table), len(variables)), np.nan, dtype=np.float32)
+    for k, variable in enumerate(variables):
+        name = variable.name
+        if name == "sex" and "sex" not in table:
+            name = "gender"
+        if name not in table:
             continue
-        if not var.categories:
-            out[:, k] = pd.to_numeric(table[column], errors="coerce")
-            continue
-        codes, given = {c: i for i, c in enumerate(var.categories)}, table[column].tolist()
-        if unknown := [v for v in given if v not in codes and not pd.isna(v) and v != ""]:
-            raise DataError(
-                f"{column} {str(unknown[0])!r} is not known: use one of {', '.join(map(str, var.categories))}, or leave it empty"
-            )
-        out[:, k] = [codes.get(v, np.nan) for v in given]
-    return out
+        if variable.categories:
+            encoded[:, k] = _category_codes(table[name], variable.categories)
+        else:
+            encoded[:, k] = pd.to_numeric(table[name], errors="coerce")
+    return encoded

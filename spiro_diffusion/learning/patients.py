@@ -3,6 +3,7 @@
 # %% ../../nbs/learning/03_patients.ipynb #934cad30
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,72 +16,48 @@ from ..formats.delimited import read_csv
 from .conditions import VARIABLES
 
 # %% auto #0
-__all__ = ['OPTIONAL', 'AGES', 'BEYOND', 'patient_name', 'check_patients', 'read_patients']
+__all__ = ['REQUIRED', 'OPTIONAL', 'AGES', 'BEYOND', 'SHORTEST_IN_CM', 'LOOKS_LIKE_INCHES', 'CM_PER_METRE', 'CM_PER_INCH',
+           'patient_name', 'check_patients', 'read_patients']
 
 # %% ../../nbs/learning/03_patients.ipynb #92b5030c
-OPTIONAL = tuple(v.name for v in VARIABLES if v.name not in ("age", "height", "sex"))
-AGES = (6.0, 79.0)  # years, of people with spirometry in NHANES
-BEYOND = {
-    "age": (3.0, 95.0),
-    "height": (90.0, 250.0),
-}  # what may be asked for on the user's own responsibility
-_KNOWN = ("patient", "age", "height", "sex", "gender", *OPTIONAL)
-_SEX = {"male": 1, "m": 1, "1": 1, "1.0": 1, "female": 2, "f": 2, "2": 2, "2.0": 2}
+REQUIRED = ("age", "height", "sex")
+"""Columns that every patients' table has: years, cm, 1 male or 2 female (or in words)."""
+OPTIONAL = tuple(variable.name for variable in VARIABLES if variable.name not in REQUIRED)
+"""Columns that it may have: the other variables of the models."""
+AGES = (6.0, 79.0)
+"""Ages of the people with spirometry in NHANES, years."""
+BEYOND = {"age": (3.0, 95.0), "height": (90.0, 250.0)}
+"""What may be asked for on the user's own responsibility: ages (years) and heights (cm)."""
 
-
-def _check_measures(
-    out: pd.DataFrame, ages: tuple[float, float], heights: tuple[float, float]
-) -> None:
-    """Raise DataError on the first row whose age (years) or height (cm) is outside the limits or in other units."""
-    age, height = out["age"], out["height"]
-    faults = (
-        (
-            ~age.between(*ages),
-            "age {0.age:g} is outside {1[0]:.0f} to {1[1]:.0f} years, where people were measured; choose an age within",
-        ),
-        (height < 3, "height {0.height:g} looks like metres; give it in cm ({3:.0f})"),
-        (
-            height.between(50, 90),
-            "height {0.height:g} looks like inches; give it in cm ({4:.0f}) if it is",
-        ),
-        (
-            ~height.between(*heights),
-            "height {0.height:g} cm is outside {2[0]:.0f} to {2[1]:.0f} cm, where the model was trained; choose a height within",
-        ),
-    )
-    for bad, sentence in faults:
-        if bad.any():
-            row = next(out[bad].itertuples())
-            raise DataError(
-                f"patient {row.patient}: "
-                + sentence.format(row, ages, heights, 100 * row.height, 2.54 * row.height)
-            )
-
-
-def _beyond(out: pd.DataFrame, heights: tuple[float, float]) -> pd.Series:
-    """For each row what is outside the measured ages and heights: "", "age", "height" or "age, height"."""
-    age, height = ~out["age"].between(*AGES), ~out["height"].between(*heights)
-    return pd.Series(
-        np.select([age & height, age, height], ["age, height", "age", "height"], "").tolist(),
-        index=out.index,
-    )
+_COLUMNS = ("patient", "gender", *REQUIRED, *OPTIONAL)
+_OPTIONAL_MEASUREMENTS = tuple(
+    variable.name for variable in VARIABLES if variable.name in OPTIONAL and not variable.categories
+)
+_SEX_CODES = {"male": 1, "m": 1, "1": 1, "1.0": 1, "female": 2, "f": 2, "2": 2, "2.0": 2}
 
 # %% ../../nbs/learning/03_patients.ipynb #e9613b88
 def _as_table(patients: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
-    """`patients` as a table with columns age, height and sex and one row or more; raises DataError if that cannot be."""
-    if isinstance(patients, Mapping) and all(np.ndim(v) == 0 for v in patients.values()):
-        patients = {k: [v] for k, v in patients.items()}
+    """`patients` as a table with columns age, height and sex, and one row or more.
+
+    Raises DataError if that cannot be.
+    """
+    if isinstance(patients, Mapping) and all(np.ndim(value) == 0 for value in patients.values()):
+        patients = {name: [value] for name, value in patients.items()}
     try:
         table = pd.DataFrame(patients).reset_index(drop=True)
     except ValueError as err:
         raise DataError(f"the patients are no table ({err}): give columns of one length") from err
-    plain = {c: str(c).strip().lower() for c in table}
+    plain_names = {column: str(column).strip().lower() for column in table}
     table = table.rename(
-        columns={c: name for c, name in plain.items() if name in _KNOWN and name not in table}
+        columns={
+            column: name
+            for column, name in plain_names.items()
+            if name in _COLUMNS and name not in table
+        }
     )
     if "sex" not in table and "gender" in table:
         table = table.rename(columns={"gender": "sex"})
-    if missing := [c for c in ("age", "height", "sex") if c not in table]:
+    if missing := [name for name in REQUIRED if name not in table]:
         raise DataError(
             f"the patients have no {', '.join(missing)}: give age (years), height (cm) and sex"
         )
@@ -90,83 +67,164 @@ def _as_table(patients: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
         )
     return table
 
-# %% ../../nbs/learning/03_patients.ipynb #1ae67d22
-def _need_known(out: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Raise DataError on the first value that is missing or means nothing; `table` has the values as given."""
-    for name in ("age", "height", "sex"):
-        bad = ~np.isfinite(out[name].to_numpy(dtype=float))
-        if bad.any():
-            i, hint = (
-                int(bad.argmax()),
-                'is neither "male" nor "female" (1 or 2)'
-                if name == "sex"
-                else "is missing or no number",
-            )
-            raise DataError(
-                f"patient {out['patient'].iloc[i]}: {name} {str(table[name].iloc[i])!r} {hint}; correct it or leave the row out"
-            )
-    for name in [
-        v.name for v in VARIABLES if v.name in table and v.name in OPTIONAL and not v.categories
-    ]:
-        bad = (
-            pd.to_numeric(table[name], errors="coerce").isna()
-            & table[name].notna()
-            & (table[name].astype(str).str.strip() != "")
-        ).to_numpy()
-        if bad.any():
-            raise DataError(
-                f"patient {out['patient'].iloc[int(bad.argmax())]}: {name} {str(table[name].iloc[int(bad.argmax())])!r} is no number; correct it or leave it empty"
-            )
-
 # %% ../../nbs/learning/03_patients.ipynb #b8a522b7
 def patient_name(name: Any) -> int | str:
-    """A patient's name as the whole number that it is (7, 7.0, "7"), else as text without spaces around it."""
+    """A patient's name as the whole number that it is (7, 7.0, "7"), else as text.
+
+    Spaces around it do not count; "07" and "-3" are text.
+    """
     text = str(name).strip()
-    number = text[:-2] if text.endswith(".0") else text
-    return (
-        int(number)
-        if number.isascii() and number.isdigit() and str(int(number)) == number
-        else text
-    )
+    number = text.removesuffix(".0")
+    is_number = number.isascii() and number.isdigit() and str(int(number)) == number
+    return int(number) if is_number else text
+
+
+def _names(table: pd.DataFrame) -> pd.Series:
+    """A name for each row: those of column `patient`, else 0, 1, ... Raises DataError on none."""
+    if "patient" not in table:
+        return pd.Series(range(len(table)))
+    given = table["patient"]
+    if pd.api.types.is_integer_dtype(given):
+        return given
+    if given.isna().any() or (given.astype(str).str.strip() == "").any():
+        raise DataError(
+            "a patient has no name: fill the column patient, or leave it out and rows are numbered"
+        )
+    names = pd.Series([patient_name(name) for name in given])
+    if pd.api.types.is_object_dtype(names):
+        return names.astype(str)
+    return names
+
+# %% ../../nbs/learning/03_patients.ipynb #1ae67d22
+def _refuse_value(checked: pd.DataFrame, given: pd.Series, bad: np.ndarray, reason: str) -> None:
+    """Raise DataError on the first row that is bad (N,) bool, with its value as it was given."""
+    if bad.any():
+        row = int(bad.argmax())
+        patient = checked["patient"].iloc[row]
+        raise DataError(f"patient {patient}: {given.name} {str(given.iloc[row])!r} {reason}")
+
+
+def _need_required(checked: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Raise DataError on an age, height or sex that is missing or means nothing.
+
+    checked: the patients with what could be read, NaN elsewhere; table: the values as given.
+    """
+    for name in REQUIRED:
+        bad = ~np.isfinite(checked[name].to_numpy(dtype=float))
+        reason = "is missing or no number; correct it or leave the row out"
+        if name == "sex":
+            reason = 'is neither "male" nor "female" (1 or 2); correct it or leave the row out'
+        _refuse_value(checked, table[name], bad, reason)
+
+
+def _need_numbers(checked: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Raise DataError on an optional measurement that is given and no number."""
+    for name in _OPTIONAL_MEASUREMENTS:
+        if name in table:
+            given = table[name].notna() & (table[name].astype(str).str.strip() != "")
+            read = pd.to_numeric(table[name], errors="coerce").notna()
+            bad = (given & ~read).to_numpy()
+            _refuse_value(checked, table[name], bad, "is no number; correct it or leave it empty")
+
+# %% ../../nbs/learning/03_patients.ipynb #80a789b8
+SHORTEST_IN_CM = 3.0
+"""A height below it looks like metres."""
+LOOKS_LIKE_INCHES = (50.0, 90.0)
+"""A height within looks like inches: 127 to 229 cm."""
+CM_PER_METRE = 100
+CM_PER_INCH = 2.54
+
+
+def _number(value: float) -> str:
+    """A number as a person writes it: 110.1, 85, and no rounding that could be seen."""
+    return f"{value:.12g}"
+
+
+def _between(limits: tuple[float, float]) -> str:
+    """Limits as text, "110.3 to 203.8": the widest with one decimal that lie within them."""
+    low = math.ceil(round(10 * limits[0], 6)) / 10
+    high = math.floor(round(10 * limits[1], 6)) / 10
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _check_ages(checked: pd.DataFrame, ages: tuple[float, float]) -> None:
+    """Raise DataError on the first age (years) outside the limits."""
+    outside = ~checked["age"].between(*ages)
+    if outside.any():
+        row = next(checked[outside].itertuples())
+        raise DataError(
+            f"patient {row.patient}: age {_number(row.age)} is outside {_between(ages)} years, "
+            "where people were measured; choose an age within"
+        )
+
+
+def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
+    """Raise DataError on the first height in other units, else on the first outside (cm)."""
+    height = checked["height"]
+    metres = height < SHORTEST_IN_CM
+    if metres.any():
+        row = next(checked[metres].itertuples())
+        raise DataError(
+            f"patient {row.patient}: height {_number(row.height)} looks like metres; "
+            f"give it in cm ({CM_PER_METRE * row.height:.0f})"
+        )
+    inches = height.between(*LOOKS_LIKE_INCHES)
+    if inches.any():
+        row = next(checked[inches].itertuples())
+        raise DataError(
+            f"patient {row.patient}: height {_number(row.height)} looks like inches; "
+            f"give it in cm ({CM_PER_INCH * row.height:.0f}) if it is"
+        )
+    outside = ~height.between(*heights)
+    if outside.any():
+        row = next(checked[outside].itertuples())
+        raise DataError(
+            f"patient {row.patient}: height {_number(row.height)} cm is outside "
+            f"{_between(heights)} cm, where the model was trained; choose a height within"
+        )
 
 # %% ../../nbs/learning/03_patients.ipynb #af55896b
+def _beyond(checked: pd.DataFrame, heights: tuple[float, float]) -> pd.Series:
+    """What is outside the measured ages and heights: "", "age", "height" or "age, height"."""
+    age = ~checked["age"].between(*AGES)
+    height = ~checked["height"].between(*heights)
+    outside = np.select([age & height, age, height], ["age, height", "age", "height"], "")
+    return pd.Series(outside.tolist(), index=checked.index)
+
+
 def check_patients(
     patients: Mapping[str, Any] | pd.DataFrame,
     height_range: tuple[float, float] = (90, 220),
     extrapolate: bool = False,
 ) -> pd.DataFrame:
-    """The patients as a table: `patient, age` (years), `height` (cm), `sex` (1, 2) and the optional columns given.
+    """The patients as a table: `patient, age` (years), `height` (cm), `sex` (1 male, 2 female).
 
-    extrapolate: let ages outside 6-79 and heights outside height_range through, within `BEYOND`, and add a column
-    `extrapolated` that says what is outside ("" for nothing). Raises DataError, naming the patient, on a missing
-    column or value, an unknown sex, an age or height outside or in other units, an empty table or a name given twice.
+    The columns of `OPTIONAL` that are given follow. height_range: cm, of the training people.
+    extrapolate: let ages outside 6 to 79 years and heights outside height_range through, within
+    `BEYOND`, and add a column `extrapolated` that says what is outside ("" for nothing).
+    Raises DataError, naming the patient, on a missing column or value, an unknown sex, an age or
+    height outside or in other units, an empty table, or a name given twice.
     """
     table = _as_table(patients)
-    names = table["patient"] if "patient" in table else pd.Series(range(len(table)))
-    named = not pd.api.types.is_integer_dtype(names)
-    if named and (names.isna().any() or (names.astype(str).str.strip() == "").any()):
-        raise DataError(
-            "a patient has no name: fill the column patient, or leave it out and rows are numbered"
-        )
-    out = pd.DataFrame({"patient": [patient_name(n) for n in names] if named else names})
-    if pd.api.types.is_object_dtype(out["patient"]):
-        out["patient"] = out["patient"].astype(str)
+    checked = pd.DataFrame({"patient": _names(table)})
     for name in ("age", "height"):
-        out[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
-    out["sex"] = [_SEX.get(str(s).strip().lower(), np.nan) for s in table["sex"]]
-    _need_known(out, table)
-    _check_measures(
-        out,
-        BEYOND["age"] if extrapolate else AGES,
-        BEYOND["height"] if extrapolate else height_range,
-    )
-    if out["patient"].duplicated().any():
+        checked[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+    sexes = [str(sex).strip().lower() for sex in table["sex"]]
+    checked["sex"] = [_SEX_CODES.get(sex, np.nan) for sex in sexes]
+    _need_required(checked, table)
+    _need_numbers(checked, table)
+    _check_ages(checked, BEYOND["age"] if extrapolate else AGES)
+    _check_heights(checked, BEYOND["height"] if extrapolate else height_range)
+    again = checked["patient"].duplicated()
+    if again.any():
         raise DataError(
-            f"patient {out['patient'][out['patient'].duplicated()].iloc[0]} is named twice: give each row a name of its own"
+            f"patient {checked['patient'][again].iloc[0]} is named twice: "
+            "give each row a name of its own"
         )
     if extrapolate:
-        out["extrapolated"] = _beyond(out, height_range)
-    return out.astype({"sex": int}).join(table[[c for c in OPTIONAL if c in table]])
+        checked["extrapolated"] = _beyond(checked, height_range)
+    optional = [name for name in OPTIONAL if name in table]
+    return checked.astype({"sex": int}).join(table[optional])
 
 # %% ../../nbs/learning/03_patients.ipynb #528b5a30
 def read_patients(path: str | Path) -> pd.DataFrame:

@@ -6,32 +6,28 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['N_BINS', 'N_FINE', 'FINE', 'END', 'CLOCK', 'WIDTHS', 'rows_to_clock', 'to_clock', 'volume_on_clock', 'from_clock']
+__all__ = ['N_BINS', 'N_FINE', 'FINE', 'END', 'GROWTH', 'CLOCK', 'WIDTHS', 'monotone_rows', 'volume_at_times', 'rows_to_clock',
+           'to_clock', 'volume_on_clock', 'from_clock']
 
 # %% ../../nbs/spirometry/00_clock.ipynb #a1299c40
-N_BINS, N_FINE, FINE, END = (
-    512,
-    200,
-    0.01,
-    20.48,
-)  # bins; those as recorded; their width (s); end of the clock (s)
+N_BINS = 512
+"""Bins of the clock."""
+N_FINE = 200
+"""Bins at its start that are as narrow as the samples of a recording: 2 s."""
+FINE = 0.01
+"""Width of those bins, s: NHANES records 100 samples a second."""
+END = 20.48
+"""End of the clock, s. The longest recording that NHANES can hold ends after 20.44 s."""
+GROWTH = 1.009317918789157
+"""Width of a bin after the first 2 s over that of the bin before; so the last one ends at `END`."""
 
 
 def _make_clock() -> np.ndarray:
-    low, high = (
-        1.0,
-        1.1,
-    )  # the ratio at which N_BINS - N_FINE growing widths fill the rest, by bisection
-    powers = np.arange(1, N_BINS - N_FINE + 1)
-    while high - low > 1e-15:
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if FINE * (middle**powers).sum() < END - N_FINE * FINE else (low, middle)
-        )
     fine = np.arange(N_FINE + 1) * FINE
-    coarse = fine[-1] + np.cumsum(FINE * low**powers)
-    coarse[-1] = END
-    return np.concatenate([fine, coarse])
+    growing = FINE * GROWTH ** np.arange(1, N_BINS - N_FINE + 1)
+    edges = np.concatenate([fine, fine[-1] + np.cumsum(growing)])
+    edges[-1] = END  # the sum misses it by a rounding
+    return edges
 
 
 CLOCK: np.ndarray = _make_clock()
@@ -40,8 +36,16 @@ WIDTHS: np.ndarray = np.diff(CLOCK)
 """Bin widths of the clock, (512,) s."""
 
 # %% ../../nbs/spirometry/00_clock.ipynb #e73897db
-def _as_rows(volume: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of volume that start at 0 and never fall, the time axis, and the last recorded sample of each row."""
+def monotone_rows(
+    volume: np.ndarray, time: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Exhaled volume that starts at 0 and never falls: "rows", on which everything is measured.
+
+    volume: (N, T) or (T,) L, cumulative, NaN only after a row's end; time: (T,) s.
+    Returns the running maximum of volume from 0 on, (N, T) float64 L, held after a row's end;
+    the time axis (T,) float64 s; and the index (N,) of the last recorded sample of each row.
+    Raises ValueError if shapes disagree, time does not rise or volume has a hole.
+    """
     volume = np.atleast_2d(np.asarray(volume, dtype=np.float64))
     time = np.asarray(time, dtype=np.float64)
     if volume.ndim != 2 or time.shape != volume.shape[1:] or len(time) < 2:
@@ -50,48 +54,52 @@ def _as_rows(volume: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarr
         )
     if not (np.diff(time) > 0).all():
         raise ValueError("time must rise from sample to sample")
-    good = np.isfinite(volume)
-    last = good.sum(1) - 1
-    if (last < 1).any() or (np.diff(good.astype(np.int8), axis=1) > 0).any():
+    recorded = np.isfinite(volume)
+    last = recorded.sum(1) - 1
+    resumes = (np.diff(recorded.astype(np.int8), axis=1) > 0).any()
+    if (last < 1).any() or resumes:
         raise ValueError(
             "volume may be NaN only after the end of a blow, and a blow needs two samples"
         )
-    volume = np.where(good, volume - volume[:, :1], -np.inf)
-    return np.maximum.accumulate(volume, axis=1), time, last
+    exhaled = np.where(recorded, volume - volume[:, :1], -np.inf)
+    return np.maximum.accumulate(exhaled, axis=1), time, last
 
 
-def _at_times(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
-    """Volume (N, K) of all rows (N, T) at the same times `when` (K,), linear in between."""
+def volume_at_times(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
+    """Volume (N, K) of all rows (N, T) at the same times `when` (K,) s, linear in between."""
     right = np.clip(np.searchsorted(time, when, side="right"), 1, len(time) - 1)
-    weight = (when - time[right - 1]) / (time[right] - time[right - 1])
-    left = rows[:, right - 1]
-    return left + (rows[:, right] - left) * weight
+    left = right - 1
+    weight = (when - time[left]) / (time[right] - time[left])
+    before = rows[:, left]
+    return before + (rows[:, right] - before) * weight
 
 # %% ../../nbs/spirometry/00_clock.ipynb #8b867374
 def rows_to_clock(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Mean flow (N, 512) float32 in the bins of `CLOCK` of rows (N, T) that never fall, a unit of volume per s.
+    """Mean flow (N, 512) float32 in the bins of `CLOCK`, a unit of volume per second.
 
-    Rows may be whole numbers (mL as a device counts them): only the 513 edges are computed in floating point.
+    rows: (N, T) that never fall; time: (T,) s, counted from time[0]. Rows may be whole numbers
+    (mL, as a device counts them): only the 513 edges are computed in floating point.
     """
-    edges = _at_times(rows, time, np.minimum(CLOCK, time[-1] - time[0]) + time[0])
+    duration = time[-1] - time[0]
+    edges = volume_at_times(rows, time, np.minimum(CLOCK, duration) + time[0])
     return np.maximum(np.diff(edges, axis=1) / WIDTHS, 0).astype(np.float32)
 
 
 def to_clock(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Mean flow in the bins of `CLOCK`, (N, 512) float32 L/s, never negative.
 
-    volume: (N, T) or (T,) L, cumulative, NaN only after a row's end; time: (T,) s, counted from time[0].
-    Uses the running maximum of volume; what comes after 20.48 s is left out.
+    volume: (N, T) or (T,) L, cumulative, NaN only after a row's end; time: (T,) s, counted from
+    time[0]. Uses the running maximum of volume; what comes after 20.48 s is left out.
     Raises ValueError if shapes disagree, time does not rise or volume has a hole.
     """
-    rows, time, _ = _as_rows(volume, time)
+    rows, time, _ = monotone_rows(volume, time)
     return rows_to_clock(rows, time)
 
 # %% ../../nbs/spirometry/00_clock.ipynb #432922bc
 def volume_on_clock(flow: np.ndarray) -> np.ndarray:
-    """Cumulative volume at the edges of `CLOCK`, (N, 513) float64 L, from flow (N, 512) or (512,) L/s.
+    """Cumulative volume at the edges of `CLOCK`, (N, 513) float64 L.
 
-    Raises ValueError on another shape.
+    flow: (N, 512) or (512,) L/s on the clock. Raises ValueError on another shape.
     """
     flow = np.atleast_2d(np.asarray(flow, dtype=np.float64))
     if flow.ndim != 2 or flow.shape[1] != N_BINS:
@@ -102,6 +110,9 @@ def volume_on_clock(flow: np.ndarray) -> np.ndarray:
 
 
 def from_clock(flow: np.ndarray, rate: float = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Volume (N, T) L and time (T,) s at `rate` Hz, from flow (N, 512) or (512,) L/s on the clock."""
-    time = np.arange(int(round(END * rate)) + 1) / rate
-    return _at_times(volume_on_clock(flow), CLOCK, time), time
+    """Volume (N, T) L and time (T,) s at `rate` Hz.
+
+    flow: (N, 512) or (512,) L/s on the clock. Raises ValueError on another shape.
+    """
+    time = np.arange(round(END * rate) + 1) / rate
+    return volume_at_times(volume_on_clock(flow), CLOCK, time), time

@@ -3,94 +3,167 @@
 # %% ../../nbs/spirometry/01_indices.ipynb #88b425db
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .clock import CLOCK, _as_rows, _at_times, volume_on_clock
+from .clock import CLOCK, monotone_rows, volume_at_times, volume_on_clock
 
 # %% auto #0
-__all__ = ['INDICES', 'Rule', 'indices', 'indices_on_clock']
+__all__ = ['Rule', 'STEEPEST_OVER', 'PEAK_ROUNDING', 'LEAST_SLOPE', 'FEV_TIMES', 'FEF_SHARES', 'FEF_HALF_WIDTH',
+           'SHORTEST_PASSAGE', 'RISE_FROM', 'RISE_TO', 'INDICES', 'CHUNK', 'volume_at', 'time_at_level', 'measure_rows',
+           'indices', 'indices_on_clock']
 
 # %% ../../nbs/spirometry/01_indices.ipynb #873d3d02
-def _volume_at(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
-    """Volume (N,) of each row at its own time `when` (N,), linear in between, held after the end."""
+def volume_at(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
+    """Volume (N,) of each row at its own time `when` (N,) s, linear in between.
+
+    rows: (N, T) that never fall; time: (T,) s. Before the first sample it is that of the first,
+    after the last sample that of the last.
+    """
     when = np.clip(when, time[0], time[-1])
     right = np.clip(np.searchsorted(time, when, side="right"), 1, len(time) - 1)
-    weight = (when - time[right - 1]) / (time[right] - time[right - 1])
-    i = np.arange(len(rows))
-    return rows[i, right - 1] + (rows[i, right] - rows[i, right - 1]) * weight
+    left = right - 1
+    weight = (when - time[left]) / (time[right] - time[left])
+    each = np.arange(len(rows))
+    before = rows[each, left]
+    return before + (rows[each, right] - before) * weight
 
 
-def _time_at(rows: np.ndarray, time: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Time (N,) at which each never-falling row first reaches its own `level` (N,) of volume."""
+def time_at_level(rows: np.ndarray, time: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Time (N,) s at which each row first reaches its own `level` (N,), linear in between.
+
+    rows: (N, T) that never fall, of volume or of anything else; time: (T,) s.
+    """
     right = np.clip((rows < level[:, None]).sum(1), 1, rows.shape[1] - 1)
-    i = np.arange(len(rows))
-    low, high = rows[i, right - 1], rows[i, right]
-    weight = np.clip((level - low) / np.where(high > low, high - low, 1), 0, 1)
-    return time[right - 1] + (time[right] - time[right - 1]) * weight
+    left = right - 1
+    each = np.arange(len(rows))
+    low = rows[each, left]
+    high = rows[each, right]
+    rise = np.where(high > low, high - low, 1)
+    weight = np.clip((level - low) / rise, 0, 1)
+    return time[left] + (time[right] - time[left]) * weight
+
+# %% ../../nbs/spirometry/01_indices.ipynb #24b5ed4b
+Rule = Literal["2019", "2005"]
+"""Where time zero lies after ATS/ERS 2019 (Graham 2019) or ATS/ERS 2005 (Miller 2005)."""
+
+STEEPEST_OVER = 0.08
+"""Time over which the 2005 rule takes the steepest mean slope, s (Miller 2005)."""
+PEAK_ROUNDING = 1e-5
+"""A value less than this share below the maximum equals it: the rest is rounding."""
+LEAST_SLOPE = 1e-9
+"""Smallest slope that is divided by, L/s: a row in which no air moves has no steepest part."""
+
+
+class _Line(NamedTuple):
+    """A straight line along the steepest part of each row's volume curve."""
+
+    slope: np.ndarray  # (N,) L/s
+    time: np.ndarray  # (N,) s, of a point on the line
+    volume: np.ndarray  # (N,) L, of that point
 
 
 def _first_peak(values: np.ndarray) -> np.ndarray:
     """Index (N,) of the first value of each row that equals its maximum, to rounding."""
-    return (values >= values.max(1, keepdims=True) * (1 - 1e-5)).argmax(1)
+    return (values >= values.max(1, keepdims=True) * (1 - PEAK_ROUNDING)).argmax(1)
 
 
-def _time_zero(
-    rows: np.ndarray, time: np.ndarray, flow: np.ndarray, peak: np.ndarray, rule: str
-) -> np.ndarray:
-    """Time zero (N,) s by back-extrapolation: tangent at PEF ("2019") or largest slope over 80 ms ("2005")."""
-    i = np.arange(len(rows))
+def _tangent_at_peak_flow(rows: np.ndarray, time: np.ndarray, peak: np.ndarray) -> _Line:
+    """The line through the sample interval `peak` (N,), in which flow is largest (Graham 2019)."""
+    each = np.arange(len(rows))
+    before = rows[each, peak]
+    after = rows[each, peak + 1]
+    return _Line(
+        slope=(after - before) / (time[peak + 1] - time[peak]),
+        time=(time[peak] + time[peak + 1]) / 2,
+        volume=(before + after) / 2,
+    )
+
+
+def _steepest_80_ms(rows: np.ndarray, time: np.ndarray) -> _Line:
+    """The line through the 80 ms in which volume rises most (Miller 2005)."""
+    n_starts = max(int(np.searchsorted(time, time[-1] - STEEPEST_OVER, side="right")), 1)
+    start = time[:n_starts]
+    stop = np.minimum(start + STEEPEST_OVER, time[-1])
+    rise = volume_at_times(rows, time, stop) - rows[:, :n_starts]
+    best = _first_peak(rise)
+    each = np.arange(len(rows))
+    return _Line(
+        slope=rise[each, best] / STEEPEST_OVER,
+        time=start[best] + STEEPEST_OVER / 2,
+        volume=rows[each, best] + rise[each, best] / 2,
+    )
+
+
+def _time_zero(rows: np.ndarray, time: np.ndarray, peak: np.ndarray, rule: Rule) -> np.ndarray:
+    """Time zero (N,) s by back-extrapolation, not before the first sample."""
     if rule == "2019":
-        slope, middle = flow[i, peak], (time[peak] + time[peak + 1]) / 2
-        level = (rows[i, peak] + rows[i, peak + 1]) / 2
+        line = _tangent_at_peak_flow(rows, time, peak)
     elif rule == "2005":
-        start = time[: max(int(np.searchsorted(time, time[-1] - 0.08, side="right")), 1)]
-        rise = _at_times(rows, time, np.minimum(start + 0.08, time[-1])) - rows[:, : len(start)]
-        best = _first_peak(rise)
-        slope, middle = rise[i, best] / 0.08, start[best] + 0.04
-        level = rows[i, best] + rise[i, best] / 2
+        line = _steepest_80_ms(rows, time)
     else:
         raise ValueError(f'rule must be "2019" or "2005", not {rule!r}')
-    return np.maximum(middle - level / np.maximum(slope, 1e-9), time[0])
+    back = line.volume / np.maximum(line.slope, LEAST_SLOPE)
+    return np.maximum(line.time - back, time[0])
 
 # %% ../../nbs/spirometry/01_indices.ipynb #7ed40e1f
-def _measure(rows: np.ndarray, time: np.ndarray, rule: str) -> dict[str, np.ndarray]:
-    """The indices of never-falling rows, as a dict of (N,) arrays."""
-    i = np.arange(len(rows))
+FEV_TIMES = {"fev05": 0.5, "fev075": 0.75, "fev1": 1.0, "fev3": 3.0, "fev6": 6.0}
+"""Time after time zero at which each volume is read, s."""
+FEF_SHARES = {"fef25": 0.25, "fef50": 0.50, "fef75": 0.75}
+"""Share of FVC that has been exhaled where each flow is read."""
+FEF_HALF_WIDTH = 0.01
+"""Share of FVC on each side of that point over which flow is averaged."""
+SHORTEST_PASSAGE = 1e-4
+"""Least time that a part of FVC takes, s: a row in which no air moves takes none."""
+RISE_FROM = 0.1
+RISE_TO = 0.9
+"""Shares of PEF between which rise time is measured (Graham 2019)."""
+
+
+def _mean_flow(rows: np.ndarray, time: np.ndarray, start: float, stop: float) -> np.ndarray:
+    """Mean flow (N,) L/s while each row goes from share `start` to share `stop` of its FVC."""
+    fvc = rows[:, -1]
+    passage = time_at_level(rows, time, stop * fvc) - time_at_level(rows, time, start * fvc)
+    return (stop - start) * fvc / np.maximum(passage, SHORTEST_PASSAGE)
+
+
+def _rise_time(flow: np.ndarray, time: np.ndarray, peak: np.ndarray) -> np.ndarray:
+    """Time (N,) s from 10 to 90 % of PEF; flow (N, T - 1) between the samples at `time` (T,)."""
+    each = np.arange(len(flow))
+    pef = flow[each, peak]
+    until_peak = np.arange(flow.shape[1]) <= peak[:, None]
+    rising = np.where(until_peak, np.maximum.accumulate(flow, axis=1), np.inf)
+    middle = (time[:-1] + time[1:]) / 2
+    return time_at_level(rising, middle, RISE_TO * pef) - time_at_level(
+        rising, middle, RISE_FROM * pef
+    )
+
+
+def measure_rows(rows: np.ndarray, time: np.ndarray, rule: Rule) -> dict[str, np.ndarray]:
+    """The indices of `INDICES` of rows (N, T) L that never fall, each (N,) in L, L/s or s.
+
+    time: (T,) s. Raises ValueError on an unknown rule.
+    """
+    each = np.arange(len(rows))
     flow = np.diff(rows, axis=1) / np.diff(time)
     peak = _first_peak(flow)
-    fvc, pef = rows[:, -1], flow[i, peak]
-    t0 = _time_zero(rows, time, flow, peak, rule)
-    out: dict[str, np.ndarray] = {"fvc": fvc}
-    for name, seconds in (
-        ("fev05", 0.5),
-        ("fev075", 0.75),
-        ("fev1", 1.0),
-        ("fev3", 3.0),
-        ("fev6", 6.0),
-    ):
-        out[name] = _volume_at(rows, time, t0 + seconds)
-    out["fev1_fvc"] = out["fev1"] / np.where(fvc > 0, fvc, np.nan)
-    out["pef"] = pef
-
-    def passing(low: float, high: float) -> np.ndarray:
-        spent = _time_at(rows, time, high * fvc) - _time_at(rows, time, low * fvc)
-        return (high - low) * fvc / np.maximum(spent, 1e-4)
-
-    for name, share in (("fef25", 0.25), ("fef50", 0.50), ("fef75", 0.75)):
-        out[name] = passing(share - 0.01, share + 0.01)
-    out["fef2575"] = passing(0.25, 0.75)
-    out["fet"] = np.maximum(_time_at(rows, time, fvc) - t0, 0)
-    out["bev"] = _volume_at(rows, time, t0)
-    before = np.where(
-        np.arange(flow.shape[1]) <= peak[:, None], np.maximum.accumulate(flow, axis=1), np.inf
-    )
-    middle = (time[:-1] + time[1:]) / 2
-    out["rise_time"] = _time_at(before, middle, 0.9 * pef) - _time_at(before, middle, 0.1 * pef)
-    out["t0"] = t0 - time[0]
-    return out
+    fvc = rows[:, -1]
+    t0 = _time_zero(rows, time, peak, rule)
+    measured = {"fvc": fvc}
+    for name, seconds in FEV_TIMES.items():
+        measured[name] = volume_at(rows, time, t0 + seconds)
+    measured["fev1_fvc"] = measured["fev1"] / np.where(fvc > 0, fvc, np.nan)
+    measured["pef"] = flow[each, peak]
+    for name, share in FEF_SHARES.items():
+        measured[name] = _mean_flow(rows, time, share - FEF_HALF_WIDTH, share + FEF_HALF_WIDTH)
+    measured["fef2575"] = _mean_flow(rows, time, 0.25, 0.75)
+    measured["fet"] = np.maximum(time_at_level(rows, time, fvc) - t0, 0)
+    measured["bev"] = volume_at(rows, time, t0)
+    measured["rise_time"] = _rise_time(flow, time, peak)
+    measured["t0"] = t0 - time[0]
+    return measured
 
 # %% ../../nbs/spirometry/01_indices.ipynb #7d9088c3
 INDICES = (
@@ -111,31 +184,42 @@ INDICES = (
     "rise_time",
     "t0",
 )
-Rule = Literal["2019", "2005"]
+"""Columns of `indices`: L, L/s, s; the table at the head of this notebook says what each is."""
+
+CHUNK = 2048
+"""Curves that are measured at a time: at the length of NHANES's recordings, arrays of 34 MB."""
+
+
+def _as_table(parts: list[dict[str, np.ndarray]]) -> pd.DataFrame:
+    return pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)[list(INDICES)]
 
 
 def indices(
-    volume: np.ndarray, time: np.ndarray, rule: Rule = "2019", chunk: int = 2048
+    volume: np.ndarray, time: np.ndarray, rule: Rule = "2019", chunk: int = CHUNK
 ) -> pd.DataFrame:
     """The indices of forced expirations, a row a curve, columns `INDICES` (L, L/s, s).
 
     volume: (N, T) or (T,) L BTPS, cumulative, NaN only after a row's end; time: (T,) s.
-    rule: time zero after ATS/ERS "2019" (Graham 2019, tangent at PEF) or "2005" (Miller 2005, steepest 80 ms).
+    rule: time zero after ATS/ERS "2019" (Graham 2019) or "2005" (Miller 2005).
+    chunk: curves that are measured at a time.
     Raises ValueError as `to_clock` does, and on an unknown rule.
     """
     volume = np.atleast_2d(np.asarray(volume))
     parts = []
     for start in range(0, max(len(volume), 1), chunk):
-        rows, axis, _ = _as_rows(volume[start : start + chunk], time)
-        parts.append(pd.DataFrame(_measure(rows, axis, rule)))
-    return pd.concat(parts, ignore_index=True)[list(INDICES)]
+        rows, axis, _ = monotone_rows(volume[start : start + chunk], time)
+        parts.append(measure_rows(rows, axis, rule))
+    return _as_table(parts)
 
 
-def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = 2048) -> pd.DataFrame:
-    """The indices of curves on the clock, as `indices` gives them, from flow (N, 512) or (512,) L/s."""
+def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = CHUNK) -> pd.DataFrame:
+    """The indices of curves on the clock, as `indices` gives them.
+
+    flow: (N, 512) or (512,) L/s BTPS. Raises ValueError on another shape and on an unknown rule.
+    """
     flow = np.atleast_2d(flow)
-    parts = [
-        pd.DataFrame(_measure(volume_on_clock(flow[s : s + chunk]), CLOCK, rule))
-        for s in range(0, max(len(flow), 1), chunk)
-    ]
-    return pd.concat(parts, ignore_index=True)[list(INDICES)]
+    parts = []
+    for start in range(0, max(len(flow), 1), chunk):
+        rows = volume_on_clock(flow[start : start + chunk])
+        parts.append(measure_rows(rows, CLOCK, rule))
+    return _as_table(parts)

@@ -13,39 +13,59 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['from_zero', 'plot_loops', 'plot_volume_time']
+__all__ = ['LOOP_ASPECT', 'LINE_WIDTH', 'MARGIN', 'from_zero', 'plot_loops', 'plot_volume_time']
 
 # %% ../../nbs/spirometry/04_plots.ipynb #65442e73
+LOOP_ASPECT = 0.5
+"""Length of 1 L/s over that of 1 L on a flow-volume loop (Graham 2019)."""
+LINE_WIDTH = 1.0
+"""Of a curve, points, unless the caller sets another."""
+MARGIN = 1.05
+"""An axis ends so many times the largest value from 0."""
+
+
 def from_zero(ax: Axes, x: float, y: float) -> None:
-    """Axes from 0 to at least (x, y), never less than they (or axes that share with them) already show."""
-    for high, limits, set_limits in ((x, ax.get_xlim, ax.set_xlim), (y, ax.get_ylim, ax.set_ylim)):
-        set_limits(0, max(limits()[1], 1.05 * high))
+    """Let the axes run from 0 to at least (x, y), and show no less than they did before.
+
+    What they showed before may be that of other axes which share with them.
+    """
+    ax.set_xlim(0, max(ax.get_xlim()[1], MARGIN * x))
+    ax.set_ylim(0, max(ax.get_ylim()[1], MARGIN * y))
 
 
 def plot_loops(flow: np.ndarray, ax: Axes | None = None, aspect: bool = True, **style) -> Axes:
-    """Draw expiratory flow-volume loops, flow (N, 512) L/s on the clock, at 2 L/s to 1 L; returns the axes."""
+    """Draw expiratory flow-volume loops; returns the axes.
+
+    flow: (N, 512) or (512,) L/s on the clock; ax: the current axes if not given;
+    aspect: draw 2 L/s as long as 1 L; style: of the lines, as matplotlib's `plot` takes it.
+    """
     import matplotlib.pyplot as plt
 
     ax = ax or plt.gca()
     volume = volume_on_clock(flow)
     middle = (volume[:, :-1] + volume[:, 1:]) / 2
     zero = np.zeros((len(volume), 1))
-    x, y = np.hstack([zero, middle, volume[:, -1:]]), np.hstack([zero, np.atleast_2d(flow), zero])
-    ax.plot(x.T, y.T, **{"lw": 1.0, **style})
+    x = np.hstack([zero, middle, volume[:, -1:]])
+    y = np.hstack([zero, np.atleast_2d(flow), zero])
+    ax.plot(x.T, y.T, **{"lw": LINE_WIDTH, **style})
     ax.set(xlabel="exhaled volume (L)", ylabel="flow (L/s)")
     from_zero(ax, x.max(initial=0), y.max(initial=0))
     if aspect:
-        ax.set_aspect(0.5)
+        ax.set_aspect(LOOP_ASPECT)
     return ax
 
 
 def plot_volume_time(flow: np.ndarray, ax: Axes | None = None, **style) -> Axes:
-    """Draw volume-time curves (spirograms) of flow (N, 512) L/s on the clock; returns the axes."""
+    """Draw volume-time curves (spirograms); returns the axes.
+
+    flow: (N, 512) or (512,) L/s on the clock; ax: the current axes if not given;
+    style: of the lines, as matplotlib's `plot` takes it.
+    """
     import matplotlib.pyplot as plt
 
     ax = ax or plt.gca()
     volume = volume_on_clock(flow)
-    ax.plot(CLOCK, volume.T, **{"lw": 1.0, **style})
+    ax.plot(CLOCK, volume.T, **{"lw": LINE_WIDTH, **style})
     ax.set(xlabel="time (s)", ylabel="volume (L)")
     from_zero(ax, END, volume.max(initial=0))
     return ax

@@ -6,90 +6,156 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from .clock import CLOCK, END, _as_rows, _at_times, volume_on_clock
-from .indices import _measure, _time_at, _volume_at
+from spiro_diffusion.spirometry.clock import (
+    CLOCK,
+    END,
+    monotone_rows,
+    volume_at_times,
+    volume_on_clock,
+)
+from .indices import measure_rows, time_at_level, volume_at
 
 # %% auto #0
-__all__ = ['acceptability', 'acceptability_on_clock', 'repeatability']
+__all__ = ['MAX_BEV_SHARE', 'MAX_BEV', 'PLATEAU_TIME', 'PLATEAU_RISE', 'LONG_EXPIRATION', 'REPEATABLE', 'SLOW_RISE', 'ROUNDING',
+           'COUGH_STEP', 'COUGH_UNTIL', 'COUGH_SEARCH', 'COUGH_DIP', 'COUGH_RECOVERY', 'GRADE_LIMITS', 'YOUNG',
+           'YOUNG_GRADE_LIMITS', 'YOUNG_SHARE', 'acceptability', 'acceptability_on_clock', 'repeatability']
+
+# %% ../../nbs/spirometry/02_quality.ipynb #cce3c173
+MAX_BEV_SHARE = 0.05
+"""Largest back-extrapolated volume of a sharp start, as a share of FVC (Graham 2019) ..."""
+MAX_BEV = 0.100
+"""... or in L, whichever of the two is larger (Graham 2019)."""
+PLATEAU_TIME = 1.0
+"""Time at the end of a manoeuvre that shows a plateau, s (Graham 2019)."""
+PLATEAU_RISE = 0.025
+"""Most volume in that time on a plateau, L (Graham 2019)."""
+LONG_EXPIRATION = 15.0
+"""Forced expiratory time after which no plateau is needed, s (Graham 2019)."""
+REPEATABLE = 0.150
+"""A FVC within so many L of the person's largest needs no plateau (Graham 2019)."""
+SLOW_RISE = 0.150
+"""Rise time over which the operator is told, s (Graham 2019)."""
+ROUNDING = 1e-9
+"""A value this little beyond a limit (L or s) is on it: the rest is rounding."""
 
 # %% ../../nbs/spirometry/02_quality.ipynb #6d5183e2
+COUGH_STEP = 0.05
+"""Time over which flow is averaged in the search for a cough, s."""
+COUGH_UNTIL = 1.0
+"""A cough counts until so long after time zero, s (Graham 2019: in the first second)."""
+COUGH_SEARCH = 4.0
+"""The search ends so long after the first sample, s: an expiration begins long before."""
+COUGH_DIP = 0.5
+"""Flow falls below this share of the largest flow before ..."""
+COUGH_RECOVERY = 0.25
+"""... and rises again by more than this share of PEF."""
+
+
 def _cough(rows: np.ndarray, time: np.ndarray, t0: np.ndarray, pef: np.ndarray) -> np.ndarray:
-    """Whether flow dips and recovers between the peak and 1 s after time zero, (N,) bool."""
-    grid = np.arange(time[0], min(time[-1], time[0] + 4.0), 0.05)
-    flow = np.diff(_at_times(rows, time, grid), axis=1) / 0.05
-    inside = (grid[1:] <= t0[:, None] + 1.0 + 1e-9) & (
-        np.arange(flow.shape[1]) >= flow.argmax(1)[:, None]
-    )
-    flow = np.where(inside, flow, np.nan)
-    before = np.fmax.accumulate(flow, axis=1)
-    after = np.fmax.accumulate(flow[:, ::-1], axis=1)[:, ::-1]
+    """Whether flow dips and recovers between its peak and 1 s after time zero, (N,) bool.
+
+    rows: (N, T) L that never fall; time: (T,) s; t0: (N,) s on that axis; pef: (N,) L/s.
+    """
+    grid = np.arange(time[0], min(time[-1], time[0] + COUGH_SEARCH), COUGH_STEP)
+    flow = np.diff(volume_at_times(rows, time, grid), axis=1) / COUGH_STEP
+    peak = flow.argmax(1)
+    after_peak = np.arange(flow.shape[1]) >= peak[:, None]
+    in_first_second = grid[1:] <= t0[:, None] + COUGH_UNTIL + ROUNDING
+    flow = np.where(after_peak & in_first_second, flow, np.nan)
+    largest_before = np.fmax.accumulate(flow, axis=1)
+    largest_after = np.fmax.accumulate(flow[:, ::-1], axis=1)[:, ::-1]
     with np.errstate(invalid="ignore"):
-        dip = (flow < 0.5 * before) & (after - flow > 0.25 * pef[:, None])
-    return np.asarray(dip.any(1))
+        dips = flow < COUGH_DIP * largest_before
+        recovers = largest_after - flow > COUGH_RECOVERY * pef[:, None]
+    return np.asarray((dips & recovers).any(1))
 
 
 def _criteria(
     rows: np.ndarray, time: np.ndarray, end: np.ndarray, largest_fvc: np.ndarray | None
 ) -> pd.DataFrame:
-    m = _measure(rows, time, "2019")
-    out = pd.DataFrame({"bev": m["bev"] <= np.maximum(0.05 * m["fvc"], 0.100) + 1e-9})
-    out["no_cough"] = ~_cough(rows, time, m["t0"] + time[0], m["pef"])
-    last_second = m["fvc"] - _volume_at(rows, time, end - 1.0)
-    out["plateau"] = (last_second <= 0.025 + 1e-9) & (end - time[0] - m["t0"] >= 1.0)
-    out["fet15"] = end - time[0] - m["t0"] >= 15.0 - 1e-9
-    out["near_largest"] = (
-        False if largest_fvc is None else m["fvc"] >= np.asarray(largest_fvc) - 0.150
+    """The columns of `acceptability`, of rows (N, T) L that never fall; end: (N,) s on `time`."""
+    measured = measure_rows(rows, time, "2019")
+    fvc = measured["fvc"]
+    t0 = time[0] + measured["t0"]
+    expiration = end - time[0] - measured["t0"]
+    in_last_second = fvc - volume_at(rows, time, end - PLATEAU_TIME)
+    long_enough = expiration >= PLATEAU_TIME
+
+    criteria = pd.DataFrame(
+        {"bev": measured["bev"] <= np.maximum(MAX_BEV_SHARE * fvc, MAX_BEV) + ROUNDING}
     )
-    out["end"] = out["plateau"] | out["fet15"] | out["near_largest"]
-    out["fev1_acceptable"] = out["bev"] & out["no_cough"]
-    out["fvc_acceptable"] = out["bev"] & out["end"]
-    out["acceptable"] = out["fev1_acceptable"] & out["fvc_acceptable"]
-    out["rise_time_warning"] = m["rise_time"] > 0.150
-    return out
+    criteria["no_cough"] = ~_cough(rows, time, t0, measured["pef"])
+    criteria["plateau"] = (in_last_second <= PLATEAU_RISE + ROUNDING) & long_enough
+    criteria["fet15"] = expiration >= LONG_EXPIRATION - ROUNDING
+    if largest_fvc is None:
+        criteria["near_largest"] = False
+    else:
+        criteria["near_largest"] = fvc >= np.asarray(largest_fvc) - REPEATABLE
+    criteria["end"] = criteria["plateau"] | criteria["fet15"] | criteria["near_largest"]
+    criteria["fev1_acceptable"] = criteria["bev"] & criteria["no_cough"]
+    criteria["fvc_acceptable"] = criteria["bev"] & criteria["end"]
+    criteria["acceptable"] = criteria["fev1_acceptable"] & criteria["fvc_acceptable"]
+    criteria["rise_time_warning"] = measured["rise_time"] > SLOW_RISE
+    return criteria
 
 # %% ../../nbs/spirometry/02_quality.ipynb #bf3139ca
 def acceptability(
     volume: np.ndarray, time: np.ndarray, largest_fvc: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """Which ATS/ERS 2019 criterion (Graham 2019) each blow meets, a row a blow, bool columns.
+    """Which acceptability criteria of ATS/ERS 2019 each forced expiration meets, a row a curve.
 
-    `bev`, `no_cough`, `plateau`, `fet15`, `near_largest`, `end` (any of the three), `fev1_acceptable`,
-    `fvc_acceptable`, `acceptable` (both), and `rise_time_warning` (over 150 ms: feedback, no criterion). volume (N, T) or (T,) L,
-    NaN after the recorded end; time (T,) s; largest_fvc (N,) L of the person's blows, if known.
-    Raises ValueError as `to_clock` does.
+    volume: (N, T) or (T,) L BTPS, NaN after the recorded end; time: (T,) s;
+    largest_fvc: (N,) L, of all the person's manoeuvres, if known.
+    Columns, bool: `bev`, `no_cough`, `plateau`, `fet15`, `near_largest`, `end` (any of the three
+    before), `fev1_acceptable`, `fvc_acceptable`, `acceptable` (both), and `rise_time_warning`
+    (over 150 ms: feedback, no criterion). Raises ValueError as `to_clock` does.
+    Source: Graham 2019.
     """
-    rows, time, last = _as_rows(volume, time)
+    rows, time, last = monotone_rows(volume, time)
     return _criteria(rows, time, time[last], largest_fvc)
 
 
 def acceptability_on_clock(
     flow: np.ndarray, largest_fvc: np.ndarray | None = None, end: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """`acceptability` for flow (N, 512) L/s on the clock.
+    """`acceptability` of flow (N, 512) or (512,) L/s on the clock.
 
-    end: (N,) s, the recorded end of each blow; without it, the moment at which the volume stops rising.
+    largest_fvc: (N,) L, of all the person's manoeuvres, if known; end: (N,) s, the recorded end
+    of each curve; without it, the moment at which the volume stops rising.
+    Raises ValueError on another shape.
     """
     rows = volume_on_clock(flow)
     if end is None:
-        end = _time_at(rows, CLOCK, rows[:, -1])
+        end = time_at_level(rows, CLOCK, rows[:, -1])
     return _criteria(rows, CLOCK, np.minimum(end, END), largest_fvc)
 
 # %% ../../nbs/spirometry/02_quality.ipynb #5dad866c
-def _grade(
-    values: np.ndarray, acceptable: np.ndarray, usable: bool, young: bool
-) -> tuple[str, int, float]:
-    good = np.sort(values[acceptable])[::-1]
-    if len(good) == 0:
-        return ("U" if usable else "F"), 0, np.nan
-    if len(good) == 1:
-        return "E", 1, np.nan
-    gap, limits = good[0] - good[1], np.array([0.150, 0.200, 0.250])
+GRADE_LIMITS = {"A": 0.150, "C": 0.200, "D": 0.250}
+"""Largest difference of the two best values, L (Graham 2019); A is B with two manoeuvres only."""
+YOUNG = 6
+"""Last age at which the limits for children hold, years (Graham 2019)."""
+YOUNG_GRADE_LIMITS = {"A": 0.100, "C": 0.150, "D": 0.200}
+"""The limits at that age, L (Graham 2019) ..."""
+YOUNG_SHARE = 0.10
+"""... or this share of the largest value, whichever is larger (Graham 2019)."""
+
+
+def _grade(best: np.ndarray, usable: bool, young: bool) -> str:
+    """Grade A-F of the acceptable values `best` (n,) L of a person, largest first."""
+    if len(best) == 0:
+        return "U" if usable else "F"
+    if len(best) == 1:
+        return "E"
+    limits = GRADE_LIMITS
     if young:
-        limits = np.maximum(limits - 0.050, 0.10 * good[0])
-    for limit, grade in zip(limits, ("A" if len(good) >= 3 else "B", "C", "D")):
-        if gap <= limit + 1e-9:
-            return grade, len(good), gap
-    return "E", len(good), gap
+        limits = {
+            grade: max(limit, YOUNG_SHARE * best[0]) for grade, limit in YOUNG_GRADE_LIMITS.items()
+        }
+    gap = best[0] - best[1]
+    for grade, limit in limits.items():
+        if gap <= limit + ROUNDING:
+            return "B" if grade == "A" and len(best) == 2 else grade
+    return "E"
 
 
 def repeatability(
@@ -99,26 +165,30 @@ def repeatability(
     usable: np.ndarray | None = None,
     age: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Grade A-F of each person's set of blows (ATS/ERS 2019, Graham 2019), index `person`.
+    """Grade A-F of each person's set of manoeuvres, a row a person, index `person`.
 
-    person, values (FVC or FEV1, L), acceptable (bool), usable (bool), age (years; over 6 if not given): (N,), a
-    blow each. Columns `best` (L), `n_acceptable`, `gap` (L, between the two largest), `grade`.
+    person: (N,), whose each manoeuvre is; values: (N,) L, its FVC or FEV1; acceptable: (N,) bool;
+    usable: (N,) bool, the acceptable ones if not given; age: (N,) years, over 6 if not given.
+    Columns `best` (L), `n_acceptable`, `gap` (L, between the two largest), `grade`.
+    Source: Graham 2019.
     """
-    blows = pd.DataFrame(
-        {"person": person, "value": values, "ok": np.asarray(acceptable, dtype=bool)}
+    manoeuvres = pd.DataFrame(
+        {"person": person, "value": values, "acceptable": np.asarray(acceptable, dtype=bool)}
     )
-    blows["usable"] = blows["ok"] if usable is None else np.asarray(usable, dtype=bool)
-    blows["young"] = False if age is None else np.asarray(age) <= 6
-    rows = {}
-    for key, b in blows.groupby("person", sort=True):
-        grade, n, gap = _grade(
-            b["value"].to_numpy(),
-            b["ok"].to_numpy(),
-            bool(b["usable"].any()),
-            bool(b["young"].iloc[0]),
-        )
-        best = b["value"][b["ok"]].max() if n else np.nan
-        rows[key] = {"best": best, "n_acceptable": n, "gap": gap, "grade": grade}
-    return pd.DataFrame.from_dict(
-        rows, orient="index", columns=["best", "n_acceptable", "gap", "grade"]
-    ).rename_axis("person")
+    manoeuvres["usable"] = manoeuvres["acceptable"]
+    if usable is not None:
+        manoeuvres["usable"] = np.asarray(usable, dtype=bool)
+    manoeuvres["young"] = False
+    if age is not None:
+        manoeuvres["young"] = np.asarray(age) <= YOUNG
+    sets = {}
+    for name, theirs in manoeuvres.groupby("person", sort=True):
+        best = np.sort(theirs["value"].to_numpy()[theirs["acceptable"].to_numpy()])[::-1]
+        sets[name] = {
+            "best": best[0] if len(best) else np.nan,
+            "n_acceptable": len(best),
+            "gap": best[0] - best[1] if len(best) > 1 else np.nan,
+            "grade": _grade(best, bool(theirs["usable"].any()), bool(theirs["young"].iloc[0])),
+        }
+    columns = ["best", "n_acceptable", "gap", "grade"]
+    return pd.DataFrame.from_dict(sets, orient="index", columns=columns).rename_axis("person")

@@ -13,109 +13,160 @@ if TYPE_CHECKING:
     from pyspiro.src.reference import Reference
 
 # %% auto #0
-__all__ = ['SOURCES', 'zscores', 'predicted', 'value_at']
+__all__ = ['SOURCES', 'GLI_2012_OTHER', 'NHANES3_CAUCASIAN', 'NHANES3_OF_RIDRETH1', 'MALE', 'SECANT_STEPS', 'Z_EXACT', 'Z_FOUND',
+           'SEARCHED', 'zscores', 'predicted', 'value_at']
 
 # %% ../../nbs/spirometry/03_reference.ipynb #d453f095
 SOURCES = {
-    "fev1": ("BOWERMAN_2022", "FEV1"), "fvc": ("BOWERMAN_2022", "FVC"), "fev1_fvc": ("BOWERMAN_2022", "FEV1FVC"),
-    "fef2575": ("GLI_2012", "FEF25_75"), "fef75": ("GLI_2012", "FEF75"), "pef": ("HANKINSON_1999", "PEF"),
-}  # fmt: skip
+    "fev1": ("BOWERMAN_2022", "FEV1"),
+    "fvc": ("BOWERMAN_2022", "FVC"),
+    "fev1_fvc": ("BOWERMAN_2022", "FEV1FVC"),
+    "fef2575": ("GLI_2012", "FEF25_75"),
+    "fef75": ("GLI_2012", "FEF75"),
+    "pef": ("HANKINSON_1999", "PEF"),
+}
 """Which pyspiro class and parameter each index is compared with."""
+
+GLI_2012_OTHER = 5
+"""pyspiro's code of "other/mixed" in GLI 2012."""
+NHANES3_CAUCASIAN = 1
+"""pyspiro's code of the first group of NHANES III, for everyone whose group is not known."""
+NHANES3_OF_RIDRETH1 = {1: 3, 2: 3, 3: 1, 4: 2, 5: 1}
+"""pyspiro's group of NHANES III (1 Caucasian, 2 African-American, 3 Mexican-American) for each code
+of RIDRETH1 (1 Mexican American, 2 other Hispanic, 3 white, 4 black, 5 other)."""
+MALE = ("male", "1", "1.0")
+"""What stands for a man in a column `sex`, as text."""
 
 
 @cache
 def _equation(name: str) -> tuple[Reference, object]:
+    """pyspiro's equations for index `name`, and its parameter in them. Loaded on first use."""
     import pyspiro
 
-    cls, parameter = SOURCES[name]
-    equation = getattr(pyspiro, cls)()
+    class_name, parameter = SOURCES[name]
+    equation = getattr(pyspiro, class_name)()
     return equation, equation.Parameters[parameter]
 
 
+def _is_male(people: pd.DataFrame) -> np.ndarray:
+    """(N,) bool, from `gender` with NHANES's coding (1 male, 2 female), or from `sex`."""
+    if "gender" in people:
+        return people["gender"].to_numpy() == 1
+    return people["sex"].astype(str).isin(MALE).to_numpy()
+
+
 def _inputs(people: pd.DataFrame) -> pd.DataFrame:
-    """age (years), height (cm), sex (0 female, 1 male) and the group codes, as pyspiro wants them."""
-    male = (
-        people["gender"].to_numpy() == 1
-        if "gender" in people
-        else np.asarray(people["sex"].astype(str).isin(["male", "1", "1.0"]))
-    )
-    nhanes3 = (
-        people["ethnicity"].map({1: 3, 2: 3, 3: 1, 4: 2, 5: 1}).fillna(1).astype(int)
-        if "ethnicity" in people
-        else 1
-    )
-    return pd.DataFrame(
+    """Age (years), height (cm), sex (0 female, 1 male) and groups, as pyspiro takes them."""
+    inputs = pd.DataFrame(
         {
             "age": people["age"].astype(float),
             "height": people["height"].astype(float),
-            "sex": male.astype(int),
-            "GLI_2012": 5,
-            "HANKINSON_1999": nhanes3,
+            "sex": _is_male(people).astype(int),
+            "GLI_2012": GLI_2012_OTHER,
+            "HANKINSON_1999": NHANES3_CAUCASIAN,
         },
         index=people.index,
     )
+    if "ethnicity" in people:
+        group = people["ethnicity"].map(NHANES3_OF_RIDRETH1)
+        inputs["HANKINSON_1999"] = group.fillna(NHANES3_CAUCASIAN).astype(int)
+    return inputs
 
 # %% ../../nbs/spirometry/03_reference.ipynb #1dec2bf5
-def _computed(table: pd.DataFrame, name: str, metrics: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Each of pyspiro's metrics (N,) of the index in column `name`; the other columns are those of `_inputs`."""
-    (equation, parameter), cls = _equation(name), SOURCES[name][0]
-    known = ~np.isnan(sum(table[column].to_numpy() for column in ("age", "height", name)))
-    out = {metric: np.full(len(table), np.nan) for metric in metrics}
+def _computed(inputs: pd.DataFrame, name: str, metrics: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Each of pyspiro's `metrics` (N,) of the values in column `name`.
+
+    inputs: as `_inputs` gives it, with a column `name` of values (L, L/s or a ratio).
+    NaN where an input is missing or outside the equations.
+    """
+    equation, parameter = _equation(name)
+    group_column = SOURCES[name][0]
+    groups = {"ethnicity_col": group_column} if group_column in inputs else {}
+    needed = np.stack([inputs[column].to_numpy() for column in ("age", "height", name)])
+    known = ~np.isnan(needed).any(0)
+    found = {metric: np.full(len(inputs), np.nan) for metric in metrics}
     if known.any():
-        group = {"ethnicity_col": cls} if cls in table else {}
-        done = equation.compute(
-            table if known.all() else table[known],
-            parameter,
-            value_col=name,
-            **group,
-            metrics=metrics,
-        )
+        complete = inputs if known.all() else inputs[known]
+        computed = equation.compute(complete, parameter, value_col=name, metrics=metrics, **groups)
         for metric in metrics:
-            out[metric][known] = pd.to_numeric(done[metric], errors="coerce")
-    return out
+            found[metric][known] = pd.to_numeric(computed[metric], errors="coerce")
+    return found
+
+
+def _zscore(inputs: pd.DataFrame, name: str, values: np.ndarray | pd.Series) -> np.ndarray:
+    """z-scores (N,) of the values (N,) of index `name`; inputs as `_inputs` gives them."""
+    return _computed(inputs.assign(**{name: values}), name, ("zscore",))["zscore"]
 
 
 def zscores(table: pd.DataFrame) -> pd.DataFrame:
-    """z-scores of the indices in `table`, columns `fev1_z`, `fvc_z`, ... for those of `SOURCES` that it has.
+    """z-scores of the indices in `table`: columns `fev1_z`, `fvc_z`, ... for those of `SOURCES`.
 
-    table: `age` (years), `height` (cm), `gender` (1 male, 2 female) or `sex`, optionally `ethnicity`
-    (RIDRETH1), and indices (L, L/s). NaN where something is missing or outside the equations' ages.
+    table: `age` (years), `height` (cm), `gender` (1 male, 2 female) or `sex`, optionally
+    `ethnicity` (RIDRETH1), and indices (L, L/s, a ratio). NaN where something is missing or
+    outside the equations' ages. Sources: Bowerman 2023, Quanjer 2012, Hankinson 1999.
     """
-    names = [n for n in SOURCES if n in table]
-    measured = _inputs(table).assign(**{n: table[n].astype(float) for n in names})
-    return pd.DataFrame(
-        {f"{n}_z": _computed(measured, n, ("zscore",))["zscore"] for n in names}, index=table.index
-    )
+    inputs = _inputs(table)
+    scores = {
+        f"{name}_z": _zscore(inputs, name, table[name].astype(float))
+        for name in SOURCES
+        if name in table
+    }
+    return pd.DataFrame(scores, index=table.index)
 
 
 def predicted(
     people: pd.DataFrame, names: tuple[str, ...] = ("fev1", "fvc", "fev1_fvc")
 ) -> pd.DataFrame:
-    """Predicted values and lower limits of normal (L, L/s), columns `<name>_pred` and `<name>_lln`, a row a person."""
-    inputs, out = _inputs(people), {}
+    """Predicted values and lower limits of normal, columns `<name>_pred` and `<name>_lln`.
+
+    people: a row a person, as `zscores` takes them; names: of `SOURCES`.
+    Values in L, L/s or a ratio; NaN as `zscores`.
+    """
+    inputs = _inputs(people)
+    columns = {}
     for name in names:
-        one = _computed(inputs.assign(**{name: 1.0}), name, ("percent", "lln"))
-        out[f"{name}_pred"], out[f"{name}_lln"] = 100.0 / one["percent"], one["lln"]
-    return pd.DataFrame(out, index=people.index)
+        of_one = _computed(inputs.assign(**{name: 1.0}), name, ("percent", "lln"))
+        columns[f"{name}_pred"] = 100.0 / of_one["percent"]
+        columns[f"{name}_lln"] = of_one["lln"]
+    return pd.DataFrame(columns, index=people.index)
 
 # %% ../../nbs/spirometry/03_reference.ipynb #28f4cd8c
-def value_at(people: pd.DataFrame, name: str, z: float | np.ndarray) -> np.ndarray:
-    """The value (N,) of index `name` (L, L/s, or a ratio) at which each of `people` has z-score `z`, one or (N,).
+SECANT_STEPS = 12
+"""Most steps of the secant method. Five to seven find a z-score of -3 to 3."""
+Z_EXACT = 1e-9
+"""A z-score this close to the requested one is not improved any more ..."""
+Z_FOUND = 1e-6
+"""... and one this close counts as found when the steps are over."""
+SEARCHED = (0.02, 3.0)
+"""Where a value is looked for, as a share of the predicted one."""
 
-    NaN as `zscores`, and where no value between 2 and 300 % of the predicted one has that z-score.
+
+def value_at(people: pd.DataFrame, name: str, z: float | np.ndarray) -> np.ndarray:
+    """The value (N,) of index `name` (L, L/s, a ratio) at which each person has z-score `z`.
+
+    people: a row a person, as `zscores` takes them; z: one or (N,).
+    NaN as `zscores`, and where no value of 2 to 300 % of the predicted one has that z-score.
     """
-    normal, inputs = predicted(people, (name,)).to_numpy(dtype=float).T, _inputs(people)
-    score = lambda log_value: (
-        _computed(inputs.assign(**{name: np.exp(log_value)}), name, ("zscore",))["zscore"] - z
-    )
-    before, now = np.log(normal)
-    lowest, highest = before + np.log(0.02), before + np.log(3)
-    was, found = score(before), score(now)
-    for _ in range(12):
-        if not (np.abs(found) > 1e-9).any():
+    inputs = _inputs(people)
+    limits = predicted(people, (name,))
+    previous = np.log(limits[f"{name}_pred"].to_numpy(dtype=float))
+    current = np.log(limits[f"{name}_lln"].to_numpy(dtype=float))
+    lowest, highest = (previous + np.log(share) for share in SEARCHED)
+
+    def distance(log_value: np.ndarray) -> np.ndarray:
+        return _zscore(inputs, name, np.exp(log_value)) - z
+
+    previous_distance = distance(previous)
+    current_distance = distance(current)
+    for _ in range(SECANT_STEPS):
+        moving = np.abs(current_distance) > Z_EXACT
+        if not moving.any():
             break
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = np.where(np.abs(found) > 1e-9, found * (now - before) / (found - was), 0.0)
-        before, was, now = now, found, np.clip(now - step, lowest, highest)
-        found = score(now)
-    return np.where(np.abs(found) < 1e-6, np.exp(now), np.nan)
+            step = current_distance * (current - previous) / (current_distance - previous_distance)
+        following = np.clip(current - np.where(moving, step, 0.0), lowest, highest)
+        previous = current
+        previous_distance = current_distance
+        current = following
+        current_distance = distance(current)
+    return np.where(np.abs(current_distance) < Z_FOUND, np.exp(current), np.nan)
