@@ -1,4 +1,4 @@
-"""The codec that is shipped, on computed, simulated and (where they are at hand) recorded curves."""
+"""The codec that is shipped, on computed, simulated and (where at hand) recorded curves."""
 
 from __future__ import annotations
 

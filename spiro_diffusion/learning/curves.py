@@ -45,7 +45,7 @@ def check_flow(flow: np.ndarray | Tensor) -> Tensor:
     Raises ValueError, which says what was expected, if it is something else.
     """
     if isinstance(flow, np.ndarray):
-        flow = np.ascontiguousarray(flow)
+        flow = np.require(flow, requirements=["C", "W"])  # torch takes no other
     flow = torch.as_tensor(flow).float()
     if flow.ndim != 2 or flow.shape[1] != N_BINS:
         raise ValueError(

@@ -72,6 +72,6 @@ def in_batches(
     made = []
     with torch.no_grad():
         for start in range(0, max(len(rows), 1), batch):
-            part = torch.as_tensor(np.ascontiguousarray(rows[start : start + batch]))
-            made.append(call(part.to(device)).cpu().numpy())
+            part = np.require(rows[start : start + batch], requirements=["C", "W"])
+            made.append(call(torch.from_numpy(part).to(device)).cpu().numpy())
     return np.concatenate(made)
