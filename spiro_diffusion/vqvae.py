@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +13,15 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from .base.arrays import building
 from .base.errors import DataError
 from .base.files import shipped_weights
 from spiro_diffusion.learning.curves import (
     BIN_WIDTHS,
+    N_FEATURES,
+    AlignedBlow,
     align,
     assemble,
     check_flow,
@@ -28,7 +29,7 @@ from spiro_diffusion.learning.curves import (
     vary,
     volume_of,
 )
-from .learning.devices import pick_device
+from .learning.devices import Array, device_for, in_batches
 from spiro_diffusion.learning.training import (
     TrainConfig,
     fill_model,
@@ -40,9 +41,11 @@ from .spirometry.clock import FINE, N_BINS
 from .spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['SPREAD', 'SHARP', 'CLINICAL', 'VQConfig', 'Block', 'exact', 'Encoder', 'Quantiser', 'distance_to_normal', 'Decoder',
-           'Codec', 'VQVAE', 'LossWeights', 'codec_terms', 'codec_loss', 'reconstruction_errors', 'code_usage',
-           'VQSettings', 'settings_for', 'train_vqvae']
+__all__ = ['DELAY_UNIT', 'SPREAD', 'SHARP', 'BEFORE_PER_LITRE', 'CLINICAL', 'PROFILES', 'FEWEST', 'VQConfig', 'Block',
+           'residual_blocks', 'turned_components', 'network_inputs', 'exact', 'Encoder', 'Quantiser',
+           'distance_to_normal', 'ridge', 'sharp_softplus', 'inverse_softplus', 'Decoder', 'VQVAE', 'huber',
+           'codec_terms', 'LossWeights', 'codec_loss', 'reconstruction_errors', 'code_usage', 'VQSettings',
+           'settings_for', 'train_vqvae']
 
 # %% ../nbs/01_vqvae.ipynb #1a1754e4
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class VQConfig:
 
     positions: int = 32
     levels: tuple[int, ...] = (512,)  # of each channel: (512,) and (8, 8, 8) both make 512 codes
-    patch: int = 16
-    channels: int = 16
+    patch: int = 16  # bins
+    channels: int = 16  # of each patch
     width: int = 128
     blocks: int = 2
 
@@ -66,7 +69,12 @@ class VQConfig:
         """Number of codes."""
         return math.prod(self.levels)
 
+    @property
+    def latents(self) -> int:
+        """Numbers that a curve becomes."""
+        return len(self.levels) * self.positions
 
+# %% ../nbs/01_vqvae.ipynb #cbe1893e
 class Block(nn.Module):
     """x + W2 GELU(W1 LayerNorm(x)), (N, width)."""
 
@@ -79,6 +87,34 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.net(x)
 
+
+def residual_blocks(config: VQConfig) -> nn.Sequential:
+    """The blocks of one side of the codec, and the normalisation of what they give."""
+    blocks = [Block(config.width) for _ in range(config.blocks)]
+    return nn.Sequential(*blocks, nn.LayerNorm(config.width))
+
+# %% ../nbs/01_vqvae.ipynb #3de63fd1
+def turned_components(x: Tensor, size: int) -> Tensor:
+    """Principal components of features x (N, K), scaled and turned at random: weights (K, size)."""
+    count = min(size, x.shape[1])
+    variances, axes = torch.linalg.eigh(torch.cov(x.T))
+    scaled = axes[:, -count:] * variances[-count:].clamp(min=1e-9) ** -0.25
+    rotation = torch.linalg.qr(torch.randn(size, size, dtype=x.dtype).to(x.device))[0]
+    return scaled @ rotation[:count]
+
+# %% ../nbs/01_vqvae.ipynb #59931b09
+DELAY_UNIT = 20.0
+"""Bins of 10 ms in which the networks see a delay."""
+
+
+def network_inputs(blow: AlignedBlow) -> tuple[Tensor, Tensor]:
+    """Flow and volume (N, 2, 512), and delay and volume before (N, 2), as the encoder sees them."""
+    flow, delay, before = blow
+    volume = before[:, None] + volume_of(flow)[:, 1:]
+    signals = torch.stack([torch.arcsinh(4 * flow) - 1, volume - 2], 1)
+    start = torch.stack([delay / DELAY_UNIT, 5 * before], 1)
+    return signals, start
+
 # %% ../nbs/01_vqvae.ipynb #071d2c81
 def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight + bias in float32, also where the rest is computed in half precision."""
@@ -87,73 +123,65 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Aligned flow (N, 512), delay (N,), volume before (N,) -> raw latents (N, C, positions)."""
+    """Aligned curves to latents (N, C, positions)."""
 
-    def __init__(self, c: VQConfig):
+    weight: Tensor  # (578, latents), of the straight path
+    bias: Tensor  # (latents,)
+
+    def __init__(self, config: VQConfig):
         super().__init__()
-        self.shape = (len(c.levels), c.positions)
-        size = math.prod(self.shape)
-        self.patch = nn.Conv1d(2, c.channels, c.patch, stride=c.patch)
-        self.into = nn.Linear(N_BINS // c.patch * c.channels + 2, c.width)
-        self.blocks = nn.Sequential(
-            *[Block(c.width) for _ in range(c.blocks)], nn.LayerNorm(c.width)
-        )
-        self.out = nn.Linear(c.width, size)
-        nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
-        self.register_buffer("weight", torch.zeros(N_BINS + N_BINS // 8 + 2, size))
-        self.register_buffer("bias", torch.zeros(size))
+        self.shape = (len(config.levels), config.positions)
+        pieces = N_BINS // config.patch * config.channels
+        self.patch = nn.Conv1d(2, config.channels, config.patch, stride=config.patch)
+        self.into = nn.Linear(pieces + 2, config.width)
+        self.blocks = residual_blocks(config)
+        self.out = nn.Linear(config.width, config.latents)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.register_buffer("weight", torch.zeros(N_FEATURES, config.latents))
+        self.register_buffer("bias", torch.zeros(config.latents))
 
-    def fit(
-        self, blows: tuple[Tensor, Tensor, Tensor], plain: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        """Principal components of aligned blows, turned, become the straight path; of `plain` ones latents have mean 0 and SD 1."""
-        x, own = features(*blows).double(), features(*plain).double()
-        k = min(len(self.bias), x.shape[1])
-        values, axes = (t[..., -k:] for t in torch.linalg.eigh(torch.cov(x.T)))
-        turn = torch.linalg.qr(
-            torch.randn(len(self.bias), len(self.bias), dtype=x.dtype).to(x.device)
-        )[0][:k]
-        weight = axes * values.clamp(min=1e-9) ** -0.25 @ turn
+    def fit(self, blow: AlignedBlow, unvaried: AlignedBlow) -> None:
+        """Compute the straight path from curves; latents of `unvaried` ones get mean 0 and SD 1."""
+        own = features(unvaried).double()
+        weight = turned_components(features(blow).double(), len(self.bias))
         weight = weight / (own @ weight).std(0)
-        self.weight.copy_(weight), self.bias.copy_(-own.mean(0) @ weight)
+        self.weight.copy_(weight)
+        self.bias.copy_(-own.mean(0) @ weight)
 
-    def forward(self, flow: Tensor, delay: Tensor, before: Tensor) -> Tensor:
-        seen = torch.stack(
-            [torch.arcsinh(4 * flow) - 1, before[:, None] + volume_of(flow)[:, 1:] - 2], 1
-        )
-        pieces = F.gelu(self.patch(seen)).flatten(1)
-        learned = self.out(
-            self.blocks(self.into(torch.cat([pieces, torch.stack([delay / 20, 5 * before], 1)], 1)))
-        )
-        return (
-            exact(features(flow, delay, before), self.weight, self.bias) + learned.float()
-        ).unflatten(1, self.shape)
+    def learned(self, blow: AlignedBlow) -> Tensor:
+        """What the network adds to the straight path, (N, latents)."""
+        signals, start = network_inputs(blow)
+        pieces = functional.gelu(self.patch(signals)).flatten(1)
+        x = self.into(torch.cat([pieces, start], 1))
+        return self.out(self.blocks(x))
+
+    def forward(self, blow: AlignedBlow) -> Tensor:
+        straight = exact(features(blow), self.weight, self.bias)
+        return (straight + self.learned(blow).float()).unflatten(1, self.shape)
 
 # %% ../nbs/01_vqvae.ipynb #cd9160d5
-SPREAD = 0.7  # scale of the logistic distribution whose quantiles are the levels, in standard deviations of a latent
+SPREAD = 0.7
+"""Scale of the logistic distribution whose quantiles are the levels, in SD of a latent."""
 
 
 class Quantiser(nn.Module):
     """Finite scalar quantisation (Mentzer 2024) at the quantiles of a logistic distribution."""
 
-    def __init__(self, c: VQConfig):
+    levels: Tensor  # (C, 1), number of levels of each channel
+    base: Tensor  # (C, 1), what a digit of each channel counts in a code
+
+    def __init__(self, config: VQConfig):
         super().__init__()
-        self.register_buffer("levels", torch.tensor(c.levels)[:, None], persistent=False)
-        self.register_buffer(
-            "base",
-            torch.tensor([math.prod(c.levels[:i]) for i in range(len(c.levels))])[:, None],
-            persistent=False,
-        )
+        levels = config.levels
+        base = [math.prod(levels[:channel]) for channel in range(len(levels))]
+        self.register_buffer("levels", torch.tensor(levels)[:, None], persistent=False)
+        self.register_buffer("base", torch.tensor(base)[:, None], persistent=False)
 
     def digits(self, z: Tensor) -> Tensor:
         """Digits (N, C, P) int64 of latents z."""
-        return (
-            (torch.sigmoid(z / SPREAD) * self.levels)
-            .floor()
-            .long()
-            .clamp(min=0)
-            .minimum(self.levels - 1)
-        )
+        part = (torch.sigmoid(z / SPREAD) * self.levels).floor().long()
+        return part.clamp(min=0).minimum(self.levels - 1)
 
     def codes(self, digits: Tensor) -> Tensor:
         """Codes (N, P) int64 from digits (N, C, P)."""
@@ -169,163 +197,161 @@ class Quantiser(nn.Module):
 
     def forward(self, z: Tensor, quantise: bool = True) -> Tensor:
         """Values (N, C, P) for the decoder; the gradient passes straight through the rounding."""
-        return self.values(self.digits(z)) + (z - z.detach()) if quantise else z
+        if not quantise:
+            return z
+        return self.values(self.digits(z)) + (z - z.detach())
 
 # %% ../nbs/01_vqvae.ipynb #c1c2a236
 def distance_to_normal(z: Tensor) -> Tensor:
-    """Mean squared distance of each latent's sorted values, z (N, C, P), to the quantiles of a normal distribution."""
+    """Mean squared distance of each latent's sorted values, z (N, C, P), to normal quantiles."""
     quantiles = torch.special.ndtri((torch.arange(len(z), device=z.device) + 0.5) / len(z))
     return (z.flatten(1).sort(0).values - quantiles[:, None]).square().mean()
 
+# %% ../nbs/01_vqvae.ipynb #86a6d3a3
+def ridge(x: Tensor, y: Tensor, penalty: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Weights (K, M) and bias (M,) of the ridge regression of y (N, M) on x (N, K)."""
+    x = functional.pad(x, (0, 1), value=1.0)
+    identity = torch.eye(x.shape[1]).to(x)
+    solution = torch.linalg.solve(x.T @ x + penalty * len(x) * identity, x.T @ y)
+    return solution[:-1], solution[-1]
+
+# %% ../nbs/01_vqvae.ipynb #9102238f
+SHARP = 8.0
+"""Sharpness of the decoder's softplus."""
+
+
+def sharp_softplus(y: Tensor) -> Tensor:
+    """softplus(8 y) / 8: above 0, and nearly y where y is above 0.3."""
+    return functional.softplus(SHARP * y) / SHARP
+
+
+def inverse_softplus(flow: Tensor) -> Tensor:
+    """The y of which `flow` is the sharp softplus, in float64; flow below 0.0025 counts as that."""
+    sharp = (SHARP * flow).clamp(min=0.02).double()
+    return (sharp + torch.log(-torch.expm1(-sharp))) / SHARP
+
 # %% ../nbs/01_vqvae.ipynb #3e2909ed
-SHARP = 8.0  # of the softplus
+BEFORE_PER_LITRE = 10.0
+"""The volume before the start is regressed in units of 0.1 L."""
 
 
 class Decoder(nn.Module):
-    """Quantised values (N, C, P) -> aligned flow (N, 512) L/s >= 0, delay (N,) in bins, volume before (N,) L >= 0."""
+    """Quantised values (N, C, P) to aligned curves, flow and the volume before never negative."""
 
-    def __init__(self, c: VQConfig):
+    scale: Tensor  # (512,) L/s, mean flow in each bin
+    weight: Tensor  # (latents, 514), of the straight path
+    bias: Tensor  # (514,)
+
+    def __init__(self, config: VQConfig):
         super().__init__()
-        self.channels, size = c.channels, len(c.levels) * c.positions
-        self.into = nn.Linear(size, c.width)
-        self.blocks = nn.Sequential(
-            *[Block(c.width) for _ in range(c.blocks)], nn.LayerNorm(c.width)
-        )
-        self.start = nn.Linear(c.width, 2)
-        self.pieces = nn.Linear(c.width, N_BINS // c.patch * c.channels)
-        self.unpatch = nn.ConvTranspose1d(c.channels, 1, c.patch, stride=c.patch)
-        for layer in (self.start, self.unpatch):
-            nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+        self.channels = config.channels
+        pieces = N_BINS // config.patch * config.channels
+        self.into = nn.Linear(config.latents, config.width)
+        self.blocks = residual_blocks(config)
+        self.start = nn.Linear(config.width, 2)
+        self.pieces = nn.Linear(config.width, pieces)
+        self.unpatch = nn.ConvTranspose1d(config.channels, 1, config.patch, stride=config.patch)
+        for weights in (*self.start.parameters(), *self.unpatch.parameters()):
+            nn.init.zeros_(weights)
         self.register_buffer("scale", torch.ones(N_BINS))
-        self.register_buffer("weight", torch.zeros(size, N_BINS + 2))
+        self.register_buffer("weight", torch.zeros(config.latents, N_BINS + 2))
         self.register_buffer("bias", torch.zeros(N_BINS + 2))
 
-    def fit(self, values: Tensor, blows: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Linear regression (with a trace of ridge) from quantised values (N, C, P) to aligned blows becomes the straight path."""
-        self.scale.copy_(blows[0].mean(0) + 0.02)
-        sharp = (SHARP * blows[0] / self.scale).clamp(min=0.02).double()
-        y = torch.cat(
-            [
-                (sharp + torch.log(-torch.expm1(-sharp))) / SHARP,
-                torch.stack([blows[1] / 20, blows[2] * 10], 1),
-            ],
-            1,
-        )
-        x = F.pad(values.flatten(1).double(), (0, 1), value=1.0)
-        solution = torch.linalg.solve(
-            x.T @ x + 1e-5 * len(x) * torch.eye(x.shape[1]).to(x), x.T @ y
-        )
-        self.weight.copy_(solution[:-1]), self.bias.copy_(solution[-1])
+    def fit(self, values: Tensor, blow: AlignedBlow) -> None:
+        """Compute the straight path from quantised values (N, C, P) of aligned curves."""
+        self.scale.copy_(blow.flow.mean(0) + 0.02)
+        start = torch.stack([blow.delay / DELAY_UNIT, blow.before * BEFORE_PER_LITRE], 1)
+        outputs = torch.cat([inverse_softplus(blow.flow / self.scale), start], 1)
+        weight, bias = ridge(values.flatten(1).double(), outputs)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
 
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def learned(self, values: Tensor) -> Tensor:
+        """What the network adds to the straight path, (N, 514)."""
         x = self.blocks(self.into(values.flatten(1)))
-        learned = self.unpatch(F.gelu(self.pieces(x)).unflatten(1, (self.channels, -1)))[:, 0]
-        y = (
-            exact(values.flatten(1), self.weight, self.bias)
-            + torch.cat([learned, self.start(x)], 1).float()
-        )
-        return (
-            F.softplus(SHARP * y[:, :-2]) / SHARP * self.scale,
-            20 * y[:, -2],
-            F.softplus(SHARP * y[:, -1]) / (10 * SHARP),
-        )
+        pieces = functional.gelu(self.pieces(x)).unflatten(1, (self.channels, -1))
+        return torch.cat([self.unpatch(pieces)[:, 0], self.start(x)], 1)
 
-# %% ../nbs/01_vqvae.ipynb #fb652bfb
-def _batched(call: Callable[[Tensor], Tensor], rows: Any, device: torch.device, batch: int) -> Any:
-    """`call` on batches of `rows`; numpy in, numpy out (without gradient), torch in, torch out."""
-    if isinstance(rows, Tensor):
-        return (
-            torch.cat([call(part.to(device)) for part in rows.split(batch)])
-            if len(rows)
-            else call(rows.to(device))
-        )
-    with torch.no_grad():
-        starts = range(0, max(len(rows), 1), batch)
-        return np.concatenate(
-            [
-                call(torch.as_tensor(np.ascontiguousarray(rows[s : s + batch])).to(device))
-                .cpu()
-                .numpy()
-                for s in starts
-            ]
-        )
+    def forward(self, values: Tensor) -> AlignedBlow:
+        straight = exact(values.flatten(1), self.weight, self.bias)
+        y = straight + self.learned(values).float()
+        flow = sharp_softplus(y[:, :N_BINS]) * self.scale
+        delay = DELAY_UNIT * y[:, N_BINS]
+        before = sharp_softplus(y[:, N_BINS + 1]) / BEFORE_PER_LITRE
+        return AlignedBlow(flow, delay, before)
 
 # %% ../nbs/01_vqvae.ipynb #5c7680df
-class Codec(nn.Module):
+class VQVAE(nn.Module):
     """Between flow on the clock (N, 512) L/s, latents (N, C, 32) and codes (N, 32)."""
 
-    def __init__(self, config: VQConfig = VQConfig()):
+    def __init__(self, config: VQConfig | None = None):
         super().__init__()
-        self.config, self.batch = config, 2048
-        self.encoder, self.quantiser, self.decoder = (
-            Encoder(config),
-            Quantiser(config),
-            Decoder(config),
-        )
+        self.config = config or VQConfig()
+        self.encoder = Encoder(self.config)
+        self.quantiser = Quantiser(self.config)
+        self.decoder = Decoder(self.config)
 
     @property
     def device(self) -> torch.device:
         return self.encoder.bias.device
 
-    def latents(self, flow: np.ndarray | Tensor) -> Any:
-        """Latents (N, C, 32) float32: encoder output before quantisation, of mean 0 and SD 1 (nearly). Raises ValueError as `check_flow`."""
-        checked = check_flow(flow)
-        return _batched(
-            lambda f: self.encoder(*align(f)),
-            checked if isinstance(flow, Tensor) else checked.numpy(),
-            self.device,
-            self.batch,
-        )
-
-    def encode(self, flow: np.ndarray | Tensor) -> Any:
-        """Codes (N, 32) of flow (N, 512) L/s, uint16 (int64 for a tensor). Raises ValueError as `check_flow`."""
-        return self.codes_of(self.latents(flow))
-
-    def codes_of(self, z: np.ndarray | Tensor) -> Any:
-        """Codes (N, 32) of latents (N, C, 32), uint16 (int64 for a tensor)."""
-        codes = _batched(
-            lambda x: self.quantiser.codes(self.quantiser.digits(x)), z, self.device, self.batch
-        )
-        return codes if isinstance(codes, Tensor) else codes.astype(np.uint16)
-
-    def decode(self, codes: np.ndarray | Tensor) -> Any:
-        """Flow (N, 512) L/s >= 0 from codes (N, 32). Raises ValueError if they are no codes of this codec."""
-        if (
-            codes.ndim != 2
-            or codes.shape[1] != self.config.positions
-            or (len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codebook)
-        ):
-            raise ValueError(
-                f"codes (N, {self.config.positions}) from 0 to {self.config.codebook - 1} were expected"
-            )
-        codes = codes.astype(np.int64) if isinstance(codes, np.ndarray) else codes.long()
-        return _batched(
-            lambda c: assemble(*self.decoder(self.quantiser.values(self.quantiser.digits_of(c)))),
-            codes,
-            self.device,
-            self.batch,
-        )
-
-    def decode_latents(self, z: np.ndarray | Tensor, quantise: bool = True) -> Any:
-        """Flow (N, 512) L/s >= 0 from latents (N, C, 32); differentiable for a tensor, straight through the rounding."""
-        return _batched(
-            lambda x: assemble(*self.decoder(self.quantiser(x.float(), quantise))),
-            z,
-            self.device,
-            self.batch,
-        )
-
-# %% ../nbs/01_vqvae.ipynb #a1025317
-class VQVAE(Codec):
-    """A codec that can be fitted, saved and loaded."""
-
     @torch.no_grad()
     def fit(self, flow: Tensor, most: int = 8192) -> None:
-        """Fit the straight paths to at most `most` evenly spaced rows of the training set (N, 512)."""
+        """Fit the straight paths to about `most` evenly spaced rows of flow (N, 512) L/s."""
         some = flow[:: max(len(flow) // most, 1)].to(self.device)
-        blows = align(torch.cat([some[::2], vary(some[1::2])]))
-        self.encoder.fit(blows, align(some))
-        self.decoder.fit(self.quantiser(self.encoder(*blows)), blows)
+        blow = align(torch.cat([some[::2], vary(some[1::2])]))
+        self.encoder.fit(blow, align(some))
+        self.decoder.fit(self.quantiser(self.encoder(blow)), blow)
+
+    def latents(self, flow: Array) -> Array:
+        """Latents (N, C, 32) float32 before quantisation, nearly of mean 0 and SD 1.
+
+        Raises ValueError as `check_flow`.
+        """
+        check_flow(flow)
+        return in_batches(lambda rows: self.encoder(align(rows.float())), flow, self.device)
+
+    def codes_of(self, z: Array) -> Array:
+        """Codes (N, 32) of latents (N, C, 32), uint16 (int64 for a tensor)."""
+        quantiser = self.quantiser
+        codes = in_batches(lambda rows: quantiser.codes(quantiser.digits(rows)), z, self.device)
+        return codes if isinstance(codes, Tensor) else codes.astype(np.uint16)
+
+    def encode(self, flow: Array) -> Array:
+        """Codes (N, 32) of flow (N, 512) L/s, uint16 (int64 for a tensor).
+
+        Raises ValueError as `check_flow`.
+        """
+        return self.codes_of(self.latents(flow))
+
+    def decode_latents(self, z: Array, quantise: bool = True) -> Array:
+        """Flow (N, 512) L/s >= 0 from latents (N, C, 32).
+
+        Differentiable for a tensor, straight through the rounding.
+        """
+
+        def draw(rows: Tensor) -> Tensor:
+            return assemble(self.decoder(self.quantiser(rows.float(), quantise)))
+
+        return in_batches(draw, z, self.device)
+
+    def decode(self, codes: Array) -> Array:
+        """Flow (N, 512) L/s >= 0 from codes (N, 32). Raises ValueError if they are no codes."""
+        self._check_codes(codes)
+
+        def draw(rows: Tensor) -> Tensor:
+            return assemble(self.decoder(self.quantiser.values(self.quantiser.digits_of(rows))))
+
+        whole = codes.long() if isinstance(codes, Tensor) else codes.astype(np.int64)
+        return in_batches(draw, whole, self.device)
+
+    def _check_codes(self, codes: np.ndarray | Tensor) -> None:
+        known = self.config.positions, self.config.codebook - 1
+        fits = codes.ndim == 2 and codes.shape[1] == self.config.positions
+        if fits and len(codes):
+            fits = int(codes.min()) >= 0 and int(codes.max()) < self.config.codebook
+        if not fits:
+            raise ValueError("codes (N, {}) from 0 to {} were expected".format(*known))
 
     def save(self, folder: str | Path) -> None:
         """Write `<folder>/model.safetensors` and `config.json`."""
@@ -333,7 +359,10 @@ class VQVAE(Codec):
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None) -> VQVAE:
-        """The codec saved in folder `path`, or the one shipped with the package. Raises DataError if it is missing or damaged."""
+        """The codec saved in folder `path`, or the one shipped with the package.
+
+        Raises DataError if it is missing or damaged.
+        """
         folder = shipped_weights("vqvae") if path is None else Path(path)
         config, state = load_model_state(folder, {"kind", *asdict(VQConfig())})
         if config.pop("kind") != "vqvae":
@@ -343,7 +372,29 @@ class VQVAE(Codec):
         fill_model(model, state, folder)
         return model.eval()
 
+# %% ../nbs/01_vqvae.ipynb #8d408d36
+def huber(error: Tensor, beta: float) -> Tensor:
+    """Mean loss of Huber (1964): error² / 2 beta below `beta`, |error| - beta / 2 above."""
+    return functional.smooth_l1_loss(error, torch.zeros_like(error), beta=beta)
+
 # %% ../nbs/01_vqvae.ipynb #75f5027d
+def codec_terms(made: AlignedBlow, wanted: AlignedBlow) -> dict[str, Tensor]:
+    """The terms of the loss between a decoder's outputs and what `align` gave."""
+    flow, delay, before = made
+    target, target_delay, target_before = wanted
+    width = (BIN_WIDTHS.to(flow.device) / FINE).sqrt().clamp(max=2)
+    volume = volume_of(flow)[:, 1:] + before[:, None]
+    error = volume - volume_of(target)[:, 1:] - target_before[:, None]
+    seconds = FINE * (delay - target_delay)
+    return {
+        "flow": ((flow - target).abs() * width).mean(),
+        "volume": huber(error, 0.01),
+        "end": huber(error[:, -1], 0.01),
+        "peak": huber(flow.amax(1) - target.amax(1), 0.05),
+        "start": huber(seconds, 0.003) + huber(before - target_before, 0.01),
+    }
+
+# %% ../nbs/01_vqvae.ipynb #c5017aa0
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of the terms of the loss."""
@@ -355,28 +406,9 @@ class LossWeights:
     start: float = 5.0
     normal: float = 0.1
 
-
-def _huber(error: Tensor, beta: float) -> Tensor:
-    return F.smooth_l1_loss(error, torch.zeros_like(error), beta=beta)
-
-
-def codec_terms(
-    made: tuple[Tensor, Tensor, Tensor], wanted: tuple[Tensor, Tensor, Tensor]
-) -> dict[str, Tensor]:
-    """The terms of the loss between a decoder's outputs and what `align` gave."""
-    (flow, delay, before), (target, target_delay, target_before) = made, wanted
-    weight = (BIN_WIDTHS.to(flow.device) / FINE).sqrt().clamp(max=2)
-    volume = (
-        volume_of(flow)[:, 1:] + before[:, None] - volume_of(target)[:, 1:] - target_before[:, None]
-    )
-    return {
-        "flow": ((flow - target).abs() * weight).mean(),
-        "volume": _huber(volume, 0.01),
-        "end": _huber(volume[:, -1], 0.01),
-        "peak": _huber(flow.amax(1) - target.amax(1), 0.05),
-        "start": _huber(FINE * (delay - target_delay), 0.003)
-        + _huber(before - target_before, 0.01),
-    }
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms."""
+        return torch.stack([getattr(self, name) * term for name, term in terms.items()]).sum()
 
 
 def codec_loss(
@@ -384,40 +416,36 @@ def codec_loss(
     batch: tuple[Tensor, ...],
     generator: torch.Generator,
     step: int,
-    weights: LossWeights = LossWeights(),
+    weights: LossWeights | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a batch of flow (N, 512), half of it varied, and its terms, for `training.train`."""
-    half = len(batch[0]) // 2
-    wanted = align(torch.cat([vary(batch[0][:half], generator), batch[0][half:]]))
-    z = model.encoder(*wanted)
+    flow = batch[0]
+    half = len(flow) // 2
+    wanted = align(torch.cat([vary(flow[:half], generator), flow[half:]]))
+    z = model.encoder(wanted)
     terms = codec_terms(model.decoder(model.quantiser(z)), wanted)
     terms["normal"] = distance_to_normal(z[half:])
-    return sum(getattr(weights, name) * term for name, term in terms.items()), {
-        k: v.detach() for k, v in terms.items()
-    }
+    loss = (weights or LossWeights()).total(terms)
+    return loss, {name: term.detach() for name, term in terms.items()}
 
 # %% ../nbs/01_vqvae.ipynb #72f97f64
 CLINICAL = ("fvc", "fev1", "pef", "fef2575")
+"""The indices by which a codec is judged: FVC, FEV1 (L), PEF, FEF25-75 (L/s)."""
 
 
 def reconstruction_errors(flow: np.ndarray, recon: np.ndarray) -> pd.DataFrame:
-    """Errors of FVC, FEV1 (L), PEF, FEF25-75 (L/s), a row each: `median` and `p95` of the absolute error, mean `bias`."""
+    """Errors of the clinical indices, a row each: `median` and `p95` of |error|, mean `bias`."""
     error = (indices_on_clock(recon) - indices_on_clock(flow))[list(CLINICAL)]
     return pd.DataFrame(
         {"median": error.abs().median(), "p95": error.abs().quantile(0.95), "bias": error.mean()}
     )
 
-
+# %% ../nbs/01_vqvae.ipynb #a74722db
 def code_usage(codes: np.ndarray, codebook: int = 512) -> dict[str, float]:
     """How many codes are `used` at least once, and the `perplexity` of their frequencies."""
-    share = np.bincount(np.asarray(codes).ravel().astype(np.int64), minlength=codebook) / np.size(
-        codes
-    )
-    seen = share[share > 0]
-    return {
-        "used": int((share > 0).sum()),
-        "perplexity": float(np.exp(-(seen * np.log(seen)).sum())),
-    }
+    counts = np.bincount(np.asarray(codes).ravel().astype(np.int64), minlength=codebook)
+    share = counts[counts > 0] / counts.sum()
+    return {"used": len(share), "perplexity": float(np.exp(-(share * np.log(share)).sum()))}
 
 # %% ../nbs/01_vqvae.ipynb #046c0567
 @dataclass(frozen=True)
@@ -429,27 +457,40 @@ class VQSettings:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2000, lr=1e-3))
 
 
+PROFILES = {
+    "smoke": VQSettings(
+        VQConfig(width=64, blocks=1), train=TrainConfig(steps=60, lr=1e-3, log_every=20)
+    ),
+    "default": VQSettings(),
+    "paper": VQSettings(
+        VQConfig(width=256, blocks=3),
+        train=TrainConfig(steps=30_000, lr=1e-3, batch=512, warmup=500),
+    ),
+}
+"""The settings of each profile."""
+
+
 def settings_for(profile: str, seed: int = 0, device: str = "auto", steps: int = 0) -> VQSettings:
-    """The settings of a profile: "smoke", "default" or "paper". Raises DataError for another name."""
-    common = {"seed": seed, "device": device, "lr": 1e-3}
-    profiles = {
-        "smoke": VQSettings(
-            VQConfig(width=64, blocks=1), train=TrainConfig(steps=60, log_every=20, **common)
-        ),
-        "default": VQSettings(train=TrainConfig(steps=2000, **common)),
-        "paper": VQSettings(
-            VQConfig(width=256, blocks=3),
-            train=TrainConfig(steps=30_000, batch=512, warmup=500, **common),
-        ),
-    }
-    if profile not in profiles:
+    """The settings of a profile: "smoke", "default" or "paper"; steps: another length, if not 0.
+
+    Raises DataError for another name.
+    """
+    if profile not in PROFILES:
         raise DataError(f'profile must be "smoke", "default" or "paper", not {profile!r}')
-    return replace(
-        profiles[profile],
-        train=replace(profiles[profile].train, steps=steps or profiles[profile].train.steps),
-    )
+    usual = PROFILES[profile]
+    run = replace(usual.train, seed=seed, device=device, steps=steps or usual.train.steps)
+    return replace(usual, train=run)
 
 # %% ../nbs/01_vqvae.ipynb #f825435a
+FEWEST = 64
+"""A codec needs so many curves to be fitted."""
+
+
+def _median_errors(model: VQVAE, flow: np.ndarray) -> dict[str, float]:
+    """Median errors of the clinical indices of flow (N, 512) L/s, by name."""
+    return reconstruction_errors(flow, model.decode(model.encode(flow)))["median"].to_dict()
+
+
 def train_vqvae(
     flow: np.ndarray,
     settings: VQSettings,
@@ -459,34 +500,30 @@ def train_vqvae(
 ) -> tuple[VQVAE, dict[str, Any]]:
     """Train a codec on flow (N, 512) L/s and save it in `folder`; returns it and the history.
 
-    validation: flow of other people; the median errors of its indices are noted as training goes on.
+    validation: flow of other people; the median errors of its indices are noted ten times a run.
     Raises ValueError as `check_flow`, DataError as `training.train`.
     """
     rows = check_flow(flow)
-    if len(rows) < 64:
+    if len(rows) < FEWEST:
         raise DataError(
-            f"a codec needs at least 64 blows to be trained, not {len(rows)}: prepare more people in 00_data"
+            f"a codec needs at least {FEWEST} blows to be trained, not {len(rows)}: "
+            "prepare more people in 00_data"
         )
     torch.manual_seed(settings.train.seed)
-    model = VQVAE(settings.model).to(pick_device(settings.train.device))
+    model = VQVAE(settings.model).to(device_for(settings.train.device))
     model.fit(rows)
-
-    def validate(m: VQVAE) -> dict[str, float]:
-        return reconstruction_errors(validation, m.decode(m.encode(validation)))["median"].to_dict()
-
-    loss, watch = (
-        partial(codec_loss, weights=settings.weights),
-        validate if validation is not None and len(validation) else None,
-    )
+    validate = None
+    if validation is not None and len(validation):
+        validate = partial(_median_errors, flow=validation)
     history = train(
         model,
-        loss,
+        partial(codec_loss, weights=settings.weights),
         (rows,),
         settings.train,
         folder,
         resume,
-        watch,
-        {"loss": asdict(settings.weights)},
+        validate,
+        extra={"loss": asdict(settings.weights)},
     )
     model.save(folder)
     return model, history

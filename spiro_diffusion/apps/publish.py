@@ -88,7 +88,7 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def write_tables(root: Path, metrics: Mapping[str, Any], weights: Mapping[str, str]) -> None:
-    """Put the tables of `metrics` into the READMEs and the model card, and the hashes into the card."""
+    """Put the tables of `metrics` into READMEs and model card, and the hashes into the card."""
     from spiro_diffusion.evaluation import metrics_markdown
 
     table = metrics_markdown(metrics)
@@ -102,7 +102,7 @@ def write_tables(root: Path, metrics: Mapping[str, Any], weights: Mapping[str, s
 
 
 def publish(root: str | Path, figures: str | Path, checkpoints: str | Path) -> Path:
-    """Make the run whose `figures` and `checkpoints` are given the published one; returns the record.
+    """Make the run of these `figures` and `checkpoints` the published one; returns the record.
 
     root: the repository. Raises DataError if something is missing or of another run.
     """

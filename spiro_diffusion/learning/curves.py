@@ -3,123 +3,200 @@
 # %% ../../nbs/learning/01_curves.ipynb #11814f81
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
-from ..spirometry.clock import CLOCK, END, FINE, N_BINS, N_FINE, WIDTHS
+from ..spirometry.clock import CLOCK, END, FINE, N_BINS, N_FINE, WIDTHS, to_clock
 
 # %% auto #0
-__all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'BEFORE', 'EDGES', 'BIN_WIDTHS', 'CUT', 'REST', 'check_flow', 'volume_of', 'move',
-           'align', 'features', 'vary', 'assemble']
+__all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'EDGES', 'BIN_WIDTHS', 'BEFORE', 'N_FEATURES', 'MOST_SLOWED', 'MOST_ENLARGED',
+           'VARIED_PEAK', 'CUT', 'REST', 'formula_blows', 'check_flow', 'volume_of', 'move', 'AlignedBlow', 'align',
+           'features', 'vary', 'assemble']
+
+# %% ../../nbs/learning/01_curves.ipynb #0eb53390
+def formula_blows(n: int, seed: int = 0) -> np.ndarray:
+    """Flow (n, 512) L/s on the clock, computed from a formula: for demonstrations and tests."""
+    random = np.random.default_rng(seed)
+    fvc = random.uniform(2, 6, (n, 1))  # L
+    fall = random.uniform(0.3, 1.2, (n, 1))  # time constants, s
+    start = random.uniform(0.02, 0.4, (n, 1))  # s
+    rise = random.uniform(0.03, 0.08, (n, 1))
+    time = np.arange(0, 1201) / 100
+    since = np.maximum(time - start, 0)
+    left = (fall * np.exp(-since / fall) - rise * np.exp(-since / rise)) / (fall - rise)
+    volume = fvc * (1 - left)
+    volume[:, 801:] = volume[:, 800:801]  # over after 8 s
+    return to_clock(volume, time)
 
 # %% ../../nbs/learning/01_curves.ipynb #066a4b0d
-LOWEST_PEAK, HIGHEST_PEAK = 0.2, 25.0  # L/s
+LOWEST_PEAK = 0.2
+"""A recording of a forced expiration has a higher peak flow than this, L/s."""
+HIGHEST_PEAK = 25.0
+"""No human lung has a higher peak flow than this, L/s."""
 
 
 def check_flow(flow: np.ndarray | Tensor) -> Tensor:
-    """Flow on the clock as a float32 tensor (N, 512), L/s BTPS. Raises ValueError, saying what was expected, if it is something else."""
-    flow = torch.as_tensor(
-        np.ascontiguousarray(flow) if isinstance(flow, np.ndarray) else flow
-    ).float()
+    """Flow on the clock as a float32 tensor (N, 512), L/s BTPS.
+
+    Raises ValueError, which says what was expected, if it is something else.
+    """
+    if isinstance(flow, np.ndarray):
+        flow = np.require(flow, requirements=["C", "W"])  # torch takes no other
+    flow = torch.as_tensor(flow).float()
     if flow.ndim != 2 or flow.shape[1] != N_BINS:
         raise ValueError(
-            f"flow on the clock was expected, (N, {N_BINS}) L/s, not {tuple(flow.shape)}: use spirometry.to_clock"
+            f"flow on the clock was expected, (N, {N_BINS}) L/s, not {tuple(flow.shape)}: "
+            "use spirometry.to_clock"
         )
     if not torch.isfinite(flow).all():
         raise ValueError("flow holds NaN or infinity: (N, 512) finite numbers in L/s were expected")
-    if (flow < 0).any():
+    if len(flow):
+        _check_range(float(flow.min()), float(flow.max()))
+    return flow
+
+
+def _check_range(low: float, high: float) -> None:
+    """Raises ValueError if flow from `low` to `high` L/s cannot be that of forced expirations."""
+    if low < 0:
         raise ValueError(
-            f"flow is negative ({float(flow.min()):.3g} L/s): expiratory flow on the clock is never below 0"
+            f"flow is negative ({low:.3g} L/s): expiratory flow on the clock is never below 0"
         )
-    if len(flow) and flow.max() > HIGHEST_PEAK:
+    if high > HIGHEST_PEAK:
         raise ValueError(
-            f"peak flow is {float(flow.max()):.4g}, over {HIGHEST_PEAK:g} L/s: L/s were expected, is this L/min or mL/s?"
+            f"peak flow is {high:.4g}, over {HIGHEST_PEAK:g} L/s: "
+            "L/s were expected, is this L/min or mL/s?"
         )
-    if len(flow) and flow.max() < LOWEST_PEAK:
+    if high < LOWEST_PEAK:
         raise ValueError(
             f"no flow reaches {LOWEST_PEAK:g} L/s: L/s were expected, was this divided by 1000?"
         )
-    return flow
 
 # %% ../../nbs/learning/01_curves.ipynb #b2fcdff8
-BEFORE = 30  # bins of 10 ms kept before half of peak flow is passed
-EDGES, BIN_WIDTHS = (
-    torch.tensor(CLOCK, dtype=torch.float32),
-    torch.tensor(WIDTHS, dtype=torch.float32),
-)
+EDGES = torch.tensor(CLOCK, dtype=torch.float32)
+"""Edges of the clock's bins, (513,) s."""
+BIN_WIDTHS = torch.tensor(WIDTHS, dtype=torch.float32)
+"""Widths of the clock's bins, (512,) s."""
 
 
 def volume_of(flow: Tensor) -> Tensor:
     """Volume (N, 513) L at the edges of the clock, from flow (N, 512) L/s; differentiable."""
-    return F.pad(torch.cumsum(flow.float() * BIN_WIDTHS.to(flow.device), 1), (1, 0))
+    return functional.pad(torch.cumsum(flow.float() * BIN_WIDTHS.to(flow.device), 1), (1, 0))
 
 
 def _volume_at(flow: Tensor, time: Tensor, slack: float = 0.0) -> Tensor:
-    """Volume (N, K) L at each row's own times (N, K) s; a time within `slack` below an edge counts as past it."""
+    """Volume (N, K) L at each row's own times (N, K) s.
+
+    A time within `slack` s below an edge counts as past it.
+    """
     edges = EDGES.to(flow.device)
-    at = (torch.searchsorted(edges, (time + slack).contiguous(), right=True) - 1).clamp(
-        0, N_BINS - 1
-    )
+    after = torch.searchsorted(edges, (time + slack).contiguous(), right=True)
+    at = (after - 1).clamp(0, N_BINS - 1)
     return volume_of(flow).gather(1, at) + flow.gather(1, at) * (time - edges[at])
 
-
+# %% ../../nbs/learning/01_curves.ipynb #8441f1b4
 def move(flow: Tensor, bins: Tensor) -> Tensor:
-    """Flow (N, 512) later by `bins` (N,) whole bins of 10 ms (earlier if negative); exact in the first two seconds."""
-    edges, bins = EDGES.to(flow.device), bins[:, None]
+    """Flow (N, 512) later by `bins` (N,) whole bins of 10 ms (earlier if negative).
+
+    Exact in the first two seconds, where bins are 10 ms wide; after them volume is kept.
+    """
+    edges = EDGES.to(flow.device)
+    bins = bins[:, None]
     time = (edges - FINE * bins).clamp(0, END)
     moved = _volume_at(flow, time, slack=1e-5).diff(dim=1) / BIN_WIDTHS.to(flow.device)
     source = torch.arange(N_FINE, device=flow.device) - bins
     exact = flow.gather(1, source.clamp(0, N_FINE - 1))
-    inside = torch.where((source >= 0) & (source < N_FINE), exact, moved[:, :N_FINE])
-    return torch.cat([inside, moved[:, N_FINE:]], 1).clamp(min=0)
+    known = (source >= 0) & (source < N_FINE)
+    fine = torch.where(known, exact, moved[:, :N_FINE])
+    return torch.cat([fine, moved[:, N_FINE:]], 1).clamp(min=0)
+
+# %% ../../nbs/learning/01_curves.ipynb #3065d3e8
+BEFORE = 30
+"""Bins of 10 ms that are kept before half of peak flow is passed."""
 
 
-def align(flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(flow from the blow's own start (N, 512), delay (N,) in bins of 10 ms, volume exhaled before it (N,) L)."""
+class AlignedBlow(NamedTuple):
+    """Curves moved to their own start, and what it takes to put them back."""
+
+    flow: Tensor  # (N, 512) L/s, from the curve's own start
+    delay: Tensor  # (N,) how much earlier it now begins, in bins of 10 ms
+    before: Tensor  # (N,) L, volume exhaled before the own start
+
+
+def align(flow: Tensor) -> AlignedBlow:
+    """Flow (N, 512) L/s, each curve moved so that half of its peak is first passed in bin 30."""
     passed = flow[:, :N_FINE] >= 0.5 * flow.amax(1, keepdim=True)
     first = torch.where(passed.any(1), passed.float().argmax(1), BEFORE)
     delay = first - BEFORE
-    return move(flow, -delay), delay, volume_of(flow).gather(1, delay.clamp(min=0)[:, None])[:, 0]
+    before = volume_of(flow).gather(1, delay.clamp(min=0)[:, None])[:, 0]
+    return AlignedBlow(move(flow, -delay), delay, before)
 
 # %% ../../nbs/learning/01_curves.ipynb #802f03ca
-def features(flow: Tensor, delay: Tensor, before: Tensor) -> Tensor:
-    """What a linear model sees of aligned blows, (N, 578): flow, volume at every eighth edge, and the start."""
+N_FEATURES = N_BINS + N_BINS // 8 + 2
+"""Numbers that a linear model sees of a curve."""
+
+
+def features(blow: AlignedBlow) -> Tensor:
+    """What a linear model sees of aligned curves, (N, N_FEATURES): flow, volume and the start."""
+    flow, delay, before = blow
     width = (BIN_WIDTHS.to(flow.device) / FINE).sqrt().clamp(max=3) / 1.5
     volume = (volume_of(flow)[:, 8::8] + before[:, None]) * 8**0.5
     return torch.cat([flow * width, volume, torch.stack([0.15 * delay, 15 * before], 1)], 1)
 
 # %% ../../nbs/learning/01_curves.ipynb #c73129f5
+MOST_SLOWED = 2.0
+"""The largest factor by which `vary` slows a curve down or speeds it up."""
+MOST_ENLARGED = 1.5
+"""The largest factor by which `vary` makes a curve larger or smaller."""
+VARIED_PEAK = 16.0
+"""The highest peak flow of a varied curve, L/s."""
+
+
 def vary(flow: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Flow (N, 512) with size times 2/3 to 3/2 and time scale times 1/2 to 2, log-uniform, within 16 L/s."""
+    """Flow (N, 512) with another size and time scale, each log-uniform, at most 16 L/s."""
     draws = torch.rand(2, len(flow), 1, generator=generator, device=flow.device) * 2 - 1
-    slow, gain = 2 ** draws[0], 1.5 ** draws[1]
+    slowed = MOST_SLOWED ** draws[0]
+    enlarged = MOST_ENLARGED ** draws[1]
     edges = EDGES.to(flow.device)
-    time = (edges / slow).clamp(max=float(edges[-1]))
-    varied = gain * _volume_at(flow, time).diff(dim=1).clamp(min=0) / BIN_WIDTHS.to(flow.device)
-    return varied * (16 / varied.amax(1, keepdim=True).clamp(min=16))
+    time = (edges / slowed).clamp(max=float(edges[-1]))
+    volume = _volume_at(flow, time).diff(dim=1).clamp(min=0)
+    varied = enlarged * volume / BIN_WIDTHS.to(flow.device)
+    return varied * (VARIED_PEAK / varied.amax(1, keepdim=True).clamp(min=VARIED_PEAK))
 
 # %% ../../nbs/learning/01_curves.ipynb #13842abb
-CUT, REST = (
-    0.010,
-    0.006,
-)  # L that may be lost before the clock starts; L still to come when a blow is over
+CUT = 0.010
+"""Volume that may be lost before the clock starts, L."""
+REST = 0.006
+"""Volume still to come when a curve is ended, L."""
 
 
-def assemble(flow: Tensor, delay: Tensor, before: Tensor) -> Tensor:
-    """A blow on the clock (N, 512) L/s from a decoder's three outputs: put in place, and ended."""
-    start = (volume_of(flow)[:, 1:] > CUT).int().argmax(1)
-    bins = torch.maximum(delay.round().long().clamp(-BEFORE, N_FINE - BEFORE), -start)
+def _placed(blow: AlignedBlow) -> Tensor:
+    """Flow (N, 512) L/s put back where it began, after an even flow of the volume before."""
+    flow, delay, before = blow
+    earliest = -(volume_of(flow)[:, 1:] > CUT).int().argmax(1)
+    bins = delay.round().long().clamp(-BEFORE, N_FINE - BEFORE)
+    bins = torch.maximum(bins, earliest)
     lead = torch.arange(N_BINS, device=flow.device) < bins[:, None]
     even = before / (FINE * bins.clamp(min=1))
-    flow = torch.where(lead, even[:, None], move(flow, bins))
+    return torch.where(lead, even[:, None], move(flow, bins))
+
+
+def _ended(flow: Tensor) -> Tensor:
+    """Flow (N, 512) L/s that is 0 once all but `REST` is out; the rest is shared out after 2 s."""
     volume = volume_of(flow)
-    early, late = flow.masked_fill(volume[:, -1:] - volume[:, :-1] <= REST, 0).split(
-        (N_FINE, N_BINS - N_FINE), 1
-    )
-    lacking = volume[:, -1:] - volume_of(torch.cat([early, late], 1))[:, -1:]
-    share = lacking / (late * BIN_WIDTHS[N_FINE:].to(flow.device)).sum(1, keepdim=True).clamp_min(
-        REST
-    )
+    total = volume[:, -1:]
+    ended = flow.masked_fill(total - volume[:, :-1] <= REST, 0)
+    early = ended[:, :N_FINE]
+    late = ended[:, N_FINE:]
+    lacking = total - volume_of(ended)[:, -1:]
+    late_volume = (late * BIN_WIDTHS[N_FINE:].to(flow.device)).sum(1, keepdim=True)
+    share = lacking / late_volume.clamp_min(REST)
     return torch.cat([early, late * (1 + share)], 1)
+
+
+def assemble(blow: AlignedBlow) -> Tensor:
+    """A curve on the clock (N, 512) L/s from a decoder's three outputs: put in place, and ended."""
+    return _ended(_placed(blow))

@@ -4,50 +4,74 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ..base.errors import DataError
 
 # %% auto #0
-__all__ = ['PER_THREAD', 'pick_device', 'few_threads', 'device_for']
+__all__ = ['pick_device', 'CURVES_PER_THREAD', 'Array', 'device_for', 'few_threads', 'in_batches']
 
 # %% ../../nbs/learning/00_devices.ipynb #198f8033
-def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" is the GPU if there is one, else the CPU. Raises ValueError if it is not there."""
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+def device_for(name: str | None = "auto") -> torch.device:
+    """The torch device called `name`; "auto" or None is the GPU if there is one, else the CPU.
+
+    Raises DataError if there is no such device, or if it cannot be used.
+    """
+    if name in (None, "auto"):
+        own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = own if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
+        return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as err:
-        raise ValueError(f'device {name!r} is not there: use "auto", "cpu" or "cuda"') from err
+        raise DataError(f'device {name!r} is not there: use "auto", "cpu" or "cuda"') from err
+
+
+pick_device = device_for  # its name until now
 
 # %% ../../nbs/learning/00_devices.ipynb #dd8ee0a5
-PER_THREAD = 64  # curves of a batch for which another thread pays
+CURVES_PER_THREAD = 64  # curves of a batch for which another thread pays
 
 
 @contextmanager
 def few_threads(curves: int) -> Iterator[None]:
-    """Inside, torch uses a thread for each `PER_THREAD` curves of a batch, and no more than before."""
-    import torch
+    """Inside, torch has a thread for each 64 curves of a batch, and no more than before.
 
+    Does nothing outside the main thread: the number of threads is that of the whole process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, curves // PER_THREAD)))
+    torch.set_num_threads(max(1, min(before, curves // CURVES_PER_THREAD)))
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
-# %% ../../nbs/learning/00_devices.ipynb #1788c77e
-def device_for(name: str | None) -> Any:
-    """The torch device of that name ("auto" or None: a GPU if there is one). Raises DataError if there is none such."""
-    from spiro_diffusion.learning.devices import pick_device
+# %% ../../nbs/learning/00_devices.ipynb #33174170
+Array = TypeVar("Array", np.ndarray, Tensor)
 
-    try:
-        return pick_device(name or "auto")
-    except ValueError as err:
-        raise DataError(str(err)) from err
+
+def in_batches(
+    call: Callable[[Tensor], Tensor], rows: Array, device: torch.device, batch: int = 2048
+) -> Array:
+    """`call` on at most `batch` of `rows` (N, ...) at a time, on `device`, put together again.
+
+    A tensor gives a tensor that can be differentiated; a numpy array gives a numpy array. No rows
+    are one empty batch.
+    """
+    if isinstance(rows, Tensor):
+        return torch.cat([call(part.to(device)) for part in rows.split(batch)])
+    made = []
+    with torch.no_grad():
+        for start in range(0, max(len(rows), 1), batch):
+            part = np.require(rows[start : start + batch], requirements=["C", "W"])
+            made.append(call(torch.from_numpy(part).to(device)).cpu().numpy())
+    return np.concatenate(made)

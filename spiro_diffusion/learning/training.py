@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +16,26 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from ..base.arrays import load_safetensors, save_safetensors
 from ..base.errors import DataError
 from ..base.files import locked, read_json, sha256_of, write_json
-from .devices import pick_device
+from .devices import device_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LossFn', 'TrainConfig', 'learning_rate', 'seed_for', 'Batches', 'Ema', 'join_processes', 'all_sum', 'save_model',
-           'load_model_state', 'fill_model', 'train', 'plot_history']
+__all__ = ['LossFn', 'Validate', 'FREE_TO_DIFFER', 'TrainConfig', 'learning_rate', 'seed_for', 'Batches', 'Ema', 'LossModule',
+           'join_processes', 'plot_history', 'save_model', 'load_model_state', 'fill_model', 'train']
 
 # %% ../../nbs/learning/04_training.ipynb #cc410e2e
-LossFn = Callable[
-    [nn.Module, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]
-]
+LossFn = Callable[[Any, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
+"""loss_fn(model, batch, generator, step) -> the loss, and scalars to note by their names."""
+Validate = Callable[[Any], dict[str, float]]
+"""validate(model) -> what is measured on data that are not trained on, by name."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,24 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.log_every) < 1:
             raise ValueError("steps, batch and log_every must be at least 1")
-        if not (
-            self.lr > 0
-            and self.clip > 0
-            and 0 <= self.ema < 1
-            and self.warmup >= 0
-            and self.checkpoint_minutes >= 0
-        ):
-            raise ValueError(
-                "lr and clip must be above 0, ema in [0, 1), warmup and checkpoint_minutes not negative"
-            )
+        if min(self.lr, self.clip) <= 0:
+            raise ValueError("lr and clip must be above 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError("ema must be in [0, 1)")
+        if min(self.warmup, self.checkpoint_minutes) < 0:
+            raise ValueError("warmup and checkpoint_minutes must not be negative")
 
 # %% ../../nbs/learning/04_training.ipynb #7a82de5a
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of `step`: linear warm-up, then a cosine to `final_lr * lr` (Loshchilov and Hutter 2017)."""
+    """Learning rate of `step`: a linear rise, then a cosine (Loshchilov and Hutter 2017)."""
     warmup = min(config.warmup, config.steps // 5)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     done = (step - warmup) / max(config.steps - warmup, 1)
-    return config.lr * (
-        config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
-    )
+    cosine = (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr * (config.final_lr + cosine)
 
-
+# %% ../../nbs/learning/04_training.ipynb #52717c91
 def seed_for(*keys: int) -> int:
     """A 63-bit seed made of non-negative integers, independent between different keys."""
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
@@ -88,114 +85,262 @@ class Batches:
     """Row numbers of each step's batch: one seeded permutation of `n` rows after another."""
 
     def __init__(self, n: int, batch: int, seed: int):
-        self.n, self.batch, self.seed, self.epoch, self.order = n, batch, seed, -1, torch.empty(0)
+        self.n = n
+        self.batch = batch
+        self.seed = seed
+        self.epoch = -1
+        self.order = torch.empty(0)
 
     def rows(self, step: int) -> Tensor:
         """Row numbers (batch,) int64 of `step`."""
-        at, lacking, parts = step * self.batch, self.batch, list[Tensor]()
-        while lacking:
-            epoch, start = divmod(at, self.n)
-            if epoch != self.epoch:
-                generator = torch.Generator().manual_seed(seed_for(self.seed, 1, epoch))
-                self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator)
-            parts.append(self.order[start : start + lacking])
-            at, lacking = at + len(parts[-1]), lacking - len(parts[-1])
+        first = step * self.batch
+        end = first + self.batch
+        parts = []
+        while first < end:
+            epoch, start = divmod(first, self.n)
+            parts.append(self._permutation(epoch)[start : start + end - first])
+            first += len(parts[-1])
         return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        """The order (n,) of all rows in `epoch`; that of the last epoch asked for is kept."""
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(seed_for(self.seed, 1, epoch))
+            self.order = torch.randperm(self.n, generator=generator)
+            self.epoch = epoch
+        return self.order
 
 # %% ../../nbs/learning/04_training.ipynb #d343cc94
 class Ema:
-    """Exponential moving average of a model's parameters, with warm-up."""
+    """Exponential moving average of a model's parameters, with a decay that rises to `decay`."""
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.model = decay, list(model.parameters())
+        self.decay = decay
         self.names = [name for name, _ in model.named_parameters()]
-        self.mean = [p.detach().clone() for p in self.model]
+        self.weights: list[Tensor] = list(model.parameters())
+        self.mean = [weight.detach().clone() for weight in self.weights]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the weights after `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.mean, [p.detach() for p in self.model], 1 - decay)
+        torch._foreach_lerp_(self.mean, self.weights, 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights and the average."""
-        for p, mean in zip(self.model, self.mean):
-            held = p.detach().clone()
-            p.copy_(mean), mean.copy_(held)
+        for weight, mean in zip(self.weights, self.mean, strict=True):
+            held = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(held)
 
-# %% ../../nbs/learning/04_training.ipynb #ce4e7334
-def join_processes(device: torch.device) -> tuple[int, int]:
-    """(rank, number of processes); joins those that torchrun started: gloo on the CPU, nccl on GPUs."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+# %% ../../nbs/learning/04_training.ipynb #1c816017
+class LossModule(nn.Module):
+    """The loss of `model` as the output of a module."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn):
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(
+        self, batch: tuple[Tensor, ...], generator: torch.Generator, step: int
+    ) -> tuple[Tensor, dict[str, Any]]:
+        return self.loss_fn(self.model, batch, generator, step)
 
 
-def all_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes (in place), or `tensor` itself in a single one."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+@dataclass
+class _Run:
+    """What one process of a run holds."""
+
+    model: nn.Module
+    loss: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    device: torch.device
+    rank: int
+    world: int
+
+# %% ../../nbs/learning/04_training.ipynb #6ba955a6
+def _step(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
+    """One optimiser step on this process's share of the batch; returns the scalars to note."""
+    seed = seed_for(run.config.seed, 2, step, run.rank)
+    torch.manual_seed(seed)
+    generator = torch.Generator(run.device).manual_seed(seed)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.config, step)
+    on_gpu = run.device.type == "cuda"
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=on_gpu):
+        loss, scalars = run.loss(batch, generator, step)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)
+    run.optimizer.step()
+    run.ema.update(step)
+    return {"loss": loss.detach(), **scalars}
 
 
 @torch.no_grad()
-def _together(tensors: list[Tensor], mean: bool) -> None:
-    """Average `tensors` over the processes, or take the first process's, as one vector for each type."""
-    for kind in sorted({t.dtype for t in tensors}, key=str):
-        group = [t for t in tensors if t.dtype == kind]
-        flat = torch.cat([t.reshape(-1) for t in group])
-        all_sum(flat).div_(dist.get_world_size()) if mean else dist.broadcast(flat, 0)
-        for t, part in zip(group, flat.split([t.numel() for t in group])):
-            t.copy_(part.view_as(t))
+def _measure(run: _Run, validate: Validate) -> dict[str, float]:
+    """What `validate` says of the model with its averaged weights."""
+    run.ema.swap()
+    run.model.eval()
+    measured = validate(run.model)
+    run.ema.swap()
+    run.model.train()
+    return measured
+
+# %% ../../nbs/learning/04_training.ipynb #ce4e7334
+def join_processes(device: torch.device) -> tuple[int, int]:
+    """(rank, number of processes), after joining those that torchrun started, if it did.
+
+    They talk by gloo on the CPU and by nccl on GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _new_run(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> _Run:
+    """This process's part of a new run, with the first process's weights everywhere."""
+    device = device_for(config.device)
+    rank, world = join_processes(device)
+    model.to(device).train()
+    loss: nn.Module = LossModule(model, loss_fn)
+    if world > 1:
+        loss = DistributedDataParallel(loss, find_unused_parameters=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
+    return _Run(model, loss, Ema(model, config.ema), optimizer, config, device, rank, world)
+
+
+@torch.no_grad()
+def _same_buffers(run: _Run) -> None:
+    """Give the buffers of the first process to the others, which DDP does before a step only."""
+    if run.world > 1:
+        for buffer in run.model.buffers():
+            dist.broadcast(buffer, 0)
+
+# %% ../../nbs/learning/04_training.ipynb #6c1e2369
+def _empty_history() -> dict[str, Any]:
+    return {"step": [], "lr": [], "train": {}, "validation": {"step": []}, "seconds": 0.0}
+
+
+class _Log:
+    """The history of a run: means of scalars between log points, and what validation measured."""
+
+    def __init__(self, history: dict[str, Any] | None = None):
+        self.history = history or _empty_history()
+        self._begin_window()
+
+    def _begin_window(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.since = time.monotonic()
+
+    def add(self, scalars: dict[str, Any]) -> None:
+        """Note the scalars of one step."""
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, 0.0) + torch.as_tensor(value).detach().float()
+        self.count += 1
+
+    def point(self, step: int, lr: float) -> dict[str, float]:
+        """Note the means since the last log point, at `step`, and return them.
+
+        Raises FloatingPointError if the loss is not finite.
+        """
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(
+                f"the loss is {means['loss']} before step {step}: "
+                "lower lr, or look for bad rows in the data"
+            )
+        self.history["step"].append(step)
+        self.history["lr"].append(lr)
+        for name, value in means.items():
+            self.history["train"].setdefault(name, []).append(value)
+        self.history["seconds"] += time.monotonic() - self.since
+        self._begin_window()
+        return means
+
+    def validation(self, step: int, measured: dict[str, float]) -> None:
+        """Note what validation measured after `step` steps."""
+        for name, value in {"step": step, **measured}.items():
+            self.history["validation"].setdefault(name, []).append(value)
+
+# %% ../../nbs/learning/04_training.ipynb #d2eca8f3
+def plot_history(history: dict[str, Any]) -> Figure:
+    """Draw what `train` returned: scalars of training and validation, and the learning rate."""
+    import matplotlib.pyplot as plt
+
+    fig, (top, low) = plt.subplots(2, 1, figsize=(6, 4.2), sharex=True, height_ratios=[3, 1])
+    for name, values in history["train"].items():
+        top.plot(history["step"], values, lw=1, label=name)
+    validation = dict(history["validation"])
+    steps = validation.pop("step")
+    for name, values in validation.items():
+        top.plot(steps, values, "o--", ms=3, lw=1, label=f"validation {name}")
+    top.set(yscale="log", ylabel="loss")
+    top.legend(frameon=False, fontsize=8)
+    low.plot(history["step"], history["lr"], color="grey", lw=1)
+    low.set(xlabel="step", ylabel="learning rate")
+    fig.tight_layout()
+    return fig
 
 # %% ../../nbs/learning/04_training.ipynb #fb653cd9
 def save_model(folder: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
-    """Write `<folder>/model.safetensors` (the model's state) and `<folder>/config.json` (`config`), each whole or not at all."""
-    folder = Path(folder)
-    save_safetensors(folder / "model.safetensors", model.state_dict())
-    write_json(
-        folder / "config.json",
-        {**config, "weights_sha256": sha256_of(folder / "model.safetensors")},
-    )
+    """Write `<folder>/model.safetensors` and `<folder>/config.json`, each whole or not at all."""
+    weights = Path(folder) / "model.safetensors"
+    save_safetensors(weights, model.state_dict())
+    write_json(Path(folder) / "config.json", {**config, "weights_sha256": sha256_of(weights)})
 
 
 def load_model_state(
     folder: str | Path, keys: Collection[str] | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config, state) as `save_model` wrote them; `keys`, if given, are the keys that `config` must have.
+    """(config, state) as `save_model` wrote them; `keys`: the keys that `config` must have.
 
-    Raises DataError if a file is missing, truncated or of another run, or if config.json has keys too many or too few.
+    Raises DataError if a file is missing, truncated or of another run, or if config.json has keys
+    too many or too few.
     """
-    folder = Path(folder)
-    config, state = (
-        read_json(folder / "config.json"),
-        load_safetensors(folder / "model.safetensors"),
-    )
-    if not isinstance(config, dict) or config.pop("weights_sha256", None) != sha256_of(
-        folder / "model.safetensors"
-    ):
+    settings = Path(folder) / "config.json"
+    weights = Path(folder) / "model.safetensors"
+    config = read_json(settings)
+    state = load_safetensors(weights)
+    if not isinstance(config, dict) or config.pop("weights_sha256", None) != sha256_of(weights):
         raise DataError(
-            f"{folder / 'config.json'} and model.safetensors beside it do not belong together: copy both again from one run"
+            f"{settings} and model.safetensors beside it do not belong together: "
+            "copy both again from one run"
         )
     if keys is not None and set(config) != set(keys):
-        odd, lacking = sorted(set(config) - set(keys)), sorted(set(keys) - set(config))
+        unknown = sorted(set(config) - set(keys))
+        missing = sorted(set(keys) - set(config))
         raise DataError(
-            f"{folder / 'config.json'} is of another model or version (unknown: {odd}, missing: {lacking}): train the model again"
+            f"{settings} is of another model or version (unknown: {unknown}, missing: {missing}): "
+            "train the model again"
         )
-    return config, {k: torch.from_numpy(v) for k, v in state.items()}
+    return config, {name: torch.from_numpy(array) for name, array in state.items()}
 
-# %% ../../nbs/learning/04_training.ipynb #43bb0bff
+
 def fill_model(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Load `state` into `model`. Raises DataError, naming `source`, if names or shapes differ."""
     try:
         model.load_state_dict(state)
     except RuntimeError as err:
+        said = " ".join(str(err).split())[:200]
         raise DataError(
-            f"{source} holds the weights of another model ({' '.join(str(err).split())[:200]}): train the model again"
+            f"{source} holds the weights of another model ({said}): train the model again"
         ) from err
 
 # %% ../../nbs/learning/04_training.ipynb #6cd5a740
+FREE_TO_DIFFER = ("checkpoint_minutes", "device", "log_every")
+"""Fields of TrainConfig that cannot change the numbers."""
+
+
 def _identity(
     model: nn.Module, data: tuple[Tensor, ...], config: TrainConfig, extra: dict[str, Any]
 ) -> dict[str, Any]:
@@ -203,26 +348,26 @@ def _identity(
     digest = hashlib.sha256()
     for tensor in data:
         some = tensor[:: max(len(tensor) // 512, 1)].contiguous().cpu()
-        digest.update(
-            f"{tuple(tensor.shape)} {tensor.dtype}".encode()
-            + some.view(torch.uint8).numpy().tobytes()
-        )
-    weights = hashlib.sha256(
-        str([(k, tuple(v.shape)) for k, v in model.state_dict().items()]).encode()
-    )
-    same = {
-        k: v
-        for k, v in asdict(config).items()
-        if k not in ("checkpoint_minutes", "device", "log_every")
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(some.view(torch.uint8).numpy().tobytes())
+    shapes = str([(name, tuple(t.shape)) for name, t in model.state_dict().items()])
+    settings = {k: v for k, v in asdict(config).items() if k not in FREE_TO_DIFFER}
+    return {
+        **settings,
+        "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+        "data": digest.hexdigest()[:16],
+        **extra,
     }
-    return {**same, "weights": weights.hexdigest()[:16], "data": digest.hexdigest()[:16], **extra}
 
 # %% ../../nbs/learning/04_training.ipynb #9f30c9b6
 def _save_state(folder: Path, run: _Run, note: dict[str, Any]) -> None:
-    tensors = {f"model/{k}": v for k, v in run.model.state_dict().items()}
-    for name, p, mean in zip(run.ema.names, run.ema.model, run.ema.mean):
+    """Write the state of `run` after `note["step"]` steps."""
+    tensors = {f"model/{name}": value for name, value in run.model.state_dict().items()}
+    ema = run.ema
+    for name, weight, mean in zip(ema.names, ema.weights, ema.mean, strict=True):
         tensors[f"ema/{name}"] = mean
-        tensors |= {f"adam/{name}/{k}": v for k, v in run.optimizer.state.get(p, {}).items()}
+        for key, value in run.optimizer.state.get(weight, {}).items():
+            tensors[f"adam/{name}/{key}"] = value
     file = f"state-{note['step']:09d}.safetensors"
     save_safetensors(folder / file, tensors)
     write_json(folder / "state.json", {**note, "file": file})
@@ -232,153 +377,85 @@ def _save_state(folder: Path, run: _Run, note: dict[str, Any]) -> None:
 
 
 def _load_state(folder: Path, run: _Run, note: dict[str, Any]) -> None:
-    held = {k: torch.from_numpy(v) for k, v in load_safetensors(folder / note["file"]).items()}
-    fill_model(run.model, {k[6:]: v for k, v in held.items() if k.startswith("model/")}, folder)
-    for name, p, mean in zip(run.ema.names, run.ema.model, run.ema.mean):
+    """Put `run` into the state that `_save_state` wrote with `note`."""
+    arrays = load_safetensors(folder / note["file"])
+    held = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    weights = {k.removeprefix("model/"): v for k, v in held.items() if k.startswith("model/")}
+    fill_model(run.model, weights, folder)
+    ema = run.ema
+    for name, weight, mean in zip(ema.names, ema.weights, ema.mean, strict=True):
         mean.copy_(held[f"ema/{name}"])
         if f"adam/{name}/step" in held:
-            run.optimizer.state[p] = {
-                k: held[f"adam/{name}/{k}"].to(run.device)
-                for k in ("step", "exp_avg", "exp_avg_sq")
+            run.optimizer.state[weight] = {
+                key: held[f"adam/{name}/{key}"].to(run.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
             }
 
-# %% ../../nbs/learning/04_training.ipynb #6c1e2369
-class _Log:
-    """The history of a run: means of scalars between log points, and what validation measured."""
-
-    def __init__(self, history: dict[str, Any] | None = None):
-        self.history: dict[str, Any] = history or {
-            "step": [],
-            "lr": [],
-            "train": {},
-            "validation": {"step": []},
-            "seconds": 0.0,
-        }
-        self.sums: dict[str, Tensor] = {}
-        self.count, self.since = 0, time.monotonic()
-
-    def add(self, scalars: dict[str, Any]) -> None:
-        for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0.0) + torch.as_tensor(value).detach().float()
-        self.count += 1
-
-    def point(self, step: int, lr: float) -> dict[str, float]:
-        """Close the window at `step`; returns its means. Raises FloatingPointError if the loss is not finite."""
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss is {means['loss']} before step {step}: lower lr, or look for bad rows in the data"
-            )
-        self.history["step"].append(step), self.history["lr"].append(lr)
-        for name, value in means.items():
-            self.history["train"].setdefault(name, []).append(value)
-        self.history["seconds"] += time.monotonic() - self.since
-        self.sums, self.count, self.since = {}, 0, time.monotonic()
-        return means
-
-    def validation(self, measured: dict[str, float]) -> None:
-        for name, value in measured.items():
-            self.history["validation"].setdefault(name, []).append(value)
-
-# %% ../../nbs/learning/04_training.ipynb #6ba955a6
-@dataclass
-class _Run:
-    """What one process of a run holds."""
-
-    model: nn.Module
-    ema: Ema
-    optimizer: torch.optim.Optimizer
-    config: TrainConfig
-    device: torch.device
-    rank: int
-    world: int
-
-    def step(self, loss_fn: LossFn, batch: tuple[Tensor, ...], k: int) -> dict[str, Any]:
-        """One optimiser step on this process's share of the batch; returns the scalars to note."""
-        seed = seed_for(self.config.seed, 2, k, self.rank)
-        torch.manual_seed(seed)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, k)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss, scalars = loss_fn(self.model, batch, generator, k)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.world > 1:
-            _together([p.grad for p in self.model.parameters() if p.grad is not None], mean=True)
-            _together([*self.model.buffers()], mean=False)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.ema.update(k)
-        return {"loss": loss.detach(), **scalars}
-
-    @torch.no_grad()
-    def measure(self, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-        """What `validate` says of the model with its averaged weights."""
-        self.ema.swap(), self.model.eval()
-        measured = validate(self.model)
-        self.ema.swap(), self.model.train()
-        return measured
-
 # %% ../../nbs/learning/04_training.ipynb #a7e6ddc4
-def _start(run: _Run, identity: dict[str, Any], folder: Path, resume: bool) -> tuple[int, _Log]:
-    """The step to go on from, and the history until then."""
-    if resume and (folder / "state.json").is_file():
-        note = read_json(folder / "state.json")
-        other = [k for k in identity if note["identity"].get(k) != identity[k]]
-        if not other:
-            _load_state(folder, run, note)
-            return int(note["step"]), _Log(note["history"])
-        if run.rank == 0:
-            print(f"{folder} is of a run with other settings ({', '.join(other)}): starting anew")
-    if run.world > 1:
-        _together([*run.model.parameters(), *run.model.buffers()], mean=False)
-        run.ema = Ema(run.model, run.config.ema)
-    return 0, _Log()
+@dataclass
+class _Checkpoints:
+    """Where and when the state of one run is saved, and where it begins."""
+
+    folder: Path
+    identity: dict[str, Any]
+    minutes: float = 0.0
+    saved: float = field(default_factory=time.monotonic)
+
+    def start(self, run: _Run, resume: bool) -> tuple[int, _Log]:
+        """The step to continue from, and the history until then; `run` is put into that state."""
+        if not resume or not (self.folder / "state.json").is_file():
+            return 0, _Log()
+        note = read_json(self.folder / "state.json")
+        other = [key for key in self.identity if note["identity"].get(key) != self.identity[key]]
+        if other:
+            if run.rank == 0:
+                differ = ", ".join(other)
+                print(f"{self.folder} is of a run with other settings ({differ}): starting anew")
+            return 0, _Log()
+        _load_state(self.folder, run, note)
+        return int(note["step"]), _Log(note["history"])
+
+    def save(self, run: _Run, step: int, log: _Log) -> None:
+        """Write the state after `step` steps, if it is the last one or the last save is old."""
+        old = time.monotonic() - self.saved >= 60 * self.minutes
+        if old or step == run.config.steps:
+            note = {"step": step, "identity": self.identity, "history": log.history}
+            _save_state(self.folder, run, note)
+            self.saved = time.monotonic()
 
 # %% ../../nbs/learning/04_training.ipynb #60b84772
 def _loop(
     run: _Run,
-    loss_fn: LossFn,
     data: tuple[Tensor, ...],
-    folder: Path,
+    checkpoints: _Checkpoints,
     resume: bool,
-    validate: Callable[[nn.Module], dict[str, float]] | None,
-    extra: dict[str, Any],
+    validate: Validate | None,
+    name: str = "",
 ) -> dict[str, Any]:
-    """The steps that a run still lacks; its history. The state goes to `<folder>/resume/`."""
-    config, state, identity, saved = (
-        run.config,
-        folder / "resume",
-        _identity(run.model, data, run.config, extra),
-        time.monotonic(),
-    )
-    first, log = _start(run, identity, state, resume)
+    """The steps that a run still lacks; its history."""
+    config = run.config
+    first, log = checkpoints.start(run, resume)
     batches = Batches(len(data[0]), config.batch, config.seed)
     bar = tqdm(
         range(first, config.steps),
         initial=first,
         total=config.steps,
-        desc=folder.name,
+        desc=name,
         disable=run.rank > 0,
     )
     for k in bar:
         rows = batches.rows(k)[run.rank :: run.world].to(run.device)
-        log.add(run.step(loss_fn, tuple(d[rows] for d in data), k))
-        done, last = k + 1, k + 1 == config.steps
-        if validate and run.rank == 0 and (done % max(config.steps // 10, 1) == 0 or last):
-            log.validation({"step": done, **run.measure(validate)})
+        log.add(_step(run, tuple(part[rows] for part in data), k))
+        done = k + 1
+        last = done == config.steps
+        tenth = done % max(config.steps // 10, 1) == 0
+        if validate is not None and run.rank == 0 and (tenth or last):
+            log.validation(done, _measure(run, validate))
         if done % config.log_every == 0 or last:
-            bar.set_postfix(
-                {n: f"{v:.4g}" for n, v in log.point(done, learning_rate(config, k)).items()}
-            )
-            if run.rank == 0 and (
-                last or time.monotonic() - saved >= 60 * config.checkpoint_minutes
-            ):
-                _save_state(
-                    state, run, {"step": done, "identity": identity, "history": log.history}
-                )
-                saved = time.monotonic()
+            means = log.point(done, learning_rate(config, k))
+            bar.set_postfix({key: f"{value:.4g}" for key, value in means.items()})
+            if run.rank == 0:
+                checkpoints.save(run, done, log)
     return log.history
 
 # %% ../../nbs/learning/04_training.ipynb #07901b18
@@ -389,48 +466,32 @@ def train(
     config: TrainConfig,
     folder: str | Path,
     resume: bool = True,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate: Validate | None = None,
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train `model` in place and return its history; afterwards it holds the averaged weights, in eval mode.
+    """Train `model` in place and return its history.
 
-    loss_fn(model, batch, generator, step) -> (loss, dict of scalars to note); a batch is the same rows of each tensor
-    of `data`. validate(model) -> dict of scalars, ten times a run, on the averaged weights. extra: other settings
-    (JSON values) that must agree for a run to go on. Writes `<folder>/history.json` and `<folder>/resume/`.
-    Raises DataError if the state to go on from is damaged or another run trains there, FloatingPointError on a loss that is not finite.
+    Afterwards the model holds the averaged weights, in eval mode. Writes `<folder>/history.json`
+    and `<folder>/resume/`.
+
+    loss_fn(model, batch, generator, step) -> (loss, dict of scalars to note); a batch is the same
+    rows of each tensor of `data`. validate(model) -> dict of scalars, measured ten times a run on
+    the averaged weights. extra: other settings (JSON values) that must agree for a run to be
+    continued.
+
+    Raises DataError if the saved state is damaged or another run trains there, FloatingPointError
+    on a loss that is not finite.
     """
-    device, folder = pick_device(config.device), Path(folder)
-    rank, world = join_processes(device)
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    run = _Run(model, Ema(model, config.ema), optimizer, config, device, rank, world)
-    with torch.random.fork_rng(), locked(folder / "resume", rank == 0):
-        history = _loop(
-            run, loss_fn, tuple(d.to(device) for d in data), folder, resume, validate, extra or {}
-        )
-    if rank == 0:
+    folder = Path(folder)
+    run = _new_run(model, loss_fn, config)
+    with torch.random.fork_rng(), locked(folder / "resume", run.rank == 0):
+        data = tuple(part.to(run.device) for part in data)
+        identity = _identity(model, data, config, extra or {})
+        checkpoints = _Checkpoints(folder / "resume", identity, config.checkpoint_minutes)
+        history = _loop(run, data, checkpoints, resume, validate, folder.name)
+    if run.rank == 0:
         write_json(folder / "history.json", history)
-    run.ema.swap(), model.eval()
+    _same_buffers(run)
+    run.ema.swap()
+    model.eval()
     return history
-
-# %% ../../nbs/learning/04_training.ipynb #d2eca8f3
-def plot_history(history: dict[str, Any]) -> Figure:
-    """Draw what `train` returned: training scalars and validation against step, and the learning rate."""
-    import matplotlib.pyplot as plt
-
-    fig, (top, low) = plt.subplots(2, 1, figsize=(6, 4.2), sharex=True, height_ratios=[3, 1])
-    for name, values in history["train"].items():
-        top.plot(history["step"], values, lw=1, label=name)
-    for name, values in history["validation"].items():
-        if name != "step":
-            top.plot(
-                history["validation"]["step"], values, "o--", ms=3, lw=1, label=f"validation {name}"
-            )
-    top.set(yscale="log", ylabel="loss")
-    top.legend(frameon=False, fontsize=8)
-    low.plot(history["step"], history["lr"], color="grey", lw=1)
-    low.set(xlabel="step", ylabel="learning rate")
-    fig.tight_layout()
-    return fig
