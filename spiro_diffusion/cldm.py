@@ -20,7 +20,7 @@ from .base.arrays import building
 from .base.errors import DataError
 from .base.files import sha256_of, shipped_weights
 from .learning.conditions import VARIABLES, Variable, encode_patients
-from .learning.devices import pick_device
+from .learning.devices import device_for
 from spiro_diffusion.learning.training import (
     TrainConfig,
     fill_model,
@@ -35,8 +35,8 @@ __all__ = ['HIGHEST_SIGMA', 'FOUR_STEPS', 'FIVE_STEPS', 'TWELVE_STEPS', 'MANY_ST
            'SLOWEST_AVERAGE', 'SMALLEST_STD', 'VALIDATION_ROWS', 'Preconditioning', 'precondition', 'NoiseLayout',
            'usual_layout', 'noise_levels', 'variable_embedding', 'Conditioner', 'hide_values', 'start_at_zero',
            'NormalPart', 'ResBlock', 'CrossAttention', 'Stage', 'UNet', 'CLDMSettings', 'Conditions', 'CLDM', 'ddim',
-           'dpmpp', 'heun', 'ddpm', 'sample', 'training_sigmas', 'weighted_error', 'edm_loss', 'Profile',
-           'settings_for', 'Rows', 'rows_of_split', 'settings_of_data', 'new_model', 'train_cldm']
+           'dpmpp', 'heun', 'ddpm', 'sample', 'training_sigmas', 'weighted_error', 'guess_of_noised', 'edm_loss',
+           'Profile', 'settings_for', 'Rows', 'rows_of_split', 'settings_of_data', 'new_model', 'train_cldm']
 
 # %% ../nbs/03_cldm.ipynb #387ff3dd
 class Preconditioning(NamedTuple):
@@ -577,6 +577,21 @@ def weighted_error(guess: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
     return ((1 + sigma**-2) * ((guess - z) ** 2).mean((1, 2))).mean()
 
 # %% ../nbs/03_cldm.ipynb #6c72e623
+def guess_of_noised(
+    model: CLDM, batch: tuple[Tensor, ...], generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The model's guesses (B, C, P) of latents to which noise was added, and its levels sigma (B,).
+
+    batch: latents (B, C, P) and clinical values (B, K), some of which are hidden.
+    """
+    z, values = batch
+    s = model.settings
+    sigma = training_sigmas(s, len(z), generator, z.device)
+    noise = torch.randn(z.shape, generator=generator, device=z.device)
+    shown = hide_values(values, s.variables, s.hide_all, s.hide_groups, generator)
+    return model(z + sigma[:, None, None] * noise, sigma, shown), sigma
+
+
 def edm_loss(
     model: CLDM, batch: tuple[Tensor, ...], generator: torch.Generator | None = None, step: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -584,15 +599,8 @@ def edm_loss(
 
     batch: latents (B, C, P) and clinical values (B, K), NaN where missing.
     """
-    z, values = batch
-    settings = model.settings
-    sigma = training_sigmas(settings, len(z), generator, z.device)
-    noise = torch.randn(z.shape, generator=generator, device=z.device)
-    shown = hide_values(
-        values, settings.variables, settings.hide_all, settings.hide_groups, generator
-    )
-    guess = model(z + sigma[:, None, None] * noise, sigma, shown)
-    loss = weighted_error(guess, z, sigma)
+    guess, sigma = guess_of_noised(model, batch, generator)
+    loss = weighted_error(guess, batch[0], sigma)
     return loss, {"denoise": loss.detach()}
 
 # %% ../nbs/03_cldm.ipynb #673f4723
@@ -712,21 +720,20 @@ def train_cldm(
             "run 00_data on more participants"
         )
     settings = settings_of_data(settings, rows, vqvae_folder)
-    device = pick_device(settings.train.device)
+    device = device_for(settings.train.device)
     held = rows_of_split(latents, metadata, "val", settings.variables, VALIDATION_ROWS)
     held_batch = (held.latents.to(device), held.values.to(device))
 
     model = new_model(settings, rows.latents)
-    loss_fn: Callable[..., tuple[Tensor, dict[str, Tensor]]] = edm_loss  # of a CLDM alone
 
-    def validate(_: nn.Module) -> dict[str, float]:
+    def validate(model: CLDM) -> dict[str, float]:
         generator = torch.Generator(device).manual_seed(0)
         loss = edm_loss(model, held_batch, generator)[0]
         return {"denoise": float(loss)}
 
     history = train(
         model,
-        loss_fn,
+        edm_loss,
         (rows.latents, rows.values),
         settings.train,
         folder,
