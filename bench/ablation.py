@@ -223,7 +223,7 @@ class Data:
 
     def rows(self, vqvae: codec.VQVAE) -> Rows:
         """Latents and clinical values of the people of split train."""
-        latents = vqvae.latents(np.asarray(self.flow))
+        latents = vqvae.latents(np.array(self.flow))  # torch warns of read-only arrays
         variables = cldm.CLDMSettings().variables
         return cldm.rows_of_split(latents, self.metadata, "train", variables)
 
@@ -234,7 +234,7 @@ def small_runs(data: Data, codec_steps: int, steps: int, folder: Path) -> list[d
     table = []
     for plain, in_loss in ((True, {"none": False}), (False, {"1": False, "1 + 2": True})):
         home = folder / f"codec_{plain}"
-        vqvae = train_codec(np.asarray(data.flow[train_rows]), codec_steps, plain, home)
+        vqvae = train_codec(np.array(data.flow[train_rows]), codec_steps, plain, home)
         rows = data.rows(vqvae)
         settings = cldm.settings_for("default", 0, "cpu", steps)
         settings = cldm.settings_of_data(settings, rows, home)

@@ -632,7 +632,7 @@ def settings_for(profile: str, seed: int = 0, device: str = "auto", steps: int =
         raise DataError(f"profile {profile!r} is not known: use one of {', '.join(PROFILES)}")
     size = PROFILES[profile]
     length = steps or size.steps
-    average = min(SLOWEST_AVERAGE, 1 - 10 / length)
+    average = min(SLOWEST_AVERAGE, max(0.0, 1 - 10 / length))
     config = TrainConfig(steps=length, batch=size.batch, ema=average, seed=seed, device=device)
     return CLDMSettings(widths=size.widths, train=config)
 

@@ -228,7 +228,7 @@ def encode_dataset(
 def encode_rows(model: VQVAE, flow: np.ndarray, part: slice) -> np.ndarray:
     """Latents (n, C, P) of a part of flow; a ValueError says which rows it is about."""
     try:
-        return model.latents(np.asarray(flow[part]))
+        return model.latents(np.array(flow[part]))  # a copy, as torch warns of read-only maps
     except ValueError as err:
         last = min(part.stop, len(flow)) - 1
         raise ValueError(f"rows {part.start} to {last}: {err}") from err
