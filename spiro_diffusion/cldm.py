@@ -280,8 +280,8 @@ class CrossAttention(nn.Module):
         return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        keys, values = self.kv(tokens).chunk(2, -1)
-        q, k, v = self.queries(x), self.by_head(keys), self.by_head(values)
+        q = self.queries(x)
+        k, v = (self.by_head(rows) for rows in self.kv(tokens).chunk(2, -1))
         h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(h).transpose(1, 2)
 
