@@ -249,8 +249,7 @@ class Completion(nn.Module):
         inputs = features + PAST_CHANNELS * POSITIONS + 2 * len(s.variables)
         self.forecast = Forecast(inputs, s.hidden)
         self.tokens = nn.Linear(s.hidden, FORECAST_TOKENS * s.token)
-        self.unet = UNet(1, s.widths, s.token)
-        self.unet.stem = nn.Conv1d(1 + PAST_CHANNELS, s.widths[0], 3, padding=1)
+        self.unet = UNet(1, s.widths, s.token, more=PAST_CHANNELS)
 
     def expect(self, seen: Seen, values: Tensor) -> Expected:
         """What the forecast says of the standardised tails."""
@@ -415,7 +414,7 @@ def tail_loss(
 
 # %% ../../nbs/completion/02_model.ipynb #30dd3c82
 DESCRIBED = 8000
-"""Blows, at most, that scales and the usual course are taken from: their errors are below 2 %."""
+"""Blows, at most, that scales and the usual course are taken from: means to 1 % of an SD."""
 
 
 def whole_blows(
