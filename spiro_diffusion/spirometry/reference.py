@@ -19,6 +19,7 @@ __all__ = ['SOURCES', 'zscores', 'predicted', 'value_at']
 SOURCES = {
     "fev1": ("BOWERMAN_2022", "FEV1"), "fvc": ("BOWERMAN_2022", "FVC"), "fev1_fvc": ("BOWERMAN_2022", "FEV1FVC"),
     "fef2575": ("GLI_2012", "FEF25_75"), "fef75": ("GLI_2012", "FEF75"), "pef": ("HANKINSON_1999", "PEF"),
+    "fev1_fvc_nhanes3": ("HANKINSON_1999", "FEV1FVC"),  # in %
 }  # fmt: skip
 """Which pyspiro class and parameter each index is compared with."""
 
