@@ -28,7 +28,7 @@ from scipy.interpolate import interp1d
 from spiro_diffusion.base.files import write_json
 from spiro_diffusion.data import prepare
 from spiro_diffusion.formats.nhanes import Source
-from spiro_diffusion.simulator.survey import find_source, write_nhanes
+from spiro_diffusion.simulator.survey import survey_files, write_nhanes
 from spiro_diffusion.spirometry.clock import CLOCK, WIDTHS
 
 R_SCRIPT = Path(__file__).parent.parent / "tests" / "data" / "make_sas7bdat.R"
@@ -77,7 +77,7 @@ def timed(work: Callable) -> tuple[object, float, float]:
 
 def compare(folder: Path, tmp: Path, turns: int) -> dict:
     """Both ways from the files of `folder`, `turns` times, and this project's peak memory in a process of its own."""
-    source, rounds = find_source(folder, tmp / "simulated"), []
+    source, rounds = survey_files(folder, tmp / "simulated"), []
     alone = "import resource, sys; from spiro_diffusion.data import prepare; prepare(*sys.argv[1:]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     peak = (
         int(
@@ -153,7 +153,7 @@ def main() -> None:
         if not args.data_dir:
             write_nhanes(folder, people=args.people, seed=0)
         result = {
-            find_source(folder, tmp / "simulated").raw.suffix[1:].lower(): compare(
+            survey_files(folder, tmp / "simulated").raw.suffix[1:].lower(): compare(
                 folder, tmp, args.rounds
             )
         }
