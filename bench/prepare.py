@@ -30,7 +30,7 @@ from spiro_diffusion.base.files import write_json
 from spiro_diffusion.data import prepare
 from spiro_diffusion.formats.nhanes import Source
 from spiro_diffusion.formats.samples import STEP
-from spiro_diffusion.simulator.survey import find_source, write_nhanes
+from spiro_diffusion.simulator.survey import survey_files, write_nhanes
 from spiro_diffusion.spirometry.clock import CLOCK, WIDTHS
 
 R_SCRIPT = Path(__file__).parent.parent / "tests" / "data" / "make_sas7bdat.R"
@@ -109,7 +109,7 @@ def largest_gap(prepared: Path, signals: pd.DataFrame) -> float:
 
 def compare(folder: Path, tmp: Path, turns: int) -> dict[str, Any]:
     """Both ways from the files of `folder`, `turns` times, and this project's peak memory."""
-    source = find_source(folder, tmp / "simulated")
+    source = survey_files(folder, tmp / "simulated")
     memory = peak_memory(folder, tmp / "alone")
     rounds = []
     for _ in range(turns):
@@ -175,7 +175,7 @@ def main() -> None:
         folder = Path(args.data_dir or tmp / "nhanes")
         if not args.data_dir:
             write_nhanes(folder, people=args.people, seed=0)
-        kind = find_source(folder, tmp / "simulated").raw.suffix[1:].lower()
+        kind = survey_files(folder, tmp / "simulated").raw.suffix[1:].lower()
         result = {kind: compare(folder, tmp, args.rounds)}
         if not args.data_dir and has_haven():
             as_sas7bdat(folder, tmp / "sas")
