@@ -15,192 +15,298 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..base.files import writing
-from ..spirometry.clock import CLOCK, WIDTHS, from_clock, volume_on_clock
+from .scores import KS_NOISE
+from .two_sample import Judgement
+from spiro_diffusion.spirometry.clock import (
+    CLOCK,
+    END,
+    N_BINS,
+    N_FINE,
+    WIDTHS,
+    from_clock,
+    volume_on_clock,
+)
 from ..spirometry.indices import indices, indices_on_clock
 from ..spirometry.plots import plot_loops
 
 STYLE = "spiro_diffusion.metrics.spiro"
+"""The style file, `spiro.mplstyle` beside this module."""
+
 LABELS = {"fvc": "FVC", "fev1": "FEV1", "pef": "PEF", "fef2575": "FEF25-75"}
-SINGLE, DOUBLE = 3.5, 7.2  # inches, the columns of a journal
-BLUE, RED, GREEN, PINK, AMBER = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-)  # Okabe and Ito (2008)
+"""Indices that figures show, as they are written."""
+
+SINGLE = 3.5
+"""Inches, one column of a journal."""
+
+DOUBLE = 7.2
+"""Inches, two columns of a journal."""
+
+BLUE = "#0072B2"  # these five: Okabe and Ito (2008)
+RED = "#D55E00"
+GREEN = "#009E73"
+PINK = "#CC79A7"
+AMBER = "#E69F00"
+
+REAL = BLUE
+"""The colour of people's own curves."""
+
+GENERATED = RED
+"""The colour of generated curves and of this project's models."""
+
+FOOT: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 5.5, "color": "0.35"}
+"""How the line at the foot of a figure is written."""
+
+FOOT_LETTERS = 19
+"""Letters of it that fit into an inch."""
+
+GUIDE: dict[str, Any] = {"color": "0.5", "lw": 0.6, "ls": ":"}
+"""A line at a value to compare with."""
+
+BAND: dict[str, Any] = {"color": "0.9", "lw": 0}
+"""An area of values that are as good as can be seen."""
 
 # %% auto #0
-__all__ = ['STYLE', 'LABELS', 'SINGLE', 'DOUBLE', 'BLUE', 'RED', 'GREEN', 'PINK', 'AMBER', 'ABLATION', 'CAPTIONS', 'sheet',
-           'save_figure', 'figure_pipeline', 'clock_errors', 'figure_clock', 'figure_codec', 'figure_conditional',
-           'figure_calibration', 'figure_reconstruction', 'figure_ablation', 'figure_privacy', 'figure_judge',
-           'captions_markdown']
+__all__ = ['STYLE', 'LABELS', 'SINGLE', 'DOUBLE', 'BLUE', 'RED', 'GREEN', 'PINK', 'AMBER', 'REAL', 'GENERATED', 'FOOT',
+           'FOOT_LETTERS', 'GUIDE', 'BAND', 'UNDATED', 'ARROW', 'UPPER_ROW', 'LOWER_ROW', 'FIRST_BOX', 'BOX_STEP',
+           'UPPER_Y', 'LOWER_Y', 'SAMPLE', 'EVEN_BINS', 'LEAST_ERROR', 'CODES', 'QUANTILES', 'SHADES', 'FANS',
+           'BOOSTED', 'MARKERS', 'LINES', 'ABLATION', 'SAMPLERS', 'CALL_TICKS', 'WORST_SHOWN', 'AIM', 'LOOPS_SHOWN',
+           'CAPTIONS', 'sheet', 'save_figure', 'figure_pipeline', 'clock_errors', 'figure_clock', 'figure_codec',
+           'figure_conditional', 'figure_calibration', 'errors_by_method', 'figure_reconstruction', 'figure_ablation',
+           'figure_privacy', 'figure_judge', 'captions_markdown']
 
 # %% ../../nbs/metrics/09_figures.ipynb #22e0c84c
-def _foot(note: str, width: float = DOUBLE) -> str:
-    """The note on as many lines as a figure of that width (inches) needs."""
-    return "\n".join(textwrap.wrap(note, int(19 * width)))
+def _write_foot(fig: Figure, note: str, width: float = DOUBLE) -> None:
+    """Write the note at the foot, on as many lines as a figure of that width (inches) needs."""
+    fig.supxlabel("\n".join(textwrap.wrap(note, int(FOOT_LETTERS * width))), **FOOT)
 
 
 @plt.style.context(STYLE)
 def sheet(
-    rows: int, columns: int, height: float, note: str, width: float = DOUBLE, **how: Any
+    rows: int, columns: int, height: float, note: str, width: float = DOUBLE, **settings: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure (inches) and its axes (rows, columns) in the style of the paper, with `note` at its foot."""
-    fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **how)
-    fig.supxlabel(_foot(note, width), x=0.01, ha="left", fontsize=5.5, color="0.35")
+    """A figure (inches) and its axes (rows, columns) in the style of the paper, with `note` at its
+    foot.
+
+    settings: others of `plt.subplots`.
+    """
+    size = (width, height)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **settings)
+    _write_foot(fig, note, width)
     return fig, axes
+
+
+UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
+"""Metadata by kind of file: without what differs from one time or version to the next."""
 
 
 @plt.style.context(STYLE)
 def save_figure(
     fig: Figure, folder: str | Path, name: str, kinds: Sequence[str] = ("pdf", "png")
 ) -> list[Path]:
-    """Write `<folder>/<name>.pdf` and `.png` (300 dpi), or those of `kinds`, and return their paths."""
+    """Write `<folder>/<name>.pdf` and `.png` (300 dpi), or those of `kinds`, and return their
+    paths.
+    """
     fig.draw_without_rendering()
-    fig.set_layout_engine(
-        "none"
-    )  # laid out once, so that each file and each call has the same places
-    undated = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
-    for kind in kinds:
-        with writing(Path(folder) / f"{name}.{kind}") as tmp:
-            fig.savefig(tmp, format=kind, metadata=undated[kind])
-    return [Path(folder) / f"{name}.{kind}" for kind in kinds]
+    # laid out once, so that each file and each call has the same places
+    fig.set_layout_engine("none")
+    paths = [Path(folder) / f"{name}.{kind}" for kind in kinds]
+    for kind, path in zip(kinds, paths, strict=True):
+        with writing(path) as part:
+            fig.savefig(part, format=kind, metadata=UNDATED[kind])
+    return paths
 
 # %% ../../nbs/metrics/09_figures.ipynb #3a975666
+ARROW: dict[str, Any] = {"arrowstyle": "->", "lw": 0.8, "color": "0.3"}
+
+UPPER_ROW = (
+    ("blow, mL each 10 ms\n(NHANES file)", BLUE),
+    ("clock: 512 bins\nflow in L/s", BLUE),
+    ("encoder", BLUE),
+    ("32 codes\nof 512", GREEN),
+    ("decoder\n(flow > 0)", RED),
+    ("new curve:\nindices, z-scores", RED),
+)
+"""The way of a blow through the codec, from left to right."""
+
+LOWER_ROW = (
+    (0.8, "noise"),
+    (2.9, "age, height, sex, each may be\nmissing; weight, ethnicity, z ..."),
+    (5.84, "U-Net with cross-attention,\nfew calls (DPM-Solver++)"),
+)
+"""What makes new codes: where the box is, and what is in it."""
+
+FIRST_BOX = 0.8
+BOX_STEP = 1.68
+UPPER_Y = 1.55
+LOWER_Y = 0.4
+
+
 def _box(ax: Axes, x: float, y: float, text: str, color: str) -> None:
-    ax.text(
-        x,
-        y,
-        text,
-        ha="center",
-        va="center",
-        fontsize=6,
-        bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": color, "lw": 1},
-    )
+    frame = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": color, "lw": 1}
+    ax.text(x, y, text, ha="center", va="center", fontsize=6, bbox=frame)
 
 
-def _arrow(ax: Axes, start: tuple[float, float], stop: tuple[float, float]) -> None:
-    ax.annotate("", stop, start, arrowprops={"arrowstyle": "->", "lw": 0.8, "color": "0.3"})
+def _arrow(ax: Axes, start: tuple[float, float], stop: tuple[float, float], **bend: Any) -> None:
+    ax.annotate("", stop, start, arrowprops=ARROW | bend)
+
+
+def _draw_parts(ax: Axes) -> None:
+    """Boxes and arrows of the models."""
+    ax.set(xlim=(0, 10), ylim=(0, 2))
+    ax.axis("off")
+    for place, (text, color) in enumerate(UPPER_ROW):
+        x = FIRST_BOX + BOX_STEP * place
+        _box(ax, x, UPPER_Y, text, color)
+        if place:
+            _arrow(ax, (x - 0.97, UPPER_Y), (x - 0.62, UPPER_Y))
+    for x, text in LOWER_ROW:
+        _box(ax, x, LOWER_Y, text, RED)
+    _arrow(ax, (4.1, LOWER_Y), (4.75, LOWER_Y))
+    _arrow(ax, (1.15, 0.33), (4.75, 0.25), connectionstyle="arc3,rad=0.12")
+    _arrow(ax, (5.84, 0.72), (5.84, 1.2))
 
 
 @plt.style.context(STYLE)
 def figure_pipeline(held: np.ndarray, made: np.ndarray, note: str) -> Figure:
-    """Figure 1: the way of a blow and of a person through the models; below, loops held out and generated (N, 512) L/s."""
+    """Figure 1: the way of a blow and of a person through the models; below, loops held out and
+    generated (N, 512) L/s.
+    """
     fig = plt.figure(figsize=(DOUBLE, 4.2))
-    fig.supxlabel(_foot(note), x=0.01, ha="left", fontsize=5.5, color="0.35")
+    _write_foot(fig, note)
     grid = fig.add_gridspec(2, 2, height_ratios=(1, 1.6))
-    top = fig.add_subplot(grid[0, :])
-    top.set(xlim=(0, 10), ylim=(0, 2)), top.axis("off")
-    upper = [
-        "blow, mL each 10 ms\n(NHANES file)",
-        "clock: 512 bins\nflow in L/s",
-        "encoder",
-        "32 codes\nof 512",
-        "decoder\n(flow > 0)",
-        "new curve:\nindices, z-scores",
-    ]
-    for i, text in enumerate(upper):
-        _box(top, 0.8 + 1.68 * i, 1.55, text, BLUE if i < 3 else RED if i > 3 else GREEN)
-        if i:
-            _arrow(top, (0.8 + 1.68 * i - 0.97, 1.55), (0.8 + 1.68 * i - 0.62, 1.55))
-    for x, text in (
-        (0.8, "noise"),
-        (2.9, "age, height, sex, each may be\nmissing; weight, ethnicity, z ..."),
-        (5.84, "U-Net with cross-attention,\nfew calls (DPM-Solver++)"),
-    ):
-        _box(top, x, 0.4, text, RED)
-    top.annotate(
-        "", (4.75, 0.4), (4.1, 0.4), arrowprops={"arrowstyle": "->", "lw": 0.8, "color": "0.3"}
-    )
-    top.annotate(
-        "",
-        (4.75, 0.25),
-        (1.15, 0.33),
-        arrowprops={
-            "arrowstyle": "->",
-            "lw": 0.8,
-            "color": "0.3",
-            "connectionstyle": "arc3,rad=0.12",
-        },
-    )
-    _arrow(top, (5.84, 0.72), (5.84, 1.2))
+    _draw_parts(fig.add_subplot(grid[0, :]))
     left = fig.add_subplot(grid[1, 0])
     right = fig.add_subplot(grid[1, 1], sharex=left, sharey=left)
-    for ax, flow, color, title in (
-        (left, held, BLUE, "held out"),
-        (right, made, RED, "generated for the same people"),
-    ):
-        plot_loops(flow, ax, aspect=False, color=color, alpha=0.45, lw=0.6)
-        ax.set_title(title)
+    plot_loops(held, left, aspect=False, color=REAL, alpha=0.45, lw=0.6)
+    left.set_title("held out")
+    plot_loops(made, right, aspect=False, color=GENERATED, alpha=0.45, lw=0.6)
+    right.set_title("generated for the same people")
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #f24f1c0c
+SAMPLE = 0.01
+"""s between samples at which indices are computed."""
+
+EVEN_BINS = np.linspace(0, END, N_BINS + 1)
+"""s: edges of as many bins as the clock has, all of one width."""
+
+
+def _through(volume: np.ndarray, time: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Volume (N, fine) L every 10 ms, after only its values at `edges` (s) were kept."""
+    fine = np.arange(0, END, SAMPLE)
+    return np.stack([np.interp(fine, edges, np.interp(edges, time, row)) for row in volume])
+
+
+def _through_own_length(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """The same, after 513 even points of each blow's own length were kept, and its length was
+    not.
+    """
+    fine = np.arange(0, END, SAMPLE)
+    samples = (volume < volume[:, -1:] - 1e-6).sum(1)  # until nothing more comes
+    last = time[np.minimum(np.maximum(samples, 2), len(time) - 1)]
+    usual_edges = np.linspace(0, np.median(last), N_BINS + 1)
+    out = []
+    for row, length in zip(volume, last, strict=True):
+        kept = np.interp(np.linspace(0, length, N_BINS + 1), time, row)
+        out.append(np.interp(fine, usual_edges, kept))
+    return np.stack(out)
+
+
 def clock_errors(flow: np.ndarray, names: Sequence[str] = tuple(LABELS)) -> dict[str, pd.DataFrame]:
-    """Relative errors (N rows) of indices of blows (N, 512) L/s kept in 512 numbers: `clock`, `even bins`, `own length`."""
+    """Relative errors (N rows) of indices of blows (N, 512) L/s kept in 512 numbers: `clock`, `even
+    bins`, `own length`.
+    """
     volume, time = from_clock(flow)
-    true, fine = indices(volume, time)[list(names)], np.arange(0, 20.48, 0.01)
-    last = np.maximum((volume < volume[:, -1:] - 1e-6).sum(1), 2)
-    at = {"clock": CLOCK, "even bins": np.linspace(0, 20.48, 513)}
+    true = indices(volume, time)[list(names)]
     kept = {
-        k: np.stack([np.interp(fine, edges, np.interp(edges, time, v)) for v in volume])
-        for k, edges in at.items()
+        "clock": _through(volume, time, CLOCK),
+        "even bins": _through(volume, time, EVEN_BINS),
+        "own length": _through_own_length(volume, time),
     }
-    usual = np.median(time[np.minimum(last, len(time) - 1)])
-    own = [
-        np.interp(np.linspace(0, time[min(n, len(time) - 1)], 513), time, v)
-        for n, v in zip(last, volume)
-    ]
-    kept["own length"] = np.stack([np.interp(fine, np.linspace(0, usual, 513), v) for v in own])
-    return {k: indices(v, fine)[list(names)] / true - 1 for k, v in kept.items()}
+    fine = np.arange(0, END, SAMPLE)
+    return {way: indices(rows, fine)[list(names)] / true - 1 for way, rows in kept.items()}
+
+# %% ../../nbs/metrics/09_figures.ipynb #5f734775
+LEAST_ERROR = 1e-3
+"""Per cent: smaller errors are drawn as this on a log scale."""
+
+
+def _draw_bin_widths(ax: Axes) -> None:
+    ax.plot(CLOCK[:-1], 1000 * WIDTHS)
+    ax.axhline(1000 * EVEN_BINS[1], color=RED, ls="--", label="even bins")
+    ax.set(xlabel="time (s)", ylabel="width of a bin (ms)", title="512 bins to 20.48 s")
+    ax.legend()
+
+
+def _draw_start(ax: Axes, flow: np.ndarray) -> None:
+    """The start of one blow, flow (512,) L/s, on both kinds of bins."""
+    volume = volume_on_clock(flow)[0]
+    coarse = np.diff(np.interp(EVEN_BINS, CLOCK, volume)) / np.diff(EVEN_BINS)
+    ax.stairs(flow, CLOCK, color=BLUE, label="clock")
+    ax.stairs(coarse, EVEN_BINS, color=RED, label="even bins")
+    ax.set(xlim=(0, 0.6), title="the start of one blow")
+    ax.set(xlabel="time (s)", ylabel="flow (L/s)")
+    ax.legend()
+
+
+def _draw_clock_errors(ax: Axes, errors: Mapping[str, pd.DataFrame]) -> None:
+    places = np.arange(len(LABELS))
+    for i, (way, color) in enumerate(zip(errors, (BLUE, RED, AMBER), strict=True)):
+        p95 = 100 * errors[way][list(LABELS)].abs().quantile(0.95)
+        x = places + 0.27 * (i - 1)
+        ax.bar(x, np.maximum(p95, LEAST_ERROR), 0.25, color=color, label=way)
+    ax.set(yscale="log", ylabel="error, 95th percentile (%)", title="indices from 512 numbers")
+    ax.set_xticks(places, list(LABELS.values()))
+    ax.set_ylim(LEAST_ERROR, 3000)
+    ax.legend(loc="upper left", ncols=3, columnspacing=0.8, handlelength=1)
 
 
 @plt.style.context(STYLE)
 def figure_clock(flow: np.ndarray, note: str) -> Figure:
-    """Figure 2: widths of the clock's bins, one blow (the first of flow (N, 512) L/s) on it, and errors of indices of all."""
+    """Figure 2: widths of the clock's bins, one blow (the first of flow (N, 512) L/s) on it, and
+    errors of indices of all.
+    """
     fig, axes = sheet(1, 3, 2.2, note)
-    (left, middle, right), errors = axes[0], clock_errors(flow)
-    left.plot(CLOCK[:-1], 1000 * WIDTHS)
-    left.axhline(40, color=RED, ls="--", label="even bins")
-    (
-        left.set(xlabel="time (s)", ylabel="width of a bin (ms)", title="512 bins to 20.48 s"),
-        left.legend(),
-    )
-    even = np.linspace(0, 20.48, 513)
-    coarse = np.diff(np.interp(even, CLOCK, volume_on_clock(flow[:1])[0])) / np.diff(even)
-    (
-        middle.stairs(flow[0], CLOCK, color=BLUE, label="clock"),
-        middle.stairs(coarse, even, color=RED, label="even bins"),
-    )
-    (
-        middle.set(
-            xlim=(0, 0.6), xlabel="time (s)", ylabel="flow (L/s)", title="the start of one blow"
-        ),
-        middle.legend(),
-    )
-    for i, (name, table) in enumerate(errors.items()):
-        p95 = 100 * table.abs().quantile(0.95)
-        right.bar(
-            np.arange(len(p95)) + 0.27 * (i - 1),
-            np.maximum(p95, 1e-3),
-            0.25,
-            color=(BLUE, RED, AMBER)[i],
-            label=name,
-        )
-    right.set(
-        yscale="log",
-        xticks=range(len(p95)),
-        xticklabels=[LABELS[n] for n in p95.index],
-        ylabel="error, 95th percentile (%)",
-        title="indices from 512 numbers",
-    )
-    (
-        right.set_ylim(1e-3, 3000),
-        right.legend(loc="upper left", ncols=3, columnspacing=0.8, handlelength=1),
-    )
+    left, middle, right = axes[0]
+    _draw_bin_widths(left)
+    _draw_start(middle, flow[0])
+    _draw_clock_errors(right, clock_errors(flow))
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #64ae0387
+CODES = 512
+"""Size of the codebook."""
+
+
+def _draw_errors(ax: Axes, errors: pd.DataFrame) -> None:
+    """Cumulative distributions of absolute errors of indices (L, L/s)."""
+    for name, title in LABELS.items():
+        size = np.sort(1000 * errors[name].abs().dropna())
+        share = np.arange(1, len(size) + 1) / len(size)
+        ax.plot(np.maximum(size, 0.05), share, label=title)
+    ax.set(xscale="log", xlim=(0.05, 500), title="lost on the way through 32 codes")
+    ax.set(xlabel="error (mL, mL/s)", ylabel="share of blows")
+    ax.legend()
+
+
+def _draw_use(ax: Axes, codes: np.ndarray) -> None:
+    """How often each code is used, as a multiple of even use."""
+    use = np.sort(np.bincount(codes.ravel().astype(int), minlength=CODES))[::-1]
+    ax.fill_between(np.arange(len(use)), use / use.sum() * len(use), step="mid", lw=0)
+    ax.axhline(1, **GUIDE)
+    ax.set(xlabel="code, by frequency", ylabel="use / even use", ylim=(0, None))
+    ax.set_title(f"{(use > 0).sum()} of {len(use)} codes in use")
+
+
+def _draw_mean_flow(ax: Axes, means: np.ndarray, position: int) -> None:
+    """Mean flow (G, 512) L/s by code at a position, in the first two seconds."""
+    colors = plt.get_cmap("viridis")(np.linspace(0, 1, max(len(means), 2)))
+    for mean, color in zip(means, colors, strict=False):
+        ax.plot(CLOCK[:N_FINE], mean[:N_FINE], lw=0.9, color=color)
+    ax.set(xlabel="time (s)", ylabel="mean flow (L/s)")
+    ax.set_title(f"position {position}: low codes dark")
+
+
 @plt.style.context(STYLE)
 def figure_codec(
     flow: np.ndarray,
@@ -210,183 +316,170 @@ def figure_codec(
     position: int,
     note: str,
 ) -> Figure:
-    """Figure 3: blows (N, 512) L/s and what came back, codes (N, 32), and mean flow (G, 512) L/s by code at `position`."""
+    """Figure 3: blows (N, 512) L/s and what came back, codes (N, 32), and mean flow (G, 512) L/s by
+    code at `position`.
+    """
     fig, axes = sheet(1, 3, 2.2, note)
     left, middle, right = axes[0]
-    errors = indices_on_clock(back) - indices_on_clock(flow)
-    for name, title in LABELS.items():
-        size = np.sort(1000 * errors[name].abs().dropna())
-        left.plot(np.maximum(size, 0.05), (np.arange(len(size)) + 1) / len(size), label=title)
-    (
-        left.set(
-            xscale="log",
-            xlim=(0.05, 500),
-            xlabel="error (mL, mL/s)",
-            ylabel="share of blows",
-            title="lost on the way through 32 codes",
-        ),
-        left.legend(),
-    )
-    use = np.sort(np.bincount(codes.ravel().astype(int), minlength=512))[::-1]
-    middle.fill_between(np.arange(len(use)), use / use.sum() * len(use), step="mid", lw=0)
-    middle.axhline(1, color="0.5", lw=0.6, ls=":")
-    middle.set(
-        xlabel="code, by frequency",
-        ylabel="use / even use",
-        title=f"{(use > 0).sum()} of {len(use)} codes in use",
-        ylim=(0, None),
-    )
-    for i, mean in enumerate(means):
-        right.plot(
-            CLOCK[:200], mean[:200], lw=0.9, color=plt.cm.viridis(i / max(len(means) - 1, 1))
-        )
-    right.set(
-        xlabel="time (s)", ylabel="mean flow (L/s)", title=f"position {position}: low codes dark"
-    )
+    _draw_errors(left, indices_on_clock(back) - indices_on_clock(flow))
+    _draw_use(middle, codes)
+    _draw_mean_flow(right, means, position)
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #43164bc9
+QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
+
+SHADES = ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35))
+"""Lower and upper quantile of a band, and how opaque it is."""
+
+FANS = {"fev1": "FEV1 (L)", "fev1_fvc": "FEV1/FVC"}
+"""Indices of figure 4, from top to bottom."""
+
+
+def _draw_fan(ax: Axes, table: pd.DataFrame, name: str, color: str) -> None:
+    """Bands of an index of draws over age, its predicted value and its LLN."""
+    bands = table.groupby("age")[name].quantile(QUANTILES).unstack()
+    for low, high, alpha in SHADES:
+        label = f"central {high - low:.0%}"
+        style: dict[str, Any] = {"color": color, "alpha": alpha, "lw": 0}
+        ax.fill_between(bands.index, bands[low], bands[high], label=label, **style)
+    ax.plot(bands.index, bands[0.5], color=color, label="median generated")
+    normal = table.drop_duplicates("age").sort_values("age")
+    ax.plot(normal["age"], normal[f"{name}_pred"], "k--", lw=0.9, label="predicted")
+    ax.plot(normal["age"], normal[f"{name}_lln"], "k:", lw=0.9, label="LLN")
+
+
 @plt.style.context(STYLE)
 def figure_conditional(table: pd.DataFrame, note: str) -> Figure:
-    """Figure 4: `fev1` (L) and `fev1_fvc` of draws, a row each, by `age` and `sex` ("women", "men"), with `<index>_pred`, `<index>_lln`."""
+    """Figure 4: `fev1` (L) and `fev1_fvc` of draws, a row each, by `age` and `sex` ("women",
+    "men"), with `<index>_pred`, `<index>_lln`.
+    """
     fig, axes = sheet(2, 2, 4, note, sharex=True, sharey="row")
-    for column, (sex, color) in enumerate((("women", RED), ("men", BLUE))):
-        here = table[table["sex"] == sex]
-        normal = here.drop_duplicates("age").sort_values("age")
-        for row, (name, label) in enumerate((("fev1", "FEV1 (L)"), ("fev1_fvc", "FEV1/FVC"))):
-            ax, q = (
-                axes[row, column],
-                here.groupby("age")[name].quantile([0.05, 0.25, 0.5, 0.75, 0.95]).unstack(),
-            )
-            for low, high, alpha in ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35)):
-                ax.fill_between(
-                    q.index,
-                    q[low],
-                    q[high],
-                    color=color,
-                    alpha=alpha,
-                    lw=0,
-                    label=f"central {high - low:.0%}",
-                )
-            ax.plot(q.index, q[0.5], color=color, label="median generated")
-            for kind, style, title in (("pred", "k--", "predicted"), ("lln", "k:", "LLN")):
-                ax.plot(normal["age"], normal[f"{name}_{kind}"], style, lw=0.9, label=title)
-            ax.set(
-                ylabel=label if not column else "",
-                xlabel="age (years)" if row else "",
-                title="" if row else sex,
-            )
+    for column, (sex, color) in enumerate({"women": RED, "men": BLUE}.items()):
+        for row, name in enumerate(FANS):
+            _draw_fan(axes[row, column], table[table["sex"] == sex], name, color)
+        axes[0, column].set_title(sex)
+        axes[1, column].set_xlabel("age (years)")
+    for row, label in enumerate(FANS.values()):
+        axes[row, 0].set_ylabel(label)
     axes[0, 0].legend(loc="upper right")
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #2daffc9f
+def _draw_pit(ax: Axes, shares: Mapping[str, np.ndarray], coverage: pd.Series) -> None:
+    """Distribution of the PIT (P,) of each index minus the uniform one, with the coverage of its
+    intervals.
+    """
+    fewest = min(map(len, shares.values()))
+    for name, share in shares.items():
+        x = np.sort(share)
+        below = (np.arange(len(x)) + 0.5) / len(x)
+        short_name = name.split(" (")[0]
+        ax.plot(x, below - x, label=f"{short_name}: {coverage[name]:.0%}")
+    noise = KS_NOISE / np.sqrt(fewest)
+    ax.axhspan(-noise, noise, **BAND)
+    ax.set(xlim=(0, 1), ylim=(-0.2, 0.2), title="PIT, and coverage of 90 % intervals")
+    ax.set(xlabel="share of draws below the truth", ylabel="share of people minus that")
+    ax.legend(ncols=2, loc="upper center")
+
+
+def _draw_subgroups(middle: Axes, right: Axes, table: pd.DataFrame) -> None:
+    """Coverage and CRPS ratio of each subgroup, from top to bottom."""
+    y = -np.arange(len(table))
+    middle.errorbar(table["coverage"], y, xerr=table["noise"], fmt="o", ms=3, lw=0.7)
+    middle.axvline(0.9, **GUIDE)
+    middle.set_yticks(y, [f"{name} ({count})" for name, count in table["n"].items()])
+    middle.set(xlabel="90 % interval covers the truth", title="coverage by group (n)")
+    right.plot(table["crps_ratio"], y, "s", ms=3, color=RED)
+    right.axvline(1, **GUIDE)
+    right.set_yticks(y, [])
+    right.set(xlabel="CRPS / spline regression", title="score (smaller is better)")
+
+
 @plt.style.context(STYLE)
 def figure_calibration(
-    shares: Mapping[str, np.ndarray], indices: pd.DataFrame, cells: pd.DataFrame, note: str
+    shares: Mapping[str, np.ndarray], indices: pd.DataFrame, subgroups: pd.DataFrame, note: str
 ) -> Figure:
-    """Figure 5: PIT values (P,) of each index, the table of `judging.index_table` and that of `judging.cell_table`."""
+    """Figure 5: PIT values (P,) of each index, the table of `tables.index_table` and that of
+    `subgroups.subgroup_table`.
+    """
     fig, axes = sheet(1, 3, 2.9, note, gridspec_kw={"width_ratios": (1.25, 1, 1)})
     left, middle, right = axes[0]
-    for name, share in shares.items():
-        u = np.sort(share)
-        left.plot(
-            u,
-            (np.arange(len(u)) + 0.5) / len(u) - u,
-            label=f"{name.split(' (')[0]}: {indices.loc[name, 'coverage']:.0%}",
-        )
-    noise = 1.36 / np.sqrt(len(u))
-    left.axhspan(-noise, noise, color="0.9", lw=0)
-    left.set(
-        xlim=(0, 1),
-        ylim=(-0.2, 0.2),
-        xlabel="share of draws below the truth",
-        ylabel="share of people, less that",
-        title="PIT, and coverage of 90 % intervals",
-    )
-    left.legend(ncols=2, loc="upper center")
-    y = -np.arange(len(cells))
-    middle.errorbar(cells["coverage"], y, xerr=cells["noise"], fmt="o", ms=3, lw=0.7)
-    middle.axvline(0.9, color="0.5", lw=0.6, ls=":")
-    middle.set(
-        yticks=y,
-        yticklabels=[f"{k} ({n})" for k, n in cells["n"].items()],
-        xlabel="90 % interval holds the truth",
-        title="coverage by group (n)",
-    )
-    right.plot(cells["crps_ratio"], y, "s", ms=3, color=RED)
-    right.axvline(1, color="0.5", lw=0.6, ls=":")
-    right.set(
-        yticks=y, yticklabels=[], xlabel="CRPS / spline regression", title="score (less is better)"
-    )
+    _draw_pit(left, shares, indices["coverage"])
+    _draw_subgroups(middle, right, subgroups)
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #62d89e32
+BOOSTED = "gradient boosting, best"
+"""One name for several boosted fits, of which the best is shown."""
+
+MARKERS = "os^"
+LINES = ("-", "--", ":")
+
+
+def errors_by_method(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Median error of FVC (mL): a row a method, a column a number of seconds known, of
+    bench/reconstruction's record.
+    """
+    columns = {}
+    for name, cut in _cuts(record).items():
+        errors = pd.Series({key: 1000 * one["median_abs_l"] for key, one in cut["fvc"].items()})
+        method = [BOOSTED if key.startswith("gradient") else key for key in errors.index]
+        columns[name] = errors.groupby(method, sort=False).min()
+    return pd.DataFrame(columns)
+
+
+def _cuts(record: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
+    """The parts of the record by seconds known: keys such as "cut at 1.5 s"."""
+    return {float(key.split()[2]): record[key] for key in record if key.startswith("cut at ")}
+
+
+def _draw_methods(ax: Axes, errors: pd.DataFrame) -> None:
+    for i, (name, row) in enumerate(errors.iterrows()):
+        grey = plt.get_cmap("Greys")(0.35 + 0.6 * i / len(errors))
+        style: dict[str, Any] = {"color": grey, "ls": LINES[i % len(LINES)]}
+        if name == "this model":
+            style = {"color": RED, "lw": 2, "zorder": 5}
+        ax.plot(errors.columns, row, marker="o", ms=3, label=name, **style)
+    ax.set(yscale="log", title="how far off")
+    ax.set(xlabel="seconds of the blow known", ylabel="error of FVC, median (mL)")
+    ax.set_xticks(list(errors.columns))
+    ax.legend(fontsize=5, ncols=2, loc="upper right")
+    ax.set_ylim(top=5 * ax.get_ylim()[1])  # room for the legend
+
+
+def _draw_coverage(ax: Axes, cuts: Mapping[float, Mapping[str, Any]]) -> None:
+    first = next(iter(cuts.values()))
+    groups = [group for group in first["in_90"] if not group.endswith("_l")]
+    y = -np.arange(len(groups))
+    for i, (seconds, cut) in enumerate(cuts.items()):
+        covered = np.array([cut["in_90"].get(group, np.nan) for group in groups], dtype=float)
+        intervals = cut.get("in_90_people_low_high", {})
+        ends = [
+            intervals[group][1:] if group in intervals else (share, share)
+            for group, share in zip(groups, covered, strict=True)
+        ]
+        bars = np.abs(np.transpose(ends) - covered)
+        style: dict[str, Any] = {"fmt": MARKERS[i % len(MARKERS)], "ms": 3, "lw": 0.7}
+        shifted = y + 0.2 * (1 - i)
+        ax.errorbar(covered, shifted, xerr=bars, label=f"{seconds:g} s known", **style)
+    ax.axvline(0.9, **GUIDE)
+    ax.set_yticks(y, groups)
+    ax.set(xlim=(0.65, 1), xlabel="90 % interval covers the truth", title="how sure")
+    ax.legend()
+
+
 @plt.style.context(STYLE)
 def figure_reconstruction(record: Mapping[str, Any], note: str) -> Figure:
-    """Figure 6: for each key "cut at 2 s" of record, `fvc` (method: `median_abs_l`, L), `in_90` (group: share covered), `in_90_people_low_high` (bars)."""
+    """Figure 6, of what bench/reconstruction.py writes.
+
+    For each key "cut at 2 s" of record: `fvc` (method: `median_abs_l`, L), `in_90` (group: share
+    covered), `in_90_people_low_high` (group: people, low, high; bars).
+    """
     fig, axes = sheet(1, 2, 2.9, note)
     left, right = axes[0]
-    cuts = {float(k.split()[2]): dict(v) for k, v in record.items() if k.startswith("cut at ")}
-    for v in cuts.values():  # of several boosted fits, the best
-        v["ml"] = (
-            pd.Series({k: 1000 * e["median_abs_l"] for k, e in v["fvc"].items()})
-            .groupby(
-                lambda k: "gradient boosting, best" if k.startswith("gradient") else k, sort=False
-            )
-            .min()
-        )
-    methods = list(next(iter(cuts.values()))["ml"].index)
-    for i, name in enumerate(methods):
-        style = (
-            {"color": RED, "lw": 2, "zorder": 5}
-            if name == "this model"
-            else {
-                "color": plt.cm.Greys(0.35 + 0.6 * i / len(methods)),
-                "ls": ("-", "--", ":")[i % 3],
-            }
-        )
-        left.plot(
-            list(cuts),
-            [v["ml"][name] for v in cuts.values()],
-            marker="o",
-            ms=3,
-            label=name,
-            **style,
-        )
-    left.set(
-        yscale="log",
-        xticks=list(cuts),
-        xlabel="seconds of the blow known",
-        ylabel="error of FVC, median (mL)",
-        title="how far off",
-    )
-    left.legend(fontsize=5, ncols=2, loc="upper right"), left.set_ylim(top=5 * left.get_ylim()[1])
-    groups = [g for g in next(iter(cuts.values()))["in_90"] if not g.endswith("_l")]
-    for i, (cut, v) in enumerate(cuts.items()):
-        held = np.array([v["in_90"].get(g, np.nan) for g in groups], dtype=float)
-        ends = np.array(
-            [v.get("in_90_people_low_high", {}).get(g, (0, h, h))[1:] for g, h in zip(groups, held)]
-        )
-        right.errorbar(
-            held,
-            -np.arange(len(groups)) + 0.2 * (1 - i),
-            xerr=np.abs(ends.T - held),
-            fmt="os^"[i % 3],
-            ms=3,
-            lw=0.7,
-            label=f"{cut:g} s known",
-        )
-    right.axvline(0.9, color="0.5", lw=0.6, ls=":")
-    (
-        right.set(
-            yticks=-np.arange(len(groups)),
-            yticklabels=groups,
-            xlim=(0.65, 1),
-            xlabel="90 % interval holds the truth",
-            title="how sure",
-        ),
-        right.legend(),
-    )
+    _draw_methods(left, errors_by_method(record))
+    _draw_coverage(right, _cuts(record))
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #39153f5e
@@ -394,148 +487,179 @@ ABLATION = {
     "flow_not_negative": "no negative\nflow",
     "acceptable": "acceptable\n(ATS/ERS)",
     "ks_over_noise": "KS / noise",
-    "fev1_miss_median_ml": "FEV1 asked:\nmiss (mL)",
+    "fev1_miss_median_ml": "FEV1 requested:\nmiss (mL)",
 }
+"""What the ablation measured, and what is written over it."""
+
+SAMPLERS = {
+    "dpmpp": "DPM-Solver++(2M)",
+    "ddim": "DDIM",
+    "heun": "Heun",
+    "ddpm": "ancestral DDPM",
+}
+"""Samplers by their short names."""
+
+CALL_TICKS = (2, 4, 8, 16, 50, 999)
+"""Numbers of network calls that are written at the axis."""
+
+WORST_SHOWN = 1.1
+"""CRPS over the default's: worse samplers are cut off."""
+
+
+def _draw_ablation(axes: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A bar for each row on each of four axes."""
+    names = [row["physics"] for row in rows]
+    places = range(len(names))
+    for ax, (key, title) in zip(axes, ABLATION.items(), strict=True):
+        ax.barh(places, [row[key] for row in rows], color=BLUE, height=0.6)
+        ax.set(title=title, xscale="log" if key.endswith("_ml") else "linear")
+        ax.set_yticks(places, names if ax is axes[0] else [])
+        ax.invert_yaxis()
+    axes[0].set_ylabel("physics")
+
+
+def _draw_samplers(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """CRPS of each sampler over network calls."""
+    table = pd.DataFrame(list(rows), columns=["sampler", "calls", "crps_ratio"])
+    for name, one in table.groupby("sampler", sort=False):
+        one = one.sort_values("calls")
+        ax.plot(one["calls"], one["crps_ratio"], "o-", ms=3, label=SAMPLERS.get(name, name))
+    ax.axhline(1, **GUIDE)
+    ax.set(xscale="log", title="samplers")
+    ax.set(xlabel="network calls a curve", ylabel="CRPS / the default's")
+    if table.empty:
+        return
+    shown = [calls for calls in CALL_TICKS if calls <= table["calls"].max()]
+    ax.set_xticks(shown, [str(calls) for calls in shown])
+    ax.minorticks_off()
+    ax.legend(frameon=True, framealpha=1, edgecolor="none")
+    if ax.get_ylim()[1] > WORST_SHOWN:
+        ax.set_ylim(top=WORST_SHOWN)
+        ax.set_title(f"samplers, up to {WORST_SHOWN:g}")
 
 
 @plt.style.context(STYLE)
 def figure_ablation(
     ablation: Sequence[Mapping[str, Any]], samplers: Sequence[Mapping[str, Any]], note: str
 ) -> Figure:
-    """Figure 7: rows of the ablation (`physics` and the keys of `ABLATION`) and of the samplers (`sampler`, `calls`, `crps_ratio`)."""
+    """Figure 7: rows of the ablation (`physics` and the keys of `ABLATION`) and of the samplers
+    (`sampler`, `calls`, `crps_ratio`).
+    """
     fig, axes = sheet(1, 5, 2.3, note, gridspec_kw={"width_ratios": (1, 1, 1, 1, 2)})
-    for i, (ax, (key, title)) in enumerate(zip(axes[0, :4], ABLATION.items())):
-        names = [row["physics"] for row in ablation]
-        ax.barh(range(len(names)), [row[key] for row in ablation], color=BLUE, height=0.6)
-        (
-            ax.set(
-                yticks=range(len(names)),
-                yticklabels=names if i == 0 else [],
-                title=title,
-                xscale="log" if key.endswith("_ml") else "linear",
-            ),
-            ax.invert_yaxis(),
-        )
-    axes[0, 0].set_ylabel("physics")
-    ax = axes[0, 4]
-    for name in dict.fromkeys(row["sampler"] for row in samplers):
-        rows = sorted((r["calls"], r["crps_ratio"]) for r in samplers if r["sampler"] == name)
-        ax.plot(
-            *zip(*rows),
-            "o-",
-            ms=3,
-            label={
-                "dpmpp": "DPM-Solver++(2M)",
-                "ddim": "DDIM",
-                "heun": "Heun",
-                "ddpm": "ancestral DDPM",
-            }.get(name, name),
-        )
-    ax.axhline(1, color="0.5", lw=0.6, ls=":")
-    ax.set(
-        xscale="log",
-        xlabel="network calls a curve",
-        ylabel="CRPS / the default's",
-        title="samplers",
-    )
-    if samplers:
-        shown = [c for c in (2, 4, 8, 16, 50, 999) if c <= max(r["calls"] for r in samplers)]
-        (
-            ax.set_xticks(shown, [str(c) for c in shown]),
-            ax.minorticks_off(),
-            ax.legend(frameon=True, framealpha=1, edgecolor="none"),
-        )
-        if ax.get_ylim()[1] > 1.1:
-            ax.set_ylim(top=1.1), ax.set_title("samplers, up to 1.1")
+    _draw_ablation(axes[0, :4], ablation)
+    _draw_samplers(axes[0, 4], samplers)
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #73285a6c
+AIM = (0.48, 0.52)
+"""AUCs of membership attacks that are as good as chance."""
+
+
+def _draw_distances(ax: Axes, distances: Mapping[str, np.ndarray]) -> None:
+    """Cumulative distributions of distances (L) by set of curves."""
+    for name, gaps in distances.items():
+        ax.plot(np.sort(gaps), np.arange(1, len(gaps) + 1) / len(gaps), label=name)
+    farthest = max(np.quantile(gaps, 0.995) for gaps in distances.values())
+    ax.set(xlim=(0, farthest), ylabel="share of curves")
+    ax.set_xlabel("distance to the nearest training blow (L, RMS)")
+    ax.legend()
+
+
+def _draw_attacks(ax: Axes, attacks: Mapping[str, Mapping[str, float]]) -> None:
+    """The AUC of each attack with its interval, from top to bottom."""
+    ax.axvspan(*AIM, **BAND)
+    ax.axvline(0.5, **GUIDE)
+    y = -np.arange(len(attacks))
+    for place, one in zip(y, attacks.values(), strict=True):
+        below = max(one["auc"] - one["low"], 0)
+        above = max(one["high"] - one["auc"], 0)
+        ax.errorbar(one["auc"], place, xerr=[[below], [above]], fmt="o", ms=4, color=RED)
+    ax.set_yticks(y, list(attacks))
+    ax.set(xlim=(0.3, 0.7), ylim=(0.4 - len(attacks), 0.6))
+    ax.set(xlabel="AUC, 95 % interval (band: the aim)", title="who was trained on?")
+
+
 @plt.style.context(STYLE)
 def figure_privacy(
     distances: Mapping[str, np.ndarray], attacks: Mapping[str, Mapping[str, float]], note: str
 ) -> Figure:
-    """Figure 8: distances (N,) L to the nearest training blow of each set of curves, and attacks with `auc`, `low`, `high`."""
+    """Figure 8: distances (N,) L to the nearest training blow of each set of curves, and attacks
+    with `auc`, `low`, `high`.
+    """
     fig, axes = sheet(1, 2, 2.2, note, gridspec_kw={"width_ratios": (1.3, 1)})
     left, right = axes[0]
-    for name, gap in distances.items():
-        left.plot(np.sort(gap), (np.arange(len(gap)) + 1) / len(gap), label=name)
-    (
-        left.set(
-            xlim=(0, max(np.quantile(gap, 0.995) for gap in distances.values())),
-            xlabel="distance to the nearest training blow (L, RMS)",
-            ylabel="share of curves",
-        ),
-        left.legend(),
-    )
-    right.axvspan(0.48, 0.52, color="0.9", lw=0), right.axvline(0.5, color="0.5", lw=0.6, ls=":")
-    for i, one in enumerate(attacks.values()):
-        right.errorbar(
-            one["auc"],
-            -i,
-            xerr=[[max(one["auc"] - one["low"], 0)], [max(one["high"] - one["auc"], 0)]],
-            fmt="o",
-            ms=4,
-            color=RED,
-        )
-    right.set(
-        xlim=(0.3, 0.7),
-        ylim=(0.6 - len(attacks) - 0.2, 0.6),
-        yticks=-np.arange(len(attacks)),
-        yticklabels=list(attacks),
-        xlabel="AUC, 95 % interval (band: the aim)",
-        title="who was trained on?",
-    )
+    _draw_distances(left, distances)
+    _draw_attacks(right, attacks)
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #677167ce
+LOOPS_SHOWN = 12
+"""Loops on either side of the judge's figure."""
+
+
 @plt.style.context(STYLE)
-def figure_judge(
-    held: np.ndarray,
-    made: np.ndarray,
-    odds: np.ndarray,
-    saliency: np.ndarray,
-    area: float,
-    note: str,
-    most: int = 12,
-) -> Figure:
-    """Loops (N, 512) L/s that the judge was surest of by its log odds (2, N), its AUC `area`, and its saliency (512,) by time."""
+def figure_judge(held: np.ndarray, made: np.ndarray, judgement: Judgement, note: str) -> Figure:
+    """Loops (N, 512) L/s that the judge was surest of, and its saliency by time; row i of both is
+    one person's.
+    """
     fig, axes = sheet(1, 3, 2.2, note)
-    sets = (
-        (held, np.argsort(odds[0]), BLUE, "held out, known as such"),
-        (made, np.argsort(-odds[1]), RED, "generated, known as such"),
-    )
-    for ax, (flow, order, color, title) in zip(axes[0], sets):
-        plot_loops(flow[order[:most]], ax, aspect=False, color=color, lw=0.7)
-        ax.set_title(title)
-    axes[0, 2].plot(CLOCK[:-1], saliency / WIDTHS, color=GREEN)
-    axes[0, 2].set(
-        xscale="symlog",
-        xlim=(0, 20.5),
-        yscale="log",
-        xlabel="time (s)",
-        ylabel="saliency (1/s)",
-        title=f"where it looks (AUC {area:.2f})",
-    )
+    left, middle, right = axes[0]
+    surest_held = np.argsort(judgement.odds[0])[:LOOPS_SHOWN]
+    surest_made = np.argsort(-judgement.odds[1])[:LOOPS_SHOWN]
+    plot_loops(held[surest_held], left, aspect=False, color=REAL, lw=0.7)
+    left.set_title("held out, most confidently classified")
+    plot_loops(made[surest_made], middle, aspect=False, color=GENERATED, lw=0.7)
+    middle.set_title("generated, most confidently classified")
+    right.plot(CLOCK[:-1], judgement.saliency / WIDTHS, color=GREEN)
+    right.set(xscale="symlog", xlim=(0, 20.5), yscale="log")
+    right.set(xlabel="time (s)", ylabel="saliency (1/s)")
+    right.set_title(f"where it looks (AUC {judgement.area:.2f})")
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #bafab618
 CAPTIONS = {
-    "figure1_pipeline": "The models, and flow-volume loops of held-out and generated blows of the same people.",
-    "figure2_clock": "The clock's bin widths; the start of a blow on it and on even bins of 40 ms; errors of indices when a blow is kept in 512 numbers in three ways (blows read back from the clock at 100 Hz, so that the clock's own error is left out).",
-    "figure3_codec": "Errors of indices after 32 codes, how often codes are used, and mean flow by code at the position that tells most.",
-    "figure4_conditional": "Generated FEV1 and FEV1/FVC over age at the usual height, with predicted values and lower limits of normal (GLI Global 2022).",
-    "figure5_calibration": "Probability integral transform of each index (grey: 1.36 over the root of n), and by group of people the coverage of central 90 % intervals (bars: 1.96 SD) and the CRPS beside a spline regression's.",
-    "figure6_reconstruction": "Blows that stopped early: error of FVC by the seconds known, for the model (red) and for simpler ways, and coverage of its 90 % intervals by group (bars: 95 % over participants).",
-    "figure7_ablation": "What each kind of physics buys, and the score of samplers by network calls.",
+    "figure1_pipeline": (
+        "The models, and flow-volume loops of held-out and generated blows of the same people."
+    ),
+    "figure2_clock": (
+        "The clock's bin widths; the start of a blow on it and on even bins of 40 ms; errors of "
+        "indices when a blow is kept in 512 numbers in three ways (blows read back from the clock "
+        "at 100 Hz, so that the clock's own error is left out)."
+    ),
+    "figure3_codec": (
+        "Errors of indices after 32 codes, how often codes are used, and mean flow by code at the "
+        "position that tells most."
+    ),
+    "figure4_conditional": (
+        "Generated FEV1 and FEV1/FVC over age at the usual height, with predicted values and "
+        "lower limits of normal (GLI Global 2022)."
+    ),
+    "figure5_calibration": (
+        "Probability integral transform of each index (grey: 1.36 over the root of n), and by "
+        "group of people the coverage of central 90 % intervals (bars: 1.96 SD) and the CRPS "
+        "beside a spline regression's."
+    ),
+    "figure6_reconstruction": (
+        "Blows that stopped early: error of FVC by the seconds known, for the model (red) and for "
+        "simpler ways, and coverage of its 90 % intervals by group (bars: 95 % over participants)."
+    ),
+    "figure7_ablation": (
+        "What each kind of physics buys, and the score of samplers by network calls."
+    ),
     "figure8_privacy": "Distances to the nearest training blow, and membership attacks.",
-    "figureS1_judge": "Curves that a convolutional judge was surest of, and where along a curve it looks.",
+    "figureS1_judge": (
+        "Curves that a convolutional judge was surest of, and where along a curve it looks."
+    ),
 }
+"""A sentence for each figure, by the name of its file."""
 
 
 def captions_markdown(feet: Mapping[str, str]) -> str:
-    """Captions, a paragraph a figure, in order of name: number, `CAPTIONS`, and the foot of each."""
-    number = lambda name: name.split("_")[0].removeprefix("figure")
-    return (
-        "\n\n".join(f"**Figure {number(n)}.** {CAPTIONS[n]} {feet[n]}." for n in sorted(feet))
-        + "\n"
-    )
+    """Captions, a paragraph a figure, in order of name: number, `CAPTIONS`, and the foot of
+    each.
+    """
+    paragraphs = []
+    for name in sorted(feet):
+        number = name.split("_")[0].removeprefix("figure")
+        paragraphs.append(f"**Figure {number}.** {CAPTIONS[name]} {feet[name]}.")
+    return "\n\n".join(paragraphs) + "\n"
