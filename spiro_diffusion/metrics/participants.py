@@ -24,8 +24,8 @@ from ..simulator.people import BEST_INDICES
 from ..spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['AGES', 'GOOD_GRADES', 'PERSON_COLUMNS', 'TRUTH', 'best_rows', 'published', 'Survey', 'Group', 'draw_for', 'gather',
-           'conditions_of', 'on_device']
+__all__ = ['AGES', 'GOOD_GRADES', 'PERSON_COLUMNS', 'TRUTH', 'NEAREST_IN_AGE', 'SEXES', 'best_rows', 'published', 'Survey',
+           'Group', 'draw_for', 'gather', 'conditions_of', 'on_device', 'people_over_age']
 
 # %% ../../nbs/metrics/03_participants.ipynb #da93e8ad
 AGES = (6, 79)
@@ -182,3 +182,27 @@ def on_device(models: Models, device: str) -> torch.device:
     models.vqvae.to(found)
     models.cldm.to(found)
     return found
+
+# %% ../../nbs/metrics/03_participants.ipynb #2160f7d0
+NEAREST_IN_AGE = 40
+"""People whose median height is taken."""
+
+SEXES = {2: "women", 1: "men"}
+"""By gender code."""
+
+
+def people_over_age(
+    known: pd.DataFrame, ages: Sequence[int], heights: tuple[float, float]
+) -> pd.DataFrame:
+    """A person of each sex and age (years), of the usual height in `known`, within `heights` (cm).
+
+    Columns SEQN, age, height, gender, and sex ("women", "men").
+    """
+    rows = []
+    for gender, sex in SEXES.items():
+        same = known[known["gender"] == gender]
+        for age in ages:
+            near = (same["age"] - age).abs().nsmallest(NEAREST_IN_AGE).index
+            height = float(np.clip(same.loc[near, "height"].median(), *heights))
+            rows.append((1000 * gender + age, age, height, gender, sex))
+    return pd.DataFrame(rows, columns=["SEQN", "age", "height", "gender", "sex"])

@@ -29,7 +29,8 @@ from spiro_diffusion.metrics.scores import (
 from ..spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['BOOTSTRAP_DRAWS', 'SHAPE', 'yardstick', 'index_row', 'index_table', 'described', 'set_row']
+__all__ = ['BOOTSTRAP_DRAWS', 'SHAPE', 'yardstick', 'index_row', 'index_table', 'crps_ratios', 'pair_gap', 'pair_interval',
+           'described', 'set_row']
 
 # %% ../../nbs/metrics/04_tables.ipynb #fc09dae7
 def yardstick(
@@ -123,6 +124,43 @@ def index_table(
         truth = people[name].to_numpy()[here]
         rows[name] = index_row(truth, drawn[here], yard[name][here], seed, times)
     return pd.DataFrame.from_dict(rows, orient="index")
+
+# %% ../../nbs/metrics/04_tables.ipynb #b9923889
+def crps_ratios(
+    people: pd.DataFrame, sets: pd.DataFrame, yard: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """CRPS over the yardstick's, by index, of sets of indices drawn for people (P): P * D rows, a
+    person's together.
+    """
+    ratios = {}
+    for name in HEADLINE:
+        draws = sets[name].to_numpy().reshape(len(people), -1)
+        score = crps(draws, people[name].to_numpy())
+        ratios[name] = float(np.nanmean(score) / np.nanmean(yard[name]))
+    return ratios
+
+# %% ../../nbs/metrics/04_tables.ipynb #a27cd493
+def pair_gap(
+    people: pd.DataFrame, draws: Mapping[str, np.ndarray], pair: str, rows: np.ndarray
+) -> float:
+    """Generated minus real rank correlation of a pair ("pef ~ fvc"), for these rows of people and
+    of draws (P, D).
+    """
+    one, other = pair.split(" ~ ")
+    real = people[one].iloc[rows].corr(people[other].iloc[rows], method="spearman")
+    first = pd.Series(draws[one][rows].ravel())
+    return first.corr(pd.Series(draws[other][rows].ravel()), method="spearman") - real
+
+
+def pair_interval(
+    people: pd.DataFrame,
+    draws: Mapping[str, np.ndarray],
+    pair: str,
+    seed: int = 0,
+    times: int = 200,
+) -> tuple[float, float]:
+    """95 % interval over participants of `pair_gap`."""
+    return bootstrap(lambda rows: pair_gap(people, draws, pair, rows), len(people), times, seed)
 
 # %% ../../nbs/metrics/04_tables.ipynb #03d9291e
 SHAPE = ("fef75", "aex", "collapse")
