@@ -13,14 +13,24 @@ from scipy.spatial.distance import cdist
 from ..spirometry.clock import N_BINS, WIDTHS, volume_on_clock
 
 # %% auto #0
-__all__ = ['HEADLINE', 'KS_NOISE', 'LIMB_MARGIN', 'TINY', 'TREES', 'FOLDS', 'SLOPE_TOLERANCE', 'count_people', 'ks_table', 'crps',
-           'pit', 'covered', 'calibration', 'bootstrap', 'correlation_gap', 'energy_distance', 'mmd', 'frechet',
-           'density_coverage', 'collapse_angle', 'loop_shape', 'auc', 'classifier_auc', 'physical_validity',
-           'volumes_at', 'nearest']
+__all__ = ['TITLES', 'HEADLINE', 'KS_NOISE', 'LIMB_MARGIN', 'TINY', 'TREES', 'FOLDS', 'SLOPE_TOLERANCE', 'count_people',
+           'ks_table', 'crps', 'pit', 'covered', 'calibration', 'bootstrap', 'correlation_gap', 'energy_distance',
+           'mmd', 'frechet', 'density_coverage', 'collapse_angle', 'loop_shape', 'auc', 'classifier_auc',
+           'physical_validity', 'volumes_at', 'nearest']
 
 # %% ../../nbs/metrics/00_scores.ipynb #8497798c
-HEADLINE = ("fvc", "fev1", "fev1_fvc", "pef", "fef2575", "fev6")
-"""The indices that every table of scores has (L, L, a ratio, L/s, L/s, L)."""
+TITLES = {
+    "fvc": "FVC (L)",
+    "fev1": "FEV1 (L)",
+    "fev1_fvc": "FEV1/FVC",
+    "pef": "PEF (L/s)",
+    "fef2575": "FEF25-75 (L/s)",
+    "fev6": "FEV6 (L)",
+}
+"""The indices that every table of scores has, as they are written, with their units."""
+
+HEADLINE = tuple(TITLES)
+"""Their names."""
 
 KS_NOISE = 1.36
 """95th percentile of Kolmogorov's distribution: a KS distance over this times sqrt(1/n + 1/m) is
