@@ -13,7 +13,7 @@ from ..learning.curves import BIN_WIDTHS, EDGES, volume_of
 from ..spirometry.clock import END, N_BINS
 
 # %% auto #0
-__all__ = ['STEERABLE', 'SMALL', 'STEERED_BELOW', 'RIDGE', 'soft_indices', 'check_targets', 'steer']
+__all__ = ['STEERABLE', 'SMALL', 'STEERED_BELOW', 'SEVERAL_BELOW', 'RIDGE', 'soft_indices', 'check_targets', 'steer']
 
 # %% ../../nbs/generation/00_steering.ipynb #c3bf949d
 STEERABLE = ("fvc", "fev1", "fev1_fvc", "pef")
@@ -57,7 +57,8 @@ def soft_indices(flow: Tensor) -> dict[str, Tensor]:
     }
 
 # %% ../../nbs/generation/00_steering.ipynb #7472d98d
-STEERED_BELOW = 5.0  # sigma; a standardised latent has an SD of 1
+STEERED_BELOW = 10.0  # sigma, where a standardised latent has an SD of 1
+SEVERAL_BELOW = 5.0  # sigma, for curves with more than one target
 RIDGE = 1e-3  # added to the diagonal, as a share of it: two targets may ask for nearly the same
 
 
@@ -71,11 +72,17 @@ def check_targets(names: Iterable[str]) -> None:
         )
 
 
-def _likeliest_change(gaps: Tensor, gradients: Tensor, spreads: Tensor) -> Tensor:
-    """The change of an estimate, (N, 1, D), that closes gaps (N, T) of T targets.
+def _likeliest_change(gaps: Tensor, gradients: Tensor, spreads: Tensor, sigma: float) -> Tensor:
+    """The change of an estimate, (N, 1, D), that closes gaps (N, T) of T targets, NaN for none.
 
     gradients (N, T, D): g, a row a target; spreads (N, T, D): C g / sigma².
     """
+    closed = ~gaps.isnan()
+    if sigma > SEVERAL_BELOW:
+        closed = closed & (closed.sum(1, keepdim=True) == 1)
+    gaps = gaps.nan_to_num() * closed
+    gradients = gradients * closed[..., None]
+    spreads = spreads * closed[..., None]
     gram = gradients @ spreads.transpose(1, 2)
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-8)
     weights = torch.linalg.solve(gram + ridge.diag_embed(), gaps[..., None])
@@ -109,16 +116,14 @@ def steer(
         spreads = []
         for name, value in target.items():
             wanted = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-            gap = (wanted - found[name]).detach()
             gradient, spread = torch.autograd.grad(
                 found[name].sum(), [estimate, x], retain_graph=True
             )
-            asked = ~gap.isnan()[:, None]
-            gaps.append(gap.nan_to_num())
-            gradients.append(gradient.flatten(1) * asked)
-            spreads.append(spread.flatten(1) * asked)
+            gaps.append((wanted - found[name]).detach())
+            gradients.append(gradient.flatten(1))
+            spreads.append(spread.flatten(1))
         change = _likeliest_change(
-            torch.stack(gaps, 1), torch.stack(gradients, 1), torch.stack(spreads, 1)
+            torch.stack(gaps, 1), torch.stack(gradients, 1), torch.stack(spreads, 1), sigma
         )
         return (estimate + change.view_as(estimate)).detach()
 
