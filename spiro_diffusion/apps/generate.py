@@ -159,7 +159,7 @@ def _drawn(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
             args.scheduler,
             args.overwrite,
             args.device,
-            args.run_dir,
+            run_dir=args.run_dir,
         )
         cohort = read_cohort(folder, most=2000)
     else:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['CURVES_AT_ONCE', 'FIRST_SEQN', 'FACTOR', 'MOST_POINTS', 'LARGEST_STEP', 'REST_POINTS', 'WRITERS', 'ENDINGS',
            'TARGET_MISSED', 'Z_MISSED', 'Z_MISSED_CONDITIONED', 'Z_ODD', 'SUMMARISED', 'spxraw', 'format_of',
-           'files_of', 'write_curves', 'Cohort', 'read_cohort', 'warnings_of', 'summary']
+           'default_name', 'files_of', 'write_curves', 'Cohort', 'read_cohort', 'warnings_of', 'summary']
 
 # %% ../../nbs/generation/02_cohort.ipynb #3b834419
 def _write_parquet(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
@@ -185,6 +185,12 @@ def format_of(path: str | Path, file_format: str | None = None) -> str:
     raise DataError(
         f"{what}: choose one of {', '.join(WRITERS)}, or a name that ends in .parquet, .csv or .npz"
     )
+
+
+def default_name(file_format: str | None = None) -> str:
+    """What a cohort is called if nobody says: "cohort.parquet", or as its format wants it."""
+    kind = format_of("cohort.parquet", file_format)
+    return "cohort" if kind == "nhanes" else f"cohort.{kind}"
 
 
 def files_of(path: str | Path, file_format: str | None = None) -> tuple[Path, ...]:
