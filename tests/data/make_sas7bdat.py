@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from spiro_diffusion.simulator import simulate_blows, simulate_people, write_nhanes
+from spiro_diffusion import simulate_blows, simulate_people, write_nhanes
 
 here = Path(__file__).parent
 people = simulate_people(12, seed=12)
