@@ -1,4 +1,4 @@
-"""Make this folder's small simulated NHANES files: SPXRAW as SAS7BDAT (by haven), DEMO and BMX as XPORT.
+"""Make the small simulated files of this folder: SPXRAW as SAS7BDAT (haven), DEMO and BMX as XPORT.
 
 Run in this folder: python make_sas7bdat.py. Needs Rscript with the package haven.
 """
