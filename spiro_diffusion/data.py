@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['PEOPLE_BY_PROFILE', 'NOT_IN_DEMO', 'NO_AGE_SEX', 'NO_FLOW', 'people_for', 'resolve_data_dir', 'obtain_files',
-           'why_left_out', 'join_people', 'described_people', 'joined_pieces', 'prepare_files', 'prepare']
+           'why_left_out', 'join_people', 'described_people', 'joined_pieces', 'prepare_files', 'prepare',
+           'load_prepared']
 
 # %% ../nbs/00_data.ipynb #86dda24e
 from collections import Counter
@@ -26,6 +27,8 @@ from spiro_diffusion.formats.prepared import (
 )
 from .formats.tables import SUFFIXES
 from .simulator.survey import survey_files
+
+_all_ = ["load_prepared"]  # which every later step imports from here
 
 # %% ../nbs/00_data.ipynb #1cf7dfbe
 PEOPLE_BY_PROFILE = {"smoke": 60, "default": 2000, "paper": 6689}

@@ -1,4 +1,4 @@
-"""Make the small simulated NHANES files of this folder: SPXRAW as SAS7BDAT (by R's haven), DEMO and BMX as XPORT.
+"""Make the small simulated files of this folder: SPXRAW as SAS7BDAT (haven), DEMO and BMX as XPORT.
 
 Run in this folder: python make_sas7bdat.py. Needs Rscript with the package haven.
 """
@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from spiro_diffusion.simulator import simulate_blows, simulate_people, write_nhanes
+from spiro_diffusion import simulate_blows, simulate_people, write_nhanes
 
 here = Path(__file__).parent
 people = simulate_people(12, seed=12)
