@@ -28,7 +28,7 @@ from scipy.interpolate import interp1d
 
 from spiro_diffusion.base.files import write_json
 from spiro_diffusion.data import prepare
-from spiro_diffusion.formats.nhanes import Source
+from spiro_diffusion.formats.nhanes import SurveyFiles
 from spiro_diffusion.formats.samples import STEP
 from spiro_diffusion.simulator.survey import survey_files, write_nhanes
 from spiro_diffusion.spirometry.clock import CLOCK, WIDTHS
@@ -60,7 +60,7 @@ def one_row(text: str, factor: float) -> np.ndarray:
     return np.diff(at(CLOCK)) / WIDTHS
 
 
-def row_by_row(source: Source, out: Path) -> pd.DataFrame:
+def row_by_row(source: SurveyFiles, out: Path) -> pd.DataFrame:
     """The plain way: each row by itself, then the join and files of `prepare`; signals by blow."""
     raw = read(source.raw)
     signals = np.zeros((len(raw), 512), dtype=np.float32)

@@ -17,7 +17,7 @@ import pandas as pd
 from .base.errors import DataError, need_dir
 from .base.files import locked, write_json
 from .base.seeds import split_of
-from .formats.nhanes import RawBlows, Source, iter_raw, read_best, read_people
+from .formats.nhanes import RawBlows, SurveyFiles, iter_raw, read_best, read_people
 from spiro_diffusion.formats.prepared import (
     METADATA,
     REPORT_FILE,
@@ -55,12 +55,12 @@ def resolve_data_dir(data_dir: str, run_dir: str | Path) -> Path | None:
 
 # %% ../nbs/00_data.ipynb #0ef0bf90
 def obtain_files(
-    data_dir: str | Path | None | Sequence[Source],
+    data_dir: str | Path | None | Sequence[SurveyFiles],
     simulated_dir: str | Path,
     cycles: tuple[str, ...] = ("G",),
     n_people: int = 1000,
     seed: int = 0,
-) -> list[Source]:
+) -> list[SurveyFiles]:
     """The files of each cycle; what is missing is simulated into `simulated_dir` (`survey_files`).
 
     data_dir: a folder with NHANES files; None: none, all is simulated; or files already obtained.
@@ -85,7 +85,7 @@ def why_left_out(seqn: np.ndarray, who: pd.DataFrame, flow: np.ndarray) -> np.nd
 
 # %% ../nbs/00_data.ipynb #adc2dcc0
 def join_people(
-    blows: RawBlows, people: pd.DataFrame, source: Source, dropped: Counter[str]
+    blows: RawBlows, people: pd.DataFrame, source: SurveyFiles, dropped: Counter[str]
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Flow (n, 512) L/s and metadata of one piece; what is left out is counted in `dropped`.
 
@@ -105,7 +105,7 @@ def join_people(
     return (flow if keep.all() else flow[keep]), table
 
 # %% ../nbs/00_data.ipynb #68b32abc
-def described_people(source: Source) -> pd.DataFrame:
+def described_people(source: SurveyFiles) -> pd.DataFrame:
     """The people of DEMO and BMX, sorted by SEQN, with their `session` grade ("" if unknown)."""
     people = read_people(source.demo, source.bmx, source.cycle).sort_values("SEQN")
     if source.spx is None:
@@ -115,7 +115,7 @@ def described_people(source: Source) -> pd.DataFrame:
 
 # %% ../nbs/00_data.ipynb #6769bb10
 def joined_pieces(
-    sources: list[Source], dropped: Counter[str], chunk: int
+    sources: list[SurveyFiles], dropped: Counter[str], chunk: int
 ) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
     """Flow and metadata of all sources, `chunk` blows at a time; DataError if none is left."""
     from tqdm.auto import tqdm
@@ -136,7 +136,7 @@ def joined_pieces(
         )
 
 # %% ../nbs/00_data.ipynb #bd31ed51
-def _read_and_write(sources: list[Source], out: Path, seed: int, chunk: int) -> dict[str, Any]:
+def _read_and_write(sources: list[SurveyFiles], out: Path, seed: int, chunk: int) -> dict[str, Any]:
     """`prepare_files`, in a folder that is held."""
     dropped: Counter[str] = Counter()
     metadata = write_prepared(out, joined_pieces(sources, dropped, chunk))
@@ -146,7 +146,7 @@ def _read_and_write(sources: list[Source], out: Path, seed: int, chunk: int) -> 
 
 
 def prepare_files(
-    sources: list[Source], out_dir: str | Path, seed: int = 0, chunk: int = 8_000
+    sources: list[SurveyFiles], out_dir: str | Path, seed: int = 0, chunk: int = 8_000
 ) -> dict[str, Any]:
     """Read files (`obtain_files`) and write signals, metadata and a report into `out_dir`.
 
@@ -158,7 +158,7 @@ def prepare_files(
 
 # %% ../nbs/00_data.ipynb #3177f49c
 def prepare(
-    data_dir: str | Path | None | Sequence[Source],
+    data_dir: str | Path | None | Sequence[SurveyFiles],
     out_dir: str | Path,
     cycles: tuple[str, ...] = ("G",),
     n_people: int = 1000,

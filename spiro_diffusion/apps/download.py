@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .console import Command
+from ..base.errors import DataError
 from ..formats.download import BASE, TABLES, YEARS, fetch
 
 # %% auto #0
-__all__ = ['COMMAND', 'main']
+__all__ = ['COMMAND', 'expected_hashes', 'main']
 
 # %% ../../nbs/apps/03_download.ipynb #f222da1c
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +51,42 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep files whose number of rows is not the codebook's",
     )
+    parser.add_argument(
+        "--sha256",
+        action="append",
+        default=[],
+        metavar="TABLE=HASH",
+        help="the SHA-256 that a table's file must have, as DEMO_G=9f86...; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-redirects",
+        action="store_true",
+        help="follow an address that sends on to another host",
+    )
 
 # %% ../../nbs/apps/03_download.ipynb #7dd77f70
+def expected_hashes(given: Sequence[str]) -> dict[str, str]:
+    """ "DEMO_G=9f86..." as SHA-256 by table. Raises DataError on anything else."""
+    hashes = {}
+    for text in given:
+        table, equals, digest = text.partition("=")
+        if not equals or not digest:
+            raise DataError(f"--sha256 wants TABLE=HASH, as DEMO_G=9f86..., not {text!r}")
+        hashes[table] = digest.lower()
+    return hashes
+
+
 def _work(args: argparse.Namespace) -> None:
-    tables = fetch(args.folder, args.cycle, args.table, args.base, args.any_rows, max(args.wait, 0))
+    tables = fetch(
+        args.folder,
+        args.cycle,
+        args.table,
+        base=args.base,
+        any_rows=args.any_rows,
+        pause=max(args.wait, 0),
+        sha256=expected_hashes(args.sha256),
+        allow_redirects=args.allow_redirects,
+    )
     for table in tables:
         size = f"{table.rows:>7,} rows {table.bytes / 1e6:>7,.1f} MB"
         before = "" if table.address else "  (was there)"

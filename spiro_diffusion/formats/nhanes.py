@@ -29,7 +29,7 @@ from spiro_diffusion.formats.tables import (
 # %% auto #0
 __all__ = ['L_PER_ML', 'RAW_COLUMNS', 'NO_SEQN', 'NO_NUMBER', 'NO_FACTOR', 'BAD_TEST', 'FACTORS', 'TESTS', 'DUPLICATE',
            'RAW_CHUNK', 'SURVEY', 'PEOPLE', 'PEOPLE_NAMES', 'ML_PER_L', 'BEST_VOLUMES', 'BEST_REST', 'KINDS',
-           'RawBlows', 'iter_raw', 'join_blows', 'read_raw', 'read_people', 'read_best', 'Source']
+           'RawBlows', 'iter_raw', 'join_blows', 'read_raw', 'read_people', 'read_best', 'SurveyFiles']
 
 # %% ../../nbs/formats/02_nhanes.ipynb #b660d704
 L_PER_ML = 0.001
@@ -256,7 +256,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class SurveyFiles:
     """The files of one cycle: paths of SPXRAW, DEMO and BMX, and of SPX if it is there."""
 
     cycle: str

@@ -17,7 +17,7 @@ import pandas as pd
 from ..base.arrays import open_array
 from ..base.errors import DataError, need_file
 from ..base.files import writing
-from .nhanes import KINDS, Source
+from .nhanes import KINDS, SurveyFiles
 from ..spirometry.clock import N_BINS
 
 # %% ../../nbs/formats/07_prepared.ipynb #2cd1d1c9
@@ -108,7 +108,7 @@ def load_prepared(run_dir: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
 
 # %% ../../nbs/formats/07_prepared.ipynb #94e98057
 def preparation_report(
-    metadata: pd.DataFrame, dropped: Counter[str], sources: list[Source], seed: int
+    metadata: pd.DataFrame, dropped: Counter[str], sources: list[SurveyFiles], seed: int
 ) -> dict[str, Any]:
     """What `preparation.json` says: where blows came from, what was kept and what was left out."""
     people = metadata.drop_duplicates("SEQN")

@@ -17,7 +17,7 @@ import pandas as pd
 from ..base.errors import DataError, need_dir
 from ..base.files import writing
 from ..base.seeds import rng_for
-from ..formats.nhanes import SURVEY, Source, read_best, read_people
+from ..formats.nhanes import SURVEY, SurveyFiles, read_best, read_people
 from ..formats.tables import find_table, write_xport
 from .people import AGE_RANGE, BEST_INDICES, simulate_people
 from .session import simulate_blows
@@ -166,7 +166,7 @@ def survey_files(
     cycle: str = "G",
     n_people: int = 1000,
     seed: int = 0,
-) -> Source:
+) -> SurveyFiles:
     """The files of `cycle` in `data_dir`, writing what is not there into `simulated_dir`.
 
     data_dir None: everything is simulated, for `n_people`. With a folder, `n_people` > 0 limits
@@ -176,7 +176,7 @@ def survey_files(
     if data_dir is None:
         _say(f"{n_people} people and their blows of cycle {cycle}: no folder of files was named")
         paths = write_nhanes(simulated_dir, cycle=cycle, people=n_people, seed=seed)
-        return Source(cycle, paths["SPXRAW"], paths["DEMO"], paths["BMX"])
+        return SurveyFiles(cycle, paths["SPXRAW"], paths["DEMO"], paths["BMX"])
     folder = need_dir(
         data_dir,
         "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, "
@@ -194,7 +194,7 @@ def survey_files(
         _say(f"blows of the {len(people)} people of {folder}: it has no SPXRAW_{cycle}")
         paths = write_nhanes(simulated_dir, cycle, people, seed, tables=("SPXRAW",))
         raw = paths["SPXRAW"]
-    return Source(cycle, raw, found.demo, found.bmx, found.spx)
+    return SurveyFiles(cycle, raw, found.demo, found.bmx, found.spx)
 
 
 def _say(what: str) -> None:
