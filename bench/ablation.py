@@ -1,264 +1,303 @@
-"""Physics in three places, each switched on in turn: what it buys. One run, same data, seeds and steps.
+"""Physics in three places, each switched on in turn: what it buys.
 
-    python bench/ablation.py --run-dir RUN [--codec-steps 600] [--steps 1000] [--more 1000] [--people 250] [--draws 4]
+    python bench/ablation.py --run-dir RUN [--codec-steps 600] [--steps 1000] [--more 1000]
+                             [--people 250] [--draws 4] [--out FILE]
 
-RUN holds data/processed as 00_data and 02_latents write it, and checkpoints/. Rows: none (a decoder without softplus,
-trained on flow alone), 1 (by construction: softplus, clock, losses on volume), 1 + 2 (physics in the denoiser's loss:
-`physics_loss` below, in no other place of the project), each + 3 (steered towards each held-out blow's FEV1 while
-sampling). These models are small runs from nothing; then RUN's own trained model goes on for `--more` steps, once
-without and once with physics in its loss ("trained, ..."). Truth is the best blow of people of split test with effort
-grade A. Writes bench/results/ablation.json.
+One run, with the same data, seeds and steps. RUN holds data/processed as 00_data and 02_latents
+write it, and checkpoints/. The rows:
+
+none        a decoder without softplus, trained on flow alone
+1           physics by construction: softplus, clock, losses on volume
+1 + 2       and in the denoiser's loss: `physics_loss` below, in no other place of the project
+... + 3     and steered towards each held-out person's FEV1 while sampling
+
+These models are small runs from nothing. Then RUN's own trained model goes on for `--more` steps,
+once without and once with physics in its loss ("trained, ..."). Truth is the best blow of people of
+split test with effort grade A. Writes bench/results/ablation.json.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from spiro_diffusion import cldm
 from spiro_diffusion import vqvae as codec
 from spiro_diffusion.base.files import write_json
-from spiro_diffusion.cldm import CLDM, sample, settings_for, train_cldm
+from spiro_diffusion.cldm import CLDM, Rows, sample
 from spiro_diffusion.data import load_prepared
 from spiro_diffusion.generation.drawing import USUAL, starting_noise
 from spiro_diffusion.generation.steering import steer
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
-from spiro_diffusion.learning.curves import volume_of
+from spiro_diffusion.learning.curves import AlignedBlow, volume_of
+from spiro_diffusion.learning.training import TrainConfig, train
 from spiro_diffusion.metrics.scores import ks_table
 from spiro_diffusion.spirometry.clock import N_BINS
 from spiro_diffusion.spirometry.indices import indices_on_clock
 from spiro_diffusion.spirometry.quality import acceptability_on_clock
 
+SMALLEST = 0.1  # L or L/s: no share is taken of less
+END_BINS = 64  # the last bins of the clock, in which a curve should have ended
+REBOUND_WEIGHT = 0.1
+GENTLE = 3e-4  # learning rate with which the trained model goes on
+
 
 def rebound(flow: Tensor) -> Tensor:
     """By how much flow (N, 512) L/s rises again after its peak, in all, (N,) L/s."""
     after = torch.arange(1, N_BINS) > flow.argmax(1, keepdim=True)
-    return (F.relu(flow.diff(dim=1)) * after).sum(1)
+    return (functional.relu(flow.diff(dim=1)) * after).sum(1)
+
+
+def flow_errors(flow: Tensor, true: Tensor) -> Tensor:
+    """Errors of flow (N, 512) L/s in volume over time, end, peak and rebounds, (N,).
+
+    Volumes count as shares of FVC, flows as shares of PEF.
+    """
+    volume = volume_of(flow)[:, 1:]
+    true_volume = volume_of(true)[:, 1:]
+    fvc = true_volume[:, -1:].clamp_min(SMALLEST)
+    peak = true.amax(1).clamp_min(SMALLEST)
+    by_volume = (((volume - true_volume) / fvc) ** 2).mean(1)
+    too_late = functional.relu(flow[:, -END_BINS:] - true[:, -END_BINS:]).mean(1)
+    by_end = (too_late / peak) ** 2
+    by_peak = ((flow.amax(1) - true.amax(1)) / peak) ** 2
+    by_rebound = functional.relu(rebound(flow) - rebound(true)) / peak
+    return by_volume + by_end + by_peak + REBOUND_WEIGHT * by_rebound
 
 
 def physics_loss(
     decode: Callable[[Tensor], Tensor], guess: Tensor, truth: Tensor, sigma: Tensor
 ) -> Tensor:
-    """Error of the decoded guess (N, C, 32) in volume over time, end, peak and rebounds, as shares of FVC and of PEF.
+    """`flow_errors` of decoded guesses (N, C, 32), weighted by 1 / (1 + sigma²); a scalar.
 
-    Computed for the quarter of the rows with the smallest sigma (N,), weighted by 1 / (1 + sigma²); a scalar.
+    Computed for the quarter of the rows with the smallest sigma (N,), as decoding is dear.
     """
     least = sigma.argsort()[: max(len(sigma) // 4, 1)]
-    flow, true = decode(guess[least]), decode(truth[least]).detach()
-    volume, true_volume, peak = (
-        volume_of(flow)[:, 1:],
-        volume_of(true)[:, 1:],
-        true.amax(1).clamp_min(0.1),
-    )
-    by_volume = (((volume - true_volume) / true_volume[:, -1:].clamp_min(0.1)) ** 2).mean(1)
-    by_end = (F.relu(flow[:, -64:] - true[:, -64:]).mean(1) / peak) ** 2
-    by_peak = ((flow.amax(1) - true.amax(1)) / peak) ** 2
-    by_rebound = F.relu(rebound(flow) - rebound(true)) / peak
-    return ((by_volume + by_end + by_peak + 0.1 * by_rebound) / (1 + sigma[least] ** 2)).mean()
+    errors = flow_errors(decode(guess[least]), decode(truth[least]).detach())
+    return (errors / (1 + sigma[least] ** 2)).mean()
 
 
 def train_denoiser(
-    latents,
-    metadata,
-    settings,
+    model: CLDM,
+    rows: Rows,
+    config: TrainConfig,
     folder: Path,
-    vqvae,
-    home: Path,
-    physics: float,
-    start: Path | None = None,
+    decode: Callable[[Tensor], Tensor] | None,
 ) -> CLDM:
-    """A cLDM, with physics of that weight in its loss; from the weights in `start` if given."""
-    plain, made = cldm.edm_loss, cldm.CLDM
+    """The model after training, with physics of the decoded guesses in its loss if `decode`."""
 
-    def loss(model, batch, generator=None, step=0):
-        seen = {}
+    def loss_fn(
+        model: CLDM, batch: tuple[Tensor, ...], generator: torch.Generator, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        guess, sigma = cldm.guess_of_noised(model, batch, generator)
+        loss = cldm.weighted_error(guess, batch[0], sigma)
+        if decode is not None:
+            loss = loss + physics_loss(decode, guess, batch[0], sigma)
+        return loss, {}
 
-        def noted(x, sigma, values):
-            seen["sigma"], seen["guess"] = sigma, model(x, sigma, values)
-            return seen["guess"]
-
-        noted.settings = model.settings
-        total, parts = plain(noted, batch, generator, step)
-        return (
-            total
-            + physics * physics_loss(vqvae.decode_latents, seen["guess"], batch[0], seen["sigma"])
-            if physics
-            else total
-        ), parts
-
-    def model_of(settings):
-        model = made(settings)
-        if start is not None:
-            model.load_state_dict(CLDM.from_pretrained(start).state_dict())
-        return model
-
-    with mock.patch.object(cldm, "edm_loss", loss), mock.patch.object(cldm, "CLDM", model_of):
-        return train_cldm(latents, metadata, settings, folder, home)[0]
+    train(model, loss_fn, (rows.latents, rows.values), config, folder)
+    return model.eval().requires_grad_(False)
 
 
 class PlainDecoder(codec.Decoder):
     """The decoder without its softplus: flow may be negative."""
 
-    def fit(self, values, blows):
-        self.scale.copy_(blows[0].mean(0) + 0.02)
-        y = torch.cat(
-            [
-                (blows[0] / self.scale).double(),
-                torch.stack([blows[1] / 20, blows[2] * 10], 1).double(),
-            ],
-            1,
-        )
-        x = F.pad(values.flatten(1).double(), (0, 1), value=1.0)
-        solution = torch.linalg.solve(
-            x.T @ x + 1e-5 * len(x) * torch.eye(x.shape[1]).to(x), x.T @ y
-        )
-        self.weight.copy_(solution[:-1]), self.bias.copy_(solution[-1])
+    def fit(self, values: Tensor, blow: AlignedBlow) -> None:
+        self.scale.copy_(blow.flow.mean(0) + 0.02)
+        delay = blow.delay / codec.DELAY_UNIT
+        before = blow.before * codec.BEFORE_PER_LITRE
+        outputs = torch.cat([blow.flow / self.scale, torch.stack([delay, before], 1)], 1)
+        weight, bias = codec.ridge(values.flatten(1).double(), outputs.double())
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
 
-    def forward(self, values):
-        x = self.blocks(self.into(values.flatten(1)))
-        learned = self.unpatch(F.gelu(self.pieces(x)).unflatten(1, (self.channels, -1)))[:, 0]
-        y = (
-            codec.exact(values.flatten(1), self.weight, self.bias)
-            + torch.cat([learned, self.start(x)], 1).float()
+    def forward(self, values: Tensor) -> AlignedBlow:
+        straight = codec.exact(values.flatten(1), self.weight, self.bias)
+        y = straight + self.learned(values).float()
+        return AlignedBlow(
+            flow=y[:, :N_BINS] * self.scale,
+            delay=codec.DELAY_UNIT * y[:, N_BINS],
+            before=y[:, N_BINS + 1] / codec.BEFORE_PER_LITRE,
         )
-        return y[:, :-2] * self.scale, 20 * y[:, -2], y[:, -1] / 10
 
 
-def train_codec(flow, metadata, steps: int, plain: bool, folder: Path):
-    """A codec, with or without physics by construction."""
+def train_codec(flow: np.ndarray, steps: int, plain: bool, folder: Path) -> codec.VQVAE:
+    """A codec trained on flow (N, 512) L/s, with physics by construction or plain."""
     settings = codec.settings_for("default", 0, "cpu", steps)
     if plain:
         settings = replace(settings, weights=replace(settings.weights, volume=0.0, end=0.0))
     with mock.patch.object(codec, "Decoder", PlainDecoder if plain else codec.Decoder):
-        return codec.train_vqvae(
-            np.asarray(flow[(metadata["split"] == "train").to_numpy()]), settings, folder
-        )[0].requires_grad_(False)
+        model, _ = codec.train_vqvae(flow, settings, folder)
+    return model.requires_grad_(False)
 
 
-def judge(name: str, model, vqvae, held, truth, draws: int, steered: bool) -> dict:
-    """One row of the table."""
-    values = torch.from_numpy(
-        encode_patients(held[["age", "height", "gender"]].assign(**USUAL), model.settings.variables)
-    ).repeat_interleave(draws, 0)
-    shape = (model.settings.channels, model.settings.positions)
-    noise = torch.from_numpy(
-        starting_noise(
-            held["SEQN"].repeat(draws).tolist(), np.tile(np.arange(draws), len(held)), 0, shape
-        )
-    )
-    denoise, wanted = model.denoiser(values), np.repeat(truth["fev1"].to_numpy(), draws)
-    if steered:
-        denoise = steer(denoise, vqvae.decode_latents, {"fev1": torch.from_numpy(wanted).float()})
-    flow = vqvae.decode_latents(sample(denoise, noise)).detach().numpy()
-    lawful = (flow >= 0).all(1)
-    table = indices_on_clock(np.maximum(flow, 0))
-    rules = acceptability_on_clock(np.maximum(flow, 0))
-    ks = ks_table(
-        truth.assign(person=held["SEQN"].to_numpy()),
-        table.assign(person=np.repeat(held["SEQN"].to_numpy(), draws)),
-    )
-    miss = 1000 * np.abs(table["fev1"].to_numpy() - wanted)
-    row = {"physics": name, "flow_not_negative": float(lawful.mean()), "acceptable": float((rules["acceptable"].to_numpy() & lawful).mean()),
-           "ks_over_noise": float(ks["ratio"].mean()), "fev1_miss_median_ml": float(np.median(miss)), "fev1_miss_p95_ml": float(np.quantile(miss, 0.95))}  # fmt: skip
-    print(row, flush=True)
-    return row
+@dataclass
+class HeldOut:
+    """People whom no model has seen, and the indices of their best blows."""
+
+    people: pd.DataFrame
+    truth: pd.DataFrame
+    draws: int  # for each person
+
+    @property
+    def fev1(self) -> np.ndarray:
+        """FEV1 (people * draws,) L that each curve should have."""
+        return np.repeat(self.truth["fev1"].to_numpy(), self.draws)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run-dir", default=".")
-    parser.add_argument("--codec-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--more", type=int, default=1000)
-    parser.add_argument("--people", type=int, default=250)
-    parser.add_argument("--draws", type=int, default=4)
-    args = parser.parse_args()
-    flow, metadata = load_prepared(args.run_dir)
-    metadata = load_described(args.run_dir, metadata)
-    held = metadata[
+def held_out(flow: np.ndarray, metadata: pd.DataFrame, people: int, draws: int) -> HeldOut:
+    """At most so many people of split test."""
+    chosen = (
         (metadata["split"] == "test")
         & (metadata["blow"] == "best")
         & (metadata["test"] == "pre")
         & (metadata["effort"] == "A")
         & metadata["height"].notna()
-    ]
-    held = held.sample(min(args.people, len(held)), random_state=0)
-    truth, rows = indices_on_clock(flow[held.index]), []
-    rules = acceptability_on_clock(flow[held.index])
-    with tempfile.TemporaryDirectory() as folder:
-        for plain, weights in ((True, (0.0,)), (False, (0.0, 1.0))):
-            home = Path(folder) / f"codec_{plain}"
-            vqvae = train_codec(flow, metadata, args.codec_steps, plain, home)
-            latents = vqvae.latents(np.asarray(flow))
-            for physics in weights:
-                settings = settings_for("default", 0, "cpu", args.steps)
-                model = train_denoiser(
-                    latents,
-                    metadata,
-                    settings,
-                    Path(folder) / f"cldm_{plain}_{physics}",
-                    vqvae,
-                    home,
-                    physics,
-                )
-                name = "none" if plain else "1" if not physics else "1 + 2"
-                rows.append(judge(name, model, vqvae, held, truth, args.draws, False))
-                if not plain:
-                    rows.append(judge(name + " + 3", model, vqvae, held, truth, args.draws, True))
-        home, trained = (Path(args.run_dir) / "checkpoints" / m for m in ("vqvae", "cldm"))
-        vqvae, settings = (
-            codec.VQVAE.from_pretrained(home).requires_grad_(False),
-            CLDM.from_pretrained(trained).settings,
-        )
-        latents, gentle = (
-            vqvae.latents(np.asarray(flow)),
-            replace(settings_for("default", 0, "cpu", args.more).train, lr=3e-4),
-        )
-        for physics in (0.0, 1.0):
-            model = train_denoiser(
-                latents,
-                metadata,
-                replace(settings, train=gentle),
-                Path(folder) / f"more_{physics}",
-                vqvae,
-                home,
-                physics,
-                trained,
-            )
-            rows.append(
-                judge(
-                    f"trained, {'1 + 2' if physics else '1'}",
-                    model,
-                    vqvae,
-                    held,
-                    truth,
-                    args.draws,
-                    False,
-                )
-            )
-    best = {"acceptable": float(rules["acceptable"].mean())}
-    write_json(
-        Path(__file__).parent / "results" / "ablation.json",
-        {
-            "people": len(held),
-            "draws": args.draws,
-            "steps": args.steps,
-            "codec_steps": args.codec_steps,
-            "more_steps": args.more,
-            "held_out": best,
-            "rows": rows,
-        },
     )
+    held = metadata[chosen]
+    held = held.sample(min(people, len(held)), random_state=0)
+    return HeldOut(held, indices_on_clock(flow[held.index]), draws)
+
+
+def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.ndarray:
+    """Flow (people * draws, 512) L/s, steered to each person's FEV1 if asked to."""
+    settings = model.settings
+    patients = held.people[["age", "height", "gender"]].assign(**USUAL)
+    values = torch.from_numpy(encode_patients(patients, settings.variables))
+    noise = starting_noise(
+        held.people["SEQN"].repeat(held.draws).tolist(),
+        np.tile(np.arange(held.draws), len(held.people)).tolist(),
+        0,
+        (settings.channels, settings.positions),
+    )
+    denoise = model.denoiser(values.repeat_interleave(held.draws, 0))
+    if steered:
+        target = {"fev1": torch.from_numpy(held.fev1).float()}
+        denoise = steer(denoise, vqvae.decode_latents, target)
+    return vqvae.decode_latents(sample(denoise, torch.from_numpy(noise))).numpy()
+
+
+def judge(
+    name: str, model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool = False
+) -> dict[str, Any]:
+    """One row of the table."""
+    flow = draw(model, vqvae, held, steered)
+    not_negative = (flow >= 0).all(1)
+    flow = np.maximum(flow, 0)
+    table = indices_on_clock(flow)
+    acceptable = acceptability_on_clock(flow)["acceptable"].to_numpy()
+    persons = held.people["SEQN"].to_numpy()
+    distances = ks_table(
+        held.truth.assign(person=persons), table.assign(person=np.repeat(persons, held.draws))
+    )
+    miss = 1000 * np.abs(table["fev1"].to_numpy() - held.fev1)  # mL
+    row = {
+        "physics": name,
+        "flow_not_negative": float(not_negative.mean()),
+        "acceptable": float((acceptable & not_negative).mean()),
+        "ks_over_noise": float(distances["ratio"].mean()),
+        "fev1_miss_median_ml": float(np.median(miss)),
+        "fev1_miss_p95_ml": float(np.quantile(miss, 0.95)),
+    }
+    print(row, flush=True)
+    return row
+
+
+@dataclass
+class Data:
+    """The prepared data of a run."""
+
+    flow: np.ndarray
+    metadata: pd.DataFrame
+    held: HeldOut
+
+    def rows(self, vqvae: codec.VQVAE) -> Rows:
+        """Latents and clinical values of the people of split train."""
+        latents = vqvae.latents(np.array(self.flow))  # torch warns of read-only arrays
+        variables = cldm.CLDMSettings().variables
+        return cldm.rows_of_split(latents, self.metadata, "train", variables)
+
+
+def small_runs(data: Data, codec_steps: int, steps: int, folder: Path) -> list[dict[str, Any]]:
+    """The rows of models that are trained from nothing."""
+    train_rows = (data.metadata["split"] == "train").to_numpy()
+    table = []
+    for plain, in_loss in ((True, {"none": False}), (False, {"1": False, "1 + 2": True})):
+        home = folder / f"codec_{plain}"
+        vqvae = train_codec(np.array(data.flow[train_rows]), codec_steps, plain, home)
+        rows = data.rows(vqvae)
+        settings = cldm.settings_for("default", 0, "cpu", steps)
+        settings = cldm.settings_of_data(settings, rows, home)
+        for name, physics in in_loss.items():
+            decode = vqvae.decode_latents if physics else None
+            model = cldm.new_model(settings, rows.latents)
+            model = train_denoiser(model, rows, settings.train, folder / name, decode)
+            table.append(judge(name, model, vqvae, data.held))
+            if not plain:
+                table.append(judge(f"{name} + 3", model, vqvae, data.held, steered=True))
+    return table
+
+
+def longer_runs(data: Data, run_dir: Path, more: int, folder: Path) -> list[dict[str, Any]]:
+    """The rows of the trained model of `run_dir` after `more` steps."""
+    checkpoints = run_dir / "checkpoints"
+    vqvae = codec.VQVAE.from_pretrained(checkpoints / "vqvae").requires_grad_(False)
+    rows = data.rows(vqvae)
+    config = replace(cldm.settings_for("default", 0, "cpu", more).train, lr=GENTLE)
+    table = []
+    for name, decode in (("trained, 1", None), ("trained, 1 + 2", vqvae.decode_latents)):
+        model = CLDM.from_pretrained(checkpoints / "cldm").requires_grad_(True)
+        model = train_denoiser(model, rows, config, folder / name, decode)
+        table.append(judge(name, model, vqvae, data.held))
+    return table
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run-dir", type=Path, default=Path())
+    parser.add_argument("--codec-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--more", type=int, default=1000)
+    parser.add_argument("--people", type=int, default=250)
+    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "ablation.json"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed()
+    flow, metadata = load_prepared(args.run_dir)
+    metadata = load_described(args.run_dir, metadata)
+    held = held_out(flow, metadata, args.people, args.draws)
+    data = Data(flow, metadata, held)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = small_runs(data, args.codec_steps, args.steps, Path(folder))
+        rows += longer_runs(data, args.run_dir, args.more, Path(folder))
+    acceptable = acceptability_on_clock(flow[held.people.index])["acceptable"]
+    record = {
+        "people": len(held.people),
+        "draws": args.draws,
+        "steps": args.steps,
+        "codec_steps": args.codec_steps,
+        "more_steps": args.more,
+        "held_out": {"acceptable": float(acceptable.mean())},
+        "rows": rows,
+    }
+    write_json(args.out, record)
 
 
 if __name__ == "__main__":

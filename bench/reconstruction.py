@@ -1,15 +1,20 @@
-"""Reconstruction against what else one could do: whole simulated blows of split test, cut at 1.5, 2 and 3 s; blows of the wide prior; whole blows; and recorded ATS waveforms, if a folder of them is given.
+"""Reconstruction against what else one could do.
 
-    python bench/reconstruction.py --run_dir runs/all [--waveforms FOLDER] [--draws 100] [--most 1200]
+    python bench/reconstruction.py --run_dir runs/all [--waveforms FOLDER]
+        [--draws 100] [--most 1200]
 
-`run_dir` holds data/processed of the data set whose split test the weights have not seen. Writes bench/results/reconstruction.json.
+Whole simulated blows of split test, cut at 1.5, 2 and 3 s; blows of the wide prior; whole blows;
+and recorded ATS waveforms, if a folder of them is given. `run_dir` holds data/processed of the data
+set whose split test the weights have not seen. Writes bench/results/reconstruction.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,262 +29,391 @@ from spiro_diffusion.data import load_prepared
 from spiro_diffusion.formats.waveform import read_waveform
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.metrics.scores import bootstrap, covered
-from spiro_diffusion.spirometry.clock import CLOCK, N_BINS, to_clock
+from spiro_diffusion.spirometry.clock import CLOCK, N_BINS, WIDTHS, to_clock, volume_on_clock
 from spiro_diffusion.spirometry.indices import INDICES, indices_on_clock
 from spiro_diffusion.spirometry.reference import predicted
 
-CUTS = (1.5, 2.0, 3.0)
+CUTS = (1.5, 2.0, 3.0)  # s
+EXTRAPOLATIONS = ("carried", "exponential", "power")
+SQUARED_AND_ABSOLUTE = ("squared_error", "absolute_error")  # losses of the boosting
+AGE_BANDS = ((6, 12), (13, 19), (20, 39), (40, 59), (60, 80))  # years
+FEWEST = 30  # blows of a group of which coverage is given
+BATCH = 20  # blows drawn at a time: few enough for the processor's cache
+WIDE_BLOWS = 300  # blows of the wide prior that are cut
+GIVEN_WHOLE = 300  # blows that are given whole
+FIRST_WAVEFORM = 5  # of the 24 ATS waveforms: recorded ones are used, 05 and above
+
+
+@dataclass(frozen=True)
+class Blows:
+    """Whole blows and who blew them."""
+
+    volume: np.ndarray  # (N, 513) L
+    who: pd.DataFrame  # age, gender, height; no columns where persons are unknown
+
+    @property
+    def fvc(self) -> np.ndarray:
+        return self.volume[:, -1]
+
+    def __len__(self) -> int:
+        return len(self.volume)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the model says of N blows that were cut."""
+
+    fvc: np.ndarray  # (N, draws) L
+    trusted: np.ndarray  # (N,) bool
+
+    @property
+    def median(self) -> np.ndarray:
+        return np.median(self.fvc, 1)
+
+    @property
+    def interval(self) -> np.ndarray:
+        """Low and high of the 90 % interval, (2, N) L."""
+        return np.quantile(self.fvc, [0.05, 0.95], axis=1, method="weibull")
+
+
+def of_nobody(volume: np.ndarray) -> Blows:
+    return Blows(volume, pd.DataFrame(index=range(len(volume))))
+
+
+def together(first: Blows, second: Blows) -> Blows:
+    return Blows(
+        np.concatenate([first.volume, second.volume]),
+        pd.concat([first.who, second.who], ignore_index=True),
+    )
+
+
+# What each method sees
 
 
 def cut_flow(volume: np.ndarray, edge: int) -> np.ndarray:
-    flow = np.diff(volume, axis=1) / np.diff(CLOCK)
+    """Flow (N, 512) L/s of volume (N, 513) L up to an edge of the clock."""
+    flow = np.diff(volume, axis=1) / WIDTHS
     flow[:, edge:] = 0
     return np.maximum(flow, 0)
 
 
-def seen_table(volume: np.ndarray, edge: int, who: pd.DataFrame) -> np.ndarray:
+def seen_table(blows: Blows, edge: int) -> np.ndarray:
     """Indices of the observed part, flows just before the cut, age, height and sex."""
-    table = indices_on_clock(cut_flow(volume, edge))[list(INDICES)]
+    table = indices_on_clock(cut_flow(blows.volume, edge))[list(INDICES)]
     for window in (0.1, 0.25, 0.5):
-        before = np.array([np.interp(CLOCK[edge] - window, CLOCK, v) for v in volume])
-        table[f"flow{window}"] = (volume[:, edge] - before) / window
-    return np.c_[
-        table.to_numpy(), who.reindex(columns=["age", "height", "gender"]).to_numpy(dtype=float)
-    ]
+        before = np.array([np.interp(CLOCK[edge] - window, CLOCK, v) for v in blows.volume])
+        table[f"flow{window}"] = (blows.volume[:, edge] - before) / window
+    person = blows.who.reindex(columns=["age", "height", "gender"]).to_numpy(dtype=float)
+    return np.c_[table.to_numpy(), person]
 
 
-def drawn_fvc(
-    model: Completion, volume: np.ndarray, edge: int, who: pd.DataFrame, draws: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """FVC (N, draws) L, and whether the answer is to be trusted (N,)."""
-    rows, parts = torch.from_numpy(volume.astype(np.float32)), []
-    values = torch.from_numpy(encode_patients(who, model.settings.variables))
+# Methods
+
+
+def drawn_fvc(model: Completion, blows: Blows, edge: int, draws: int) -> Drawn:
+    """FVC of blows cut at an edge of the clock, drawn by the model."""
+    volume = torch.from_numpy(blows.volume.astype(np.float32))
+    values = torch.from_numpy(encode_patients(blows.who, model.settings.variables))
     generator = torch.Generator().manual_seed(0)
-    for s in range(0, len(rows), 20):
-        part = rows[s : s + 20]
+    fvc = []
+    unlike = []
+    for start in range(0, len(volume), BATCH):
+        part = volume[start : start + BATCH]
         seen = look(part, torch.full((len(part),), edge), torch.ones(len(part), N_BINS))
-        tails = draw_tails(
-            model,
-            seen,
-            values[s : s + 20],
-            torch.randn(len(part), draws, POSITIONS, generator=generator),
-        )
-        fvc = (seen.volume + tails[..., -1]).numpy()
-        ends = pd.DataFrame(
-            np.quantile(fvc, [0.05, 0.5, 0.95], axis=1, method="weibull").T,
-            columns=["low", "median", "high"],
-        )
-        parts.append(
-            (
-                fvc,
-                [
-                    not doubts(row, float(far))
-                    for (_, row), far in zip(ends.iterrows(), model.usual(seen.features))
-                ],
-            )
-        )
-    return tuple(map(np.concatenate, zip(*parts)))
+        noise = torch.randn(len(part), draws, POSITIONS, generator=generator)
+        tails = draw_tails(model, seen, values[start : start + BATCH], noise)
+        fvc.append((seen.volume + tails[..., -1]).numpy())
+        unlike.append(model.usual(seen.features).numpy())
+    drawn = np.concatenate(fvc)
+    ends = np.quantile(drawn, [0.05, 0.5, 0.95], axis=1, method="weibull").T
+    table = pd.DataFrame(ends, columns=["low", "median", "high"])
+    trusted = [
+        not doubts(row, float(distance))
+        for (_, row), distance in zip(table.iterrows(), np.concatenate(unlike), strict=True)
+    ]
+    return Drawn(drawn, np.array(trusted))
 
 
 def boosted(
-    train: tuple[np.ndarray, np.ndarray],
-    x: np.ndarray,
-    losses: tuple[str, ...] = ("squared_error", "absolute_error"),
+    train: Blows, test: Blows, edge: int, losses: tuple[str, ...] = SQUARED_AND_ABSOLUTE
 ) -> dict[str, np.ndarray]:
-    """FVC by gradient boosting: of FVC itself, and of ln(FVC / observed volume); squared and absolute loss."""
+    """FVC by gradient boosting: of FVC itself, and of ln(FVC / observed volume)."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    out = {}
-    for loss in losses:
-        fit = lambda y: HistGradientBoostingRegressor(
+    x_train = seen_table(train, edge)
+    x_test = seen_table(test, edge)
+
+    def predict(loss: str, target: np.ndarray) -> np.ndarray:
+        regressor = HistGradientBoostingRegressor(
             loss=loss, max_iter=400, learning_rate=0.06, early_stopping=True, random_state=0
-        ).fit(train[0], y)
-        out[f"gradient boosting of FVC, {loss}"] = fit(train[1]).predict(x)
-        out[f"gradient boosting of FVC / observed, {loss}"] = x[:, 0] * np.exp(
-            fit(np.log(train[1] / train[0][:, 0])).predict(x)
         )
-    return out
+        return regressor.fit(x_train, target).predict(x_test)
+
+    guesses = {}
+    for loss in losses:
+        guesses[f"gradient boosting of FVC, {loss}"] = predict(loss, train.fvc)
+        ratio = np.exp(predict(loss, np.log(train.fvc / x_train[:, 0])))
+        guesses[f"gradient boosting of FVC / observed, {loss}"] = x_test[:, 0] * ratio
+    return guesses
 
 
-def nearest(train: np.ndarray, volume: np.ndarray, edge: int) -> np.ndarray:
-    """FVC of the training blow whose course up to the cut is nearest, scaled to the observed volume."""
-    known, course = (v[:, 1 : edge + 1 : 4] / v[:, [edge]] for v in (train, volume))
-    squares, found = (known**2).sum(1), []
-    for s in range(0, len(course), 256):
-        found.append((squares - 2 * course[s : s + 256] @ known.T).argmin(1))
-    i = np.concatenate(found)
-    return volume[:, edge] * train[i, -1] / train[i, edge]
+def nearest(train: Blows, test: Blows, edge: int) -> np.ndarray:
+    """FVC of the training blow whose course is nearest, scaled to the volume at the cut."""
+    known = train.volume[:, 1 : edge + 1 : 4] / train.volume[:, [edge]]
+    course = test.volume[:, 1 : edge + 1 : 4] / test.volume[:, [edge]]
+    squares = (known**2).sum(1)
+    found = [
+        (squares - 2 * course[start : start + 256] @ known.T).argmin(1)
+        for start in range(0, len(course), 256)
+    ]
+    twin = np.concatenate(found)
+    return test.volume[:, edge] * train.fvc[twin] / train.volume[twin, edge]
+
+
+def extrapolated(
+    blows: Blows, edge: int, how: tuple[str, ...] = EXTRAPOLATIONS
+) -> dict[str, np.ndarray]:
+    flow = cut_flow(blows.volume, edge)
+    return {name: extrapolated_fvc(flow, CLOCK[edge], name) for name in how}
+
+
+# What is measured
 
 
 def errors(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    e = guess - truth
+    error = guess - truth
     return {
-        "median_abs_l": float(np.median(np.abs(e))),
-        "mean_abs_l": float(np.abs(e).mean()),
-        "bias_percent": float(100 * (e / truth).mean()),
-    }
-
-
-def coverage(fvc: np.ndarray, truth: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
-    low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
-    inside = covered(fvc, truth)
-    return {
-        name: float(inside[rows].mean()) for name, rows in groups.items() if rows.sum() >= 30
-    } | {"median_width_l": float(np.median(high - low))}
-
-
-def coverage_interval(
-    fvc: np.ndarray, truth: np.ndarray, groups: dict[str, np.ndarray], person: np.ndarray
-) -> dict[str, list[float]]:
-    """People in each group, and the 95 % interval of `coverage` bootstrapped over them: a person's blows stand or fall together."""
-    table, out = pd.DataFrame({"person": person, "inside": covered(fvc, truth)}), {}
-    for name, rows in groups.items():
-        hits = table[rows].groupby("person")["inside"].agg(["sum", "count"]).to_numpy()
-        if rows.sum() >= 30:
-            out[name] = [
-                len(hits),
-                *bootstrap(lambda i: hits[i, 0].sum() / hits[i, 1].sum(), len(hits), 1000, 0),
-            ]
-    return out
-
-
-def held_of_chosen(fvc: np.ndarray, fev1: np.ndarray, lln: np.ndarray) -> float:
-    """What 90 % intervals hold of true FVC with FEV1/FVC < LLN if each is right: one half of the draws (N, D) stands for the truth, the other for the forecast.
-
-    Who is in that group hangs on the true FVC, which is there larger than expected, so that it is fewer than 90 %.
-    """
-    half = fvc.shape[1] // 2
-    truths = fvc[:, :half].T
-    return float(covered(fvc[:, half:], truths)[fev1 / truths < lln].mean())
-
-
-def trust(fvc: np.ndarray, truth: np.ndarray, trusted: np.ndarray) -> dict[str, float]:
-    """How many answers are to be trusted, and how far off (in FVC) these and the others are."""
-    off, found = np.abs(np.median(fvc, 1) / truth - 1), {"share_trusted": float(trusted.mean())}
-    for name, rows in (("trusted", trusted), ("others", ~trusted)):
-        if rows.any():
-            found |= {
-                f"median_off_{name}": float(np.median(off[rows])),
-                f"off_by_a_tenth_{name}": float((off[rows] > 0.1).mean()),
-            }
-    return found
-
-
-def groups_of(who: pd.DataFrame, obstructed: np.ndarray) -> dict[str, np.ndarray]:
-    age = who["age"].to_numpy()
-    bands = {
-        f"age {a} to {b}": (age >= a) & (age <= b)
-        for a, b in ((6, 12), (13, 19), (20, 39), (40, 59), (60, 80))
-    }
-    sexes = {"male": (who["gender"] == 1).to_numpy(), "female": (who["gender"] == 2).to_numpy()}
-    return {
-        "all": np.ones(len(who), dtype=bool),
-        **sexes,
-        **bands,
-        "obstruction (FEV1/FVC < LLN)": obstructed,
+        "median_abs_l": float(np.median(np.abs(error))),
+        "mean_abs_l": float(np.abs(error).mean()),
+        "bias_percent": float(100 * (error / truth).mean()),
     }
 
 
 def ratios(table: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The model's median absolute error over that of the best extrapolation and the best boosting."""
-    mine, best = (
-        table["this model"]["median_abs_l"],
-        lambda *words: min(
-            v["median_abs_l"] for k, v in table.items() if any(w in k for w in words)
-        ),
-    )
+    """The model's median absolute error over that of the best extrapolation and boosting."""
+
+    def smallest(*words: str) -> float:
+        return min(
+            found["median_abs_l"]
+            for method, found in table.items()
+            if any(word in method for word in words)
+        )
+
+    own = table["this model"]["median_abs_l"]
     return {
-        "to extrapolation": mine / best("exponential", "power", "carried"),
-        "to gradient boosting": mine / best("gradient"),
+        "to extrapolation": own / smallest(*EXTRAPOLATIONS),
+        "to gradient boosting": own / smallest("gradient"),
     }
 
 
-def on_waveforms(
-    folder: Path,
-    model: Completion,
-    train: np.ndarray,
-    who: pd.DataFrame,
-    wide: np.ndarray,
-    draws: int,
-) -> dict:
-    """The recorded blows (05 and above), of persons unknown, cut at 1.5, 2 and 3 s, and whole."""
-    files = [p for p in sorted(folder.glob("24*.wf")) if int(p.stem[2:]) >= 5]
-    blows = [read_waveform(p) for p in files]
-    flow = np.concatenate([to_clock(v, t) for v, t in blows])
-    volume = np.c_[np.zeros(len(flow)), np.cumsum(flow * np.diff(CLOCK), 1)]
-    truth, out = volume[:, -1], {"files": [p.stem for p in files]}
-    nobody = lambda n: pd.DataFrame(np.nan, index=range(n), columns=["age", "height", "gender"])
-    for stop in CUTS:
-        edge = edge_at(stop)
-        fvc, trusted = drawn_fvc(model, volume, edge, pd.DataFrame(index=range(len(flow))), draws)
-        x, known = (
-            seen_table(volume, edge, nobody(len(flow))),
-            (seen_table(train, edge, who), train[:, -1]),
-        )
-        more = (
-            np.r_[known[0], seen_table(wide, edge, nobody(len(wide)))],
-            np.r_[known[1], wide[:, -1]],
-        )
-        fits = boosted(known, x, ("absolute_error",)) | {
-            f"{k}, with the wide prior's blows": v
-            for k, v in boosted(more, x, ("absolute_error",)).items()
-        }
-        guesses = {
-            "this model": np.median(fvc, 1),
-            **{
-                h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h)
-                for h in ("carried", "exponential", "power")
-            },
-            **fits,
-        }
-        low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
-        table = {k: errors(g, truth) for k, g in guesses.items()}
-        one_by_one = {
-            "error_l": (np.median(fvc, 1) - truth).round(3).tolist(),
-            "inside_90": ((low <= truth) & (truth <= high)).tolist(),
-            "trusted": trusted.tolist(),
-        }
-        out[f"cut at {stop:g} s"] = {"fvc": table, "ratios": ratios(table), **one_by_one}
-    whole = [(reconstruct(v, t, model=model, draws=20, seed=0), v) for v, t in blows]
-    out["given whole"] = {
-        p.stem: {
-            "complete": r.complete,
-            "change_ml": float(1000 * (r.table["fvc"].median() - v.max())),
-        }
-        for p, (r, v) in zip(files, whole)
+def coverage(drawn: Drawn, truth: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
+    """Share of each group in the 90 % intervals, and how wide these are."""
+    inside = covered(drawn.fvc, truth)
+    found = {
+        name: float(inside[rows].mean()) for name, rows in groups.items() if rows.sum() >= FEWEST
     }
-    return out
+    low, high = drawn.interval
+    return {**found, "median_width_l": float(np.median(high - low))}
 
 
-def given_whole(volume: np.ndarray, who: pd.DataFrame, model: Completion) -> dict[str, float]:
-    """Blows of known length given to `reconstruct` as recorded, by how much their FVC changes."""
-    change, complete = [], []
-    for v, end, age, height, sex in zip(
-        volume,
-        who["n_points"] * 0.01,
-        who["age"].clip(6, 79),
-        who["height"].fillna(165.0),
-        who["gender"],
-    ):
-        t = np.arange(0, min(end, CLOCK[-1]) + 1e-9, 0.01)
-        made = reconstruct(
-            np.interp(t, CLOCK, v),
-            t,
-            {"age": age, "height": height, "sex": int(sex)},
-            draws=10,
-            model=model,
-        )
-        change.append(1000 * (made.table["fvc"].median() - v[-1])), complete.append(made.complete)
-    change, complete = np.array(change), np.array(complete)
+def coverage_interval(
+    drawn: Drawn, truth: np.ndarray, groups: dict[str, np.ndarray], person: np.ndarray
+) -> dict[str, list[float]]:
+    """People in each group, and the 95 % interval of `coverage` bootstrapped over them.
+
+    A person's blows stand or fall together.
+    """
+    table = pd.DataFrame({"person": person, "inside": covered(drawn.fvc, truth)})
+    found = {}
+    for name, rows in groups.items():
+        if rows.sum() < FEWEST:
+            continue
+        hits = table[rows].groupby("person")["inside"].agg(["sum", "count"]).to_numpy()
+
+        def share(people: np.ndarray, hits: np.ndarray = hits) -> float:
+            return hits[people, 0].sum() / hits[people, 1].sum()
+
+        found[name] = [len(hits), *bootstrap(share, len(hits), 1000, 0)]
+    return found
+
+
+def held_of_chosen(drawn: Drawn, fev1: np.ndarray, lln: np.ndarray) -> float:
+    """What right 90 % intervals would cover of true FVC of those with FEV1/FVC < LLN.
+
+    One half of the draws stands for the truth, the other for the forecast. Who is in that group
+    hangs on the true FVC, which is larger there than expected, so that it is less than 90 %.
+    """
+    half = drawn.fvc.shape[1] // 2
+    truths = drawn.fvc[:, :half].T
+    return float(covered(drawn.fvc[:, half:], truths)[fev1 / truths < lln].mean())
+
+
+def trust(drawn: Drawn, truth: np.ndarray) -> dict[str, float]:
+    """How many answers are to be trusted, and how far off (in FVC) these and the others are."""
+    off = np.abs(drawn.median / truth - 1)
+    found = {"share_trusted": float(drawn.trusted.mean())}
+    for name, rows in (("trusted", drawn.trusted), ("others", ~drawn.trusted)):
+        if rows.any():
+            found[f"median_off_{name}"] = float(np.median(off[rows]))
+            found[f"off_by_a_tenth_{name}"] = float((off[rows] > 0.1).mean())
+    return found
+
+
+def groups_of(who: pd.DataFrame, obstructed: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks (N,) of those whose coverage is given."""
+    age = who["age"].to_numpy()
+    groups = {
+        "all": np.ones(len(who), dtype=bool),
+        "male": (who["gender"] == 1).to_numpy(),
+        "female": (who["gender"] == 2).to_numpy(),
+    }
+    for low, high in AGE_BANDS:
+        groups[f"age {low} to {high}"] = (age >= low) & (age <= high)
+    groups["obstruction (FEV1/FVC < LLN)"] = obstructed
+    return groups
+
+
+# Parts of the result
+
+
+def cut_at(stop: float, model: Completion, train: Blows, test: Blows, draws: int) -> dict[str, Any]:
+    """Blows of split test cut at `stop` s."""
+    edge = edge_at(stop)
+    drawn = drawn_fvc(model, test, edge, draws)
+    index = indices_on_clock(cut_flow(test.volume, N_BINS))
+    fev1 = index["fev1"].to_numpy()
+    lln = predicted(test.who, ("fev1_fvc",))["fev1_fvc_lln"].to_numpy()
+    guesses = {
+        "this model": drawn.median,
+        **extrapolated(test, edge),
+        **boosted(train, test, edge),
+        "nearest training blow": nearest(train, test, edge),
+        "FEV6, had it been blown": index["fev6"].to_numpy(),
+    }
+    table = {name: errors(guess, test.fvc) for name, guess in guesses.items()}
+    groups = groups_of(test.who, index["fev1_fvc"].to_numpy() < lln)
+    groups["obstruction in the forecast (median)"] = fev1 / drawn.median < lln
+    person = test.who["SEQN"].to_numpy()
     return {
-        "blows": len(change),
+        "fvc": table,
+        "ratios": ratios(table),
+        "in_90": coverage(drawn, test.fvc, groups),
+        "in_90_people_low_high": coverage_interval(drawn, test.fvc, groups, person),
+        "right_would_hold_of_obstruction": held_of_chosen(drawn, fev1, lln),
+        "trust": trust(drawn, test.fvc),
+    }
+
+
+def wide_cut_at(stop: float, model: Completion, strange: Blows, draws: int) -> dict[str, Any]:
+    """Blows of the wide prior cut at `stop` s."""
+    edge = edge_at(stop)
+    drawn = drawn_fvc(model, strange, edge, draws)
+    guesses = {
+        **extrapolated(strange, edge, ("exponential", "power")),
+        "this model": drawn.median,
+    }
+    everyone = np.ones(len(strange), dtype=bool)
+    return {
+        **{name: errors(guess, strange.fvc) for name, guess in guesses.items()},
+        **coverage(drawn, strange.fvc, {"in_90": everyone}),
+        "trust": trust(drawn, strange.fvc),
+    }
+
+
+def given_whole(blows: Blows, model: Completion) -> dict[str, float]:
+    """Blows of known length given to `reconstruct` as recorded: by how much their FVC changes."""
+    people = pd.DataFrame(
+        {
+            "age": blows.who["age"].clip(6, 79),
+            "height": blows.who["height"].fillna(165.0),
+            "sex": blows.who["gender"].astype(int),
+        }
+    ).to_dict("records")
+    ends = np.minimum(blows.who["n_points"] * 0.01, CLOCK[-1])
+    changes = []
+    completes = []
+    for volume, end, person in zip(blows.volume, ends, people, strict=True):
+        t = np.arange(0, end + 1e-9, 0.01)
+        made = reconstruct(np.interp(t, CLOCK, volume), t, person, draws=10, model=model)
+        changes.append(1000 * (made.table["fvc"].median() - volume[-1]))
+        completes.append(made.complete)
+    within = np.abs(changes) <= 10  # mL
+    complete = np.array(completes)
+    return {
+        "blows": len(blows),
         "taken_as_whole": float(complete.mean()),
-        "within_10_ml": float((np.abs(change) <= 10).mean()),
-        "within_10_ml_of_those_taken_as_whole": float((np.abs(change[complete]) <= 10).mean()),
+        "within_10_ml": float(within.mean()),
+        "within_10_ml_of_those_taken_as_whole": float(within[complete].mean()),
     }
 
 
-def main() -> None:
+def waveform_cut_at(
+    stop: float, model: Completion, train: Blows, with_wide: Blows, recorded: Blows
+) -> dict[str, Any]:
+    """Recorded blows cut at `stop` s."""
+    edge = edge_at(stop)
+    drawn = drawn_fvc(model, recorded, edge, 100)
+    more = boosted(with_wide, recorded, edge, ("absolute_error",))
+    guesses = {
+        "this model": drawn.median,
+        **extrapolated(recorded, edge),
+        **boosted(train, recorded, edge, ("absolute_error",)),
+        **{f"{name}, with the wide prior's blows": guess for name, guess in more.items()},
+    }
+    table = {name: errors(guess, recorded.fvc) for name, guess in guesses.items()}
+    low, high = drawn.interval
+    return {
+        "fvc": table,
+        "ratios": ratios(table),
+        "error_l": (drawn.median - recorded.fvc).round(3).tolist(),
+        "inside_90": ((low <= recorded.fvc) & (recorded.fvc <= high)).tolist(),
+        "trusted": drawn.trusted.tolist(),
+    }
+
+
+def on_waveforms(folder: Path, model: Completion, train: Blows) -> dict[str, Any]:
+    """The recorded blows, of persons unknown, cut at 1.5, 2 and 3 s, and whole."""
+    files = [p for p in sorted(folder.glob("24*.wf")) if int(p.stem[2:]) >= FIRST_WAVEFORM]
+    curves = [read_waveform(p) for p in files]
+    flow = np.concatenate([to_clock(volume, t) for volume, t in curves])
+    recorded = of_nobody(volume_on_clock(flow))
+    wide = wide_blows(round(0.8 * len(train)), train.volume, 1)
+    with_wide = together(train, of_nobody(wide))
+    found: dict[str, Any] = {"files": [p.stem for p in files]}
+    for stop in CUTS:
+        found[f"cut at {stop:g} s"] = waveform_cut_at(stop, model, train, with_wide, recorded)
+    whole = {}
+    for p, (volume, t) in zip(files, curves, strict=True):
+        made = reconstruct(volume, t, model=model, draws=20, seed=0)
+        change = float(1000 * (made.table["fvc"].median() - volume.max()))
+        whole[p.stem] = {"complete": made.complete, "change_ml": change}
+    return {**found, "given whole": whole}
+
+
+def seconds_for_100_draws(volume: np.ndarray, weights: str | None) -> list[float]:
+    """Three times, loading included, for one blow (513,) L cut at 2 s."""
+    t = np.linspace(0, 2, 201)
+    person = {"age": 45, "height": 170, "sex": "male"}
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        reconstruct(np.interp(t, CLOCK, volume), t, person, draws=100, weights=weights)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def read_blows(run_dir: str, most: int) -> tuple[Blows, Blows]:
+    """Whole blows of split train, and at most so many of split test."""
+    flow, metadata = load_prepared(run_dir)
+    volume, who = whole_blows(flow, metadata, "train")
+    train = Blows(volume.double().numpy(), who)
+    volume, who = whole_blows(flow, metadata, "test")
+    some = np.sort(np.random.default_rng(0).permutation(len(volume))[:most])
+    test = Blows(volume.double().numpy()[some], who.iloc[some].reset_index(drop=True))
+    return train, test
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -288,103 +422,39 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--most", type=int, default=1200, help="blows of split test")
-    args = parser.parse_args()
-    flow, metadata = load_prepared(args.run_dir)
+    return parser.parse_args()
+
+
+def show(stop: float, found: dict[str, Any]) -> None:
+    print(f"cut at {stop:g} s")
+    for name, part in found.items():
+        is_table = name == "fvc"
+        print(pd.DataFrame(part).T.round(4).to_string() if is_table else part, flush=True)
+
+
+def main() -> None:
+    args = arguments()
     folder = Path(args.weights) if args.weights else shipped_weights("completion")
     model = Completion.from_pretrained(folder)
-    (train, trained), (test, who) = (whole_blows(flow, metadata, s) for s in ("train", "test"))
-    some = np.sort(np.random.default_rng(0).permutation(len(test))[: args.most])
-    train, volume, who = (
-        train.double().numpy(),
-        test.double().numpy()[some],
-        who.iloc[some].reset_index(drop=True),
-    )
-    strange = wide_blows(300, volume, 2).astype(float)
-    whole, lln = (
-        indices_on_clock(cut_flow(volume, N_BINS)),
-        predicted(who, ("fev1_fvc",))["fev1_fvc_lln"].to_numpy(),
-    )
-    truth, fev1 = volume[:, -1], whole["fev1"].to_numpy()
-    groups, result = (
-        groups_of(who, whole["fev1_fvc"].to_numpy() < lln),
-        {
-            "weights_sha256": sha256_of(folder / "model.safetensors"),
-            "blows": len(some),
-            "draws": args.draws,
-        },
-    )
+    train, test = read_blows(args.run_dir, args.most)
+    strange = of_nobody(wide_blows(WIDE_BLOWS, test.volume, 2).astype(float))
+    result: dict[str, Any] = {
+        "weights_sha256": sha256_of(folder / "model.safetensors"),
+        "blows": len(test),
+        "draws": args.draws,
+    }
     for stop in CUTS:
-        edge = edge_at(stop)
-        fvc, trusted = drawn_fvc(model, volume, edge, who, args.draws)
-        guesses = {
-            "this model": np.median(fvc, 1),
-            **{
-                h: extrapolated_fvc(cut_flow(volume, edge), CLOCK[edge], h)
-                for h in ("carried", "exponential", "power")
-            },
-        }
-        guesses |= boosted(
-            (seen_table(train, edge, trained), train[:, -1]), seen_table(volume, edge, who)
-        )
-        guesses |= {
-            "nearest training blow": nearest(train, volume, edge),
-            "FEV6, had it been blown": whole["fev6"].to_numpy(),
-        }
-        table = {k: errors(g, truth) for k, g in guesses.items()}
-        groups["obstruction in the forecast (median)"] = fev1 / np.median(fvc, 1) < lln
-        result[f"cut at {stop:g} s"] = {
-            "fvc": table,
-            "ratios": ratios(table),
-            "in_90": coverage(fvc, truth, groups),
-            "in_90_people_low_high": coverage_interval(fvc, truth, groups, who["SEQN"].to_numpy()),
-            "right_would_hold_of_obstruction": held_of_chosen(fvc, fev1, lln),
-            "trust": trust(fvc, truth, trusted),
-        }
-        print(
-            stop,
-            pd.DataFrame(table).T.round(4).to_string(),
-            *list(result[f"cut at {stop:g} s"].values())[1:],
-            sep="\n",
-            flush=True,
-        )
-        fvc, trusted = drawn_fvc(
-            model, strange, edge, pd.DataFrame(index=range(len(strange))), args.draws
-        )
-        found = {
-            h: errors(extrapolated_fvc(cut_flow(strange, edge), CLOCK[edge], h), strange[:, -1])
-            for h in ("exponential", "power")
-        }
-        found |= {"this model": errors(np.median(fvc, 1), strange[:, -1])} | coverage(
-            fvc, strange[:, -1], {"in_90": np.ones(len(strange), dtype=bool)}
-        )
-        result[f"cut at {stop:g} s"]["blows of the wide prior"] = found | {
-            "trust": trust(fvc, strange[:, -1], trusted)
-        }
-        print(result[f"cut at {stop:g} s"]["blows of the wide prior"], flush=True)
-    result["given whole"] = given_whole(volume[:300], who.iloc[:300], model)
+        found = cut_at(stop, model, train, test, args.draws)
+        found["blows of the wide prior"] = wide_cut_at(stop, model, strange, args.draws)
+        show(stop, found)
+        result[f"cut at {stop:g} s"] = found
+    first = Blows(test.volume[:GIVEN_WHOLE], test.who.iloc[:GIVEN_WHOLE])
+    result["given whole"] = given_whole(first, model)
     print(result["given whole"], flush=True)
     if args.waveforms:
-        result["ats24"] = on_waveforms(
-            Path(args.waveforms),
-            model,
-            train,
-            trained,
-            wide_blows(round(0.8 * len(train)), train, 1),
-            100,
-        )
+        result["ats24"] = on_waveforms(Path(args.waveforms), model, train)
         print(result["ats24"])
-    clock = np.linspace(0, 2, 201)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        reconstruct(
-            np.interp(clock, CLOCK, volume[0]),
-            clock,
-            {"age": 45, "height": 170, "sex": "male"},
-            draws=100,
-            weights=args.weights,
-        )
-        seconds.append(time.perf_counter() - start)
+    seconds = seconds_for_100_draws(test.volume[0], args.weights)
     result["seconds_for_100_draws"] = float(np.median(seconds))
     write_json(Path(__file__).parent / "results" / "reconstruction.json", result)
     print("100 draws in", np.round(seconds, 2), "s")

@@ -1,128 +1,229 @@
-"""Samplers in one run: how good the curves are, and how fast they come, against the number of network calls.
+"""Samplers in one run: how good the curves are, and how fast they come, by network calls.
 
-    python bench/samplers.py --run-dir RUN [--people 120] [--draws 10] [--skip-ddpm]
+    python bench/samplers.py --run-dir RUN [--people 120] [--draws 10] [--skip-ddpm] [--out FILE]
 
-RUN holds data/processed (00_data, 02_latents) and checkpoints; without checkpoints the shipped weights are used.
-Truth is the best blow of each of so many people of split test. Every sampler starts from the same noise. Quality is
-the CRPS of FVC, FEV1, PEF and FEF25-75, as a ratio to the default sampler's (with the 95 % interval over people, in
-which the chance of the draws is as well), and how much the draws of one person differ (SD of the index, mean over
-people), likewise; speed is curves per second with decoding, timed in turns, a median of three. Calls are those of the U-Net, which the first step does without. Writes bench/results/samplers.json.
+RUN holds data/processed (00_data, 02_latents) and checkpoints; without checkpoints the shipped
+weights are used. Truth is the best blow of each of so many people of split test. Every sampler
+starts from the same noise.
+
+Quality is the CRPS of FVC, FEV1, PEF and FEF25-75, as a ratio to the default sampler's, with the
+95 % interval over people, in which the chance of the draws is as well. Spread is how much the draws
+of one person differ (SD of the index, mean over people), likewise. Speed is curves per second with
+decoding, timed in turns, a median of three. Calls are those of the U-Net, which the first step does
+without. Writes bench/results/samplers.json. A sampler is added by a line in `RUNS`.
 """
 
 import argparse
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from spiro_diffusion.base.files import write_json
 from spiro_diffusion.cldm import sample
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.generation.drawing import USUAL, load_models, starting_noise
+from spiro_diffusion.generation.drawing import USUAL, Models, load_models, starting_noise
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.metrics.scores import bootstrap, crps
 from spiro_diffusion.spirometry.indices import indices_on_clock
 
-SAMPLERS = [("dpmpp", n) for n in (5, 3, 4, 6, 8, 12, 32)] + [
-    ("ddim", 8),
-    ("ddim", 16),
-    ("ddim", 50),
-    ("heun", 4),
-    ("heun", 8),
-    ("heun", 18),
-    ("ddpm", 50),
-    ("ddpm", 100),
-    ("ddpm", 1000),
+
+class Run(NamedTuple):
+    """A sampler and its number of steps."""
+
+    method: str
+    steps: int
+
+    @property
+    def calls(self) -> int:
+        """Calls of the U-Net: none in the first step; two a step for heun."""
+        return (self.steps - 1) * (2 if self.method == "heun" else 1)
+
+
+DEFAULT = Run("dpmpp", 5)
+SLOWEST = Run("ddpm", 1000)  # the ancestral sampler with as many steps as in Ho et al. (2020)
+RUNS = [
+    DEFAULT,
+    *(Run("dpmpp", steps) for steps in (3, 4, 6, 8, 12, 32)),
+    *(Run("ddim", steps) for steps in (8, 16, 50)),
+    *(Run("heun", steps) for steps in (4, 8, 18)),
+    *(Run("ddpm", steps) for steps in (50, 100)),
+    SLOWEST,
 ]
-NAMES = ("fvc", "fev1", "pef", "fef2575")
+NAMES = ["fvc", "fev1", "pef", "fef2575"]
+TIMED_CURVES = 256
+TURNS = 3
+RESAMPLES = 1000  # of the bootstrap over people
 
 
-def curves(models, denoise, noise: torch.Tensor, method: str, steps: int) -> np.ndarray:
-    """Flow (N, 512) L/s drawn from noise (N, C, 32)."""
-    fresh = torch.Generator().manual_seed(1)
-    latents = sample(
-        denoise, noise, steps, method, lambda i: torch.randn(noise.shape, generator=fresh)
+@dataclass
+class Task:
+    """What every sampler has to draw: `draws` curves for each of the people."""
+
+    models: Models
+    truth: pd.DataFrame  # a row a person: the indices of the best blow
+    values: torch.Tensor  # (people * draws, K) clinical values
+    noise: torch.Tensor  # (people * draws, C, P)
+
+    @property
+    def people(self) -> int:
+        return len(self.truth)
+
+    def curves(self, run: Run, most: int | None = None) -> np.ndarray:
+        """Flow (N, 512) L/s of all rows, or of at most so many."""
+        noise = self.noise[:most]
+        generator = torch.Generator().manual_seed(1)
+
+        def fresh(step: int) -> torch.Tensor:
+            return torch.randn(noise.shape, generator=generator)
+
+        denoise = self.models.cldm.denoiser(self.values[:most])
+        latents = sample(denoise, noise, run.steps, run.method, fresh)
+        return self.models.vqvae.decode_latents(latents).numpy()
+
+
+@dataclass
+class Quality:
+    """How good the draws of a sampler are, by index (rows, as `NAMES`) and person (columns)."""
+
+    crps: np.ndarray
+    spread: np.ndarray
+
+
+def held_out(run_dir: str, people: int) -> pd.DataFrame:
+    """The best blow of at most so many people of split test, with a row in the signals each."""
+    metadata = load_described(run_dir, load_prepared(run_dir)[1])
+    chosen = (
+        (metadata["split"] == "test")
+        & (metadata["test"] == "pre")
+        & (metadata["blow"] == "best")
+        & (metadata["effort"] == "A")
+        & metadata["height"].notna()
     )
-    return models.vqvae.decode_latents(latents).numpy()
+    held = metadata[chosen]
+    return held.sample(min(people, len(held)), random_state=0)
 
 
-@torch.no_grad()
-def main() -> None:
+def task_of(run_dir: str, people: int, draws: int) -> Task:
+    """The people, their indices, and the noise from which everyone's curves start."""
+    models = load_models(run_dir)
+    settings = models.cldm.settings
+    held = held_out(run_dir, people)
+    signals = load_prepared(run_dir)[0]
+    patients = held[["age", "height", "gender"]].assign(**USUAL)
+    values = torch.from_numpy(encode_patients(patients, settings.variables))
+    noise = starting_noise(
+        held["SEQN"].repeat(draws).tolist(),
+        np.tile(np.arange(draws), len(held)).tolist(),
+        0,
+        (settings.channels, settings.positions),
+    )
+    return Task(
+        models,
+        indices_on_clock(signals[held.index]),
+        values.repeat_interleave(draws, 0),
+        torch.from_numpy(noise),
+    )
+
+
+def quality_of(task: Task, run: Run) -> Quality:
+    """CRPS and spread of a sampler's draws."""
+    made = indices_on_clock(task.curves(run))
+    drawn = [made[name].to_numpy().reshape(task.people, -1) for name in NAMES]
+    true = [task.truth[name].to_numpy() for name in NAMES]
+    return Quality(
+        crps=np.stack([crps(d, t) for d, t in zip(drawn, true, strict=True)]),
+        spread=np.stack([d.std(1, ddof=1) for d in drawn]),
+    )
+
+
+def seconds_a_curve(task: Task, runs: list[Run]) -> dict[Run, float]:
+    """Median time of a curve, in turns; the slowest sampler is timed once."""
+    seconds: dict[Run, list[float]] = {run: [] for run in runs}
+    count = len(task.noise[:TIMED_CURVES])
+    for turn in range(TURNS):
+        for run in runs:
+            if turn and run == SLOWEST:
+                continue
+            start = time.perf_counter()
+            task.curves(run, TIMED_CURVES)
+            seconds[run].append((time.perf_counter() - start) / count)
+    return {run: statistics.median(times) for run, times in seconds.items()}
+
+
+def ratio(one: np.ndarray, default: np.ndarray, people: np.ndarray) -> float:
+    """How large `one` is beside `default`, each a mean over people: the mean over indices."""
+    return float((one[:, people].mean(1) / default[:, people].mean(1)).mean())
+
+
+def row_of(
+    run: Run, quality: Quality, default: Quality, seconds: float, slowest: float | None
+) -> dict[str, Any]:
+    """One row of the table."""
+    count = quality.crps.shape[1]
+    everyone = np.arange(count)
+
+    def crps_ratio(people: np.ndarray) -> float:
+        return ratio(quality.crps, default.crps, people)
+
+    interval = bootstrap(crps_ratio, count, RESAMPLES, 0)
+    means = zip(NAMES, quality.crps.mean(1), strict=True)
+    return {
+        "sampler": run.method,
+        "steps": run.steps,
+        "calls": run.calls,
+        **{f"crps_{name}": round(float(value), 4) for name, value in means},
+        "crps_ratio": round(crps_ratio(everyone), 4),
+        "crps_low_high": [round(value, 4) for value in interval],
+        "spread_ratio": round(ratio(quality.spread, default.spread, everyone), 4),
+        "curves_per_s": round(1 / seconds, 1),
+        "times_ddpm1000": None if slowest is None else round(slowest / seconds, 1),
+    }
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run-dir", default=".")
     parser.add_argument("--people", type=int, default=120)
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--skip-ddpm", action="store_true", help="leave out ddpm with 1000 steps")
     parser.add_argument(
-        "--skip-ddpm", action="store_true", help="leave out the 1000-step ancestral sampler"
+        "--out", type=Path, default=Path(__file__).parent / "results" / "samplers.json"
     )
-    args = parser.parse_args()
-    models = load_models(args.run_dir)
-    metadata = load_described(args.run_dir, load_prepared(args.run_dir)[1])
-    held = metadata[
-        (metadata["split"] == "test")
-        & (metadata["test"] == "pre")
-        & (metadata["blow"] == "best")
-        & metadata["height"].notna()
-        & (metadata["effort"] == "A")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def main() -> None:
+    args = parsed()
+    task = task_of(args.run_dir, args.people, args.draws)
+    runs = [run for run in RUNS if not (args.skip_ddpm and run == SLOWEST)]
+    quality = {}
+    for run in runs:
+        quality[run] = quality_of(task, run)
+        print(run.method, run.steps, quality[run].crps.mean(1).round(4), flush=True)
+    seconds = seconds_a_curve(task, runs)
+    rows = [
+        row_of(run, quality[run], quality[DEFAULT], seconds[run], seconds.get(SLOWEST))
+        for run in runs
     ]
-    held = held.sample(min(args.people, len(held)), random_state=0)
-    truth = indices_on_clock(load_prepared(args.run_dir)[0][held.index])
-    values = torch.from_numpy(
-        encode_patients(
-            held[["age", "height", "gender"]].assign(**USUAL), models.cldm.settings.variables
-        )
-    ).repeat_interleave(args.draws, 0)
-    shape = (models.cldm.settings.channels, models.cldm.settings.positions)
-    noise = torch.from_numpy(
-        starting_noise(
-            held["SEQN"].repeat(args.draws).tolist(),
-            np.tile(np.arange(args.draws), len(held)),
-            0,
-            shape,
-        )
-    )
-    todo = [s for s in SAMPLERS if not (args.skip_ddpm and s == ("ddpm", 1000))]
-    quality, spread, seconds = {}, {}, {s: [] for s in todo}
-    for method, steps in todo:
-        made = indices_on_clock(curves(models, models.cldm.denoiser(values), noise, method, steps))
-        made = {n: made[n].to_numpy().reshape(len(held), -1) for n in NAMES}
-        quality[method, steps] = np.stack([crps(made[n], truth[n].to_numpy()) for n in NAMES])
-        spread[method, steps] = np.stack([made[n].std(1, ddof=1) for n in NAMES])
-        print(method, steps, quality[method, steps].mean(1).round(4), flush=True)
-    some = slice(0, 256)
-    for turn in range(3):
-        for method, steps in todo:
-            if turn and steps == 1000:
-                continue
-            start = time.perf_counter()
-            curves(models, models.cldm.denoiser(values[some]), noise[some], method, steps)
-            seconds[method, steps].append((time.perf_counter() - start) / len(noise[some]))
-    slow = statistics.median(seconds.get(("ddpm", 1000), [float("nan")]))
-    ratio = lambda one, default, i: float((one[:, i].mean(1) / default[:, i].mean(1)).mean())
-    everyone = np.arange(len(held))
-    rows = []
-    for method, steps in todo:
-        each = statistics.median(seconds[method, steps])
-        rows.append({
-            "sampler": method, "steps": steps, "calls": (2 if method == "heun" else 1) * (steps - 1), **{f"crps_{n}": round(float(v), 4) for n, v in zip(NAMES, quality[method, steps].mean(1))},
-            "crps_ratio": round(ratio(quality[method, steps], quality[todo[0]], everyone), 4),
-            "crps_low_high": [round(v, 4) for v in bootstrap(lambda i, q=quality[method, steps]: ratio(q, quality[todo[0]], i), len(held), 1000, 0)],
-            "spread_ratio": round(ratio(spread[method, steps], spread[todo[0]], everyone), 4), "curves_per_s": round(1 / each, 1), "times_ddpm1000": round(slow / each, 1) if slow == slow else None,
-        })  # fmt: skip
-        print(rows[-1])
     record = {
-        "people": len(held),
+        "people": task.people,
         "draws": args.draws,
         "threads": torch.get_num_threads(),
-        "weights_sha256": models.sha256,
+        "weights_sha256": task.models.sha256,
         "rows": rows,
     }
-    write_json(Path(__file__).parent / "results" / "samplers.json", record)
+    write_json(args.out, record)
+    print(pd.DataFrame(rows).to_string(index=False))
 
 
 if __name__ == "__main__":

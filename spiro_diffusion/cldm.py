@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .base.arrays import building
 from .base.errors import DataError
 from .base.files import sha256_of, shipped_weights
 from .learning.conditions import VARIABLES, Variable, encode_patients
-from .learning.devices import pick_device
+from .learning.devices import device_for
 from spiro_diffusion.learning.training import (
     TrainConfig,
     fill_model,
@@ -30,30 +30,89 @@ from spiro_diffusion.learning.training import (
 )
 
 # %% auto #0
-__all__ = ['Denoise', 'BLIND', 'SAMPLERS', 'rowwise', 'Rowwise', 'Conditioner', 'hide_values', 'precondition', 'noise_levels',
-           'Pointwise', 'ResBlock', 'CrossAttention', 'UNet', 'NormalPart', 'CLDMSettings', 'CLDM', 'sample',
-           'edm_loss', 'settings_for', 'train_cldm']
+__all__ = ['HIGHEST_SIGMA', 'FOUR_STEPS', 'FIVE_STEPS', 'TWELVE_STEPS', 'MANY_STEPS', 'SMALLEST_SPREAD', 'LOG_SPREAD_RANGE',
+           'GROUPS', 'Denoise', 'NORMAL_ONLY_ABOVE', 'FreshNoise', 'Sampler', 'SAMPLERS', 'FULL_WIDTHS', 'PROFILES',
+           'SLOWEST_AVERAGE', 'SMALLEST_STD', 'VALIDATION_ROWS', 'Preconditioning', 'precondition', 'NoiseLayout',
+           'usual_layout', 'noise_levels', 'variable_embedding', 'Conditioner', 'hide_values', 'start_at_zero',
+           'NormalPart', 'ResBlock', 'CrossAttention', 'Stage', 'UNet', 'CLDMSettings', 'Conditions', 'CLDM', 'ddim',
+           'dpmpp', 'heun', 'ddpm', 'sample', 'training_sigmas', 'weighted_error', 'guess_of_noised', 'edm_loss',
+           'Profile', 'settings_for', 'Rows', 'rows_of_split', 'settings_of_data', 'new_model', 'train_cldm']
 
-# %% ../nbs/03_cldm.ipynb #b3763968
-def rowwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (B, c) times `weight`, transposed, and `bias`: to the last bit the same for 2 rows as for 256 (fewer than four add up in another order)."""
-    few = -len(x) % 4
-    return (
-        F.linear(F.pad(x, (0, 0, 0, few)), weight, bias)[: len(x)]
-        if few
-        else F.linear(x, weight, bias)
+# %% ../nbs/03_cldm.ipynb #387ff3dd
+class Preconditioning(NamedTuple):
+    """The factors of Karras et al. (2022, table 1), of the shape of the noise levels."""
+
+    c_skip: Tensor  # how much of x is kept
+    c_out: Tensor  # scale of the network's output
+    c_in: Tensor  # scale of its input
+    c_noise: Tensor  # what it is given of the noise level
+
+
+def precondition(sigma: Tensor, sd: float = 1.0) -> Preconditioning:
+    """The factors for noise levels sigma and data of standard deviation sd."""
+    total = (sigma**2 + sd**2).sqrt()
+    return Preconditioning(
+        c_skip=sd**2 / total**2,
+        c_out=sigma * sd / total,
+        c_in=1 / total,
+        c_noise=sigma.log() / 4,
     )
 
+# %% ../nbs/03_cldm.ipynb #bf52f01c
+HIGHEST_SIGMA = 80.0  # where sampling starts (Karras 2022, table 1)
 
-class Rowwise(nn.Linear):
-    """A linear layer on rows (B, c), by `rowwise`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rowwise(x, self.weight, self.bias)
+class NoiseLayout(NamedTuple):
+    """Where the noise levels of a sampler lie, between `HIGHEST_SIGMA` and 0."""
+
+    bend: float  # the second level, reached in one step
+    low: float  # the last level above 0
+    power: float  # 1: evenly in ln(sigma) from bend to low; above 1: closer together at the top
+
+
+FOUR_STEPS = NoiseLayout(bend=4.0, low=0.08, power=1.7)
+FIVE_STEPS = NoiseLayout(bend=7.0, low=0.05, power=1.25)
+TWELVE_STEPS = NoiseLayout(bend=7.0, low=0.05, power=1.0)
+MANY_STEPS = NoiseLayout(bend=20.0, low=0.02, power=1.0)
+
+# %% ../nbs/03_cldm.ipynb #b1633222
+def usual_layout(steps: int) -> NoiseLayout:
+    """The layout for so many steps."""
+    for most, layout in ((4, FOUR_STEPS), (5, FIVE_STEPS), (12, TWELVE_STEPS)):
+        if steps <= most:
+            return layout
+    return MANY_STEPS
+
+
+def noise_levels(
+    steps: int,
+    layout: tuple[float, float, float] | None = None,
+    high: float = HIGHEST_SIGMA,
+) -> Tensor:
+    """Falling noise levels (steps + 1,) float64: high, then from bend to low, then 0.
+
+    layout: a `NoiseLayout`, or its bend, low and power; `usual_layout` if None.
+    """
+    bend, low, power = layout or usual_layout(steps)
+    share = torch.linspace(0, 1, steps - 1, dtype=torch.float64) ** power
+    levels = bend * (low / bend) ** share
+    return torch.cat([levels.new_tensor([high]), levels, levels.new_zeros(1)])
 
 # %% ../nbs/03_cldm.ipynb #c21d99bc
+def variable_embedding(variable: Variable, width: int, waves: int) -> nn.Module:
+    """What makes the token of a variable: a table for categories, a small network for a number."""
+    if variable.categories:
+        return nn.Embedding(len(variable.categories), width)
+    inputs = 1 + 2 * waves  # the number, its sines and its cosines
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+
+# %% ../nbs/03_cldm.ipynb #2acb9cc0
 class Conditioner(nn.Module):
-    """Clinical values (B, K), NaN where missing, to tokens (B, K, width), a learned null token for each NaN."""
+    """Clinical values (B, K), NaN where missing, to tokens (B, K, width)."""
+
+    mean: Tensor
+    std: Tensor
+    waves: Tensor
 
     def __init__(
         self,
@@ -69,25 +128,23 @@ class Conditioner(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         self.register_buffer("waves", 2.0 ** torch.arange(-1, waves - 1))
         self.null = nn.Parameter(torch.randn(len(variables), width) * 0.5)
-        self.embed = nn.ModuleList(
-            nn.Embedding(len(v.categories), width) if v.categories
-            else nn.Sequential(Rowwise(1 + 2 * waves, width), nn.SiLU(), Rowwise(width, width)) for v in variables
-        )  # fmt: skip
+        self.embed = nn.ModuleList(variable_embedding(v, width, waves) for v in variables)
+
+    def token(self, k: int, column: Tensor) -> Tensor:
+        """Tokens (B, width) of variable k with values (B,); where these are NaN, of any value."""
+        missing = column.isnan()
+        if self.variables[k].categories:
+            return self.embed[k](column.masked_fill(missing, 0).long())
+        standard = ((column - self.mean[k]) / self.std[k]).masked_fill(missing, 0)[:, None]
+        phase = standard * self.waves
+        return self.embed[k](torch.cat([standard, phase.sin(), phase.cos()], 1))
 
     def forward(self, values: Tensor) -> Tensor:
-        known, tokens = ~values.isnan(), []
-        filled = torch.where(known, values, self.mean)
-        for k, embed in enumerate(self.embed):
-            if self.variables[k].categories:
-                tokens.append(embed(torch.where(known[:, k], values[:, k], 0).long()))
-            else:
-                x = ((filled[:, k] - self.mean[k]) / self.std[k])[:, None]
-                tokens.append(
-                    embed(torch.cat([x, torch.sin(x * self.waves), torch.cos(x * self.waves)], 1))
-                )
+        tokens = [self.token(k, column) for k, column in enumerate(values.unbind(1))]
+        known = ~values.isnan()
         return torch.where(known[..., None], torch.stack(tokens, 1), self.null)
 
-
+# %% ../nbs/03_cldm.ipynb #d73321d5
 def hide_values(
     values: Tensor,
     variables: tuple[Variable, ...],
@@ -95,195 +152,205 @@ def hide_values(
     together: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A copy of values (B, K), blurred, with each hidden (NaN) at its own rate.
+    """A blurred copy of values (B, K) in which each is hidden (NaN) at its variable's own rate.
 
-    A share `everything` of rows is hidden whole, and each group of variables in a share `together`.
+    A share `everything` of the rows is hidden whole, and each group of variables, as a whole, in a
+    share `together` of them.
     """
-    device, groups = values.device, sorted({v.group for v in variables} - {""})
-    place = torch.tensor(
-        [1 + groups.index(v.group) if v.group else 0 for v in variables], device=device
-    )
-    u = torch.rand(
-        len(values), 1 + len(groups) + len(variables), generator=generator, device=device
-    )
-    drop, blur = (
-        torch.tensor([getattr(v, what) for v in variables], device=device)
-        for what in ("drop", "blur")
-    )
+    device = values.device
+    groups = sorted({v.group for v in variables if v.group})
+    sizes = [1, len(groups), len(variables)]
+    chance = torch.rand(len(values), sum(sizes), generator=generator, device=device)
+    row_chance, group_chance, value_chance = chance.split(sizes, dim=1)
+
+    drop = torch.tensor([v.drop for v in variables], device=device)
+    hidden = (value_chance < drop) | (row_chance < everything)
+    for group, column in zip(groups, group_chance.unbind(1), strict=True):
+        members = torch.tensor([v.group == group for v in variables], device=device)
+        hidden |= (column[:, None] < together) & members
+
+    blur = torch.tensor([v.blur for v in variables], device=device)
     noise = blur * torch.randn(values.shape, generator=generator, device=device)
-    hidden = (
-        (u[:, -len(variables) :] < drop)
-        | (u[:, :1] < everything)
-        | ((u[:, place] < together) & (place > 0))
-    )
     return (values + noise).masked_fill(hidden, torch.nan)
 
-# %% ../nbs/03_cldm.ipynb #387ff3dd
-def precondition(sigma: Tensor, sd: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The factors c_skip, c_out, c_in, c_noise for noise levels sigma (Karras 2022, table 1); shapes as sigma."""
-    total = (sigma**2 + sd**2).sqrt()
-    return sd**2 / total**2, sigma * sd / total, 1 / total, sigma.log() / 4
+# %% ../nbs/03_cldm.ipynb #7d737938
+SMALLEST_SPREAD = 0.05  # along an axis of the training latents, in units of the latents
+LOG_SPREAD_RANGE = (-3.5, 2.0)  # of ln(s): s from 0.03 to 7.4
 
 
-def noise_levels(
-    steps: int, layout: tuple[float, float, float] | None = None, high: float = 80.0
-) -> Tensor:
-    """Falling noise levels, (steps + 1,): high, then `bend` to `low`, evenly in ln(sigma) (Lu 2022) or, with a power over 1, closer at the top, and then 0.
-
-    layout: bend, low and power, if not the usual ones for so many steps.
-    """
-    layouts = (
-        (4, (4.0, 0.08, 1.7)),
-        (5, (7.0, 0.05, 1.25)),
-        (12, (7.0, 0.05, 1.0)),
-    )  # up to so many steps
-    bend, low, power = layout or next(
-        (usual for most, usual in layouts if steps <= most), (20.0, 0.02, 1.0)
-    )
-    levels = bend * (low / bend) ** (torch.linspace(0, 1, steps - 1, dtype=torch.float64) ** power)
-    return torch.cat([levels.new_tensor([high]), levels, levels.new_zeros(1)])
-
-# %% ../nbs/03_cldm.ipynb #6c697436
-class Pointwise(nn.Conv1d):
-    """A convolution of width 1, as a matrix product: to the last bit the same for 4 rows as for 256."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.transpose(1, 2), self.weight[..., 0], self.bias).transpose(1, 2)
-
-
-class ResBlock(nn.Module):
-    """x (B, c_in, L) and an embedding (B, emb) to (B, c_out, L): two convolutions; between them mixing and FiLM."""
-
-    def __init__(self, c_in: int, c_out: int, emb: int, length: int):
-        super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv1d(c_in, c_out, 3, padding=1)
-        self.mix = nn.Parameter(torch.randn(8, length, length) * 0.3 / length**0.5)
-        self.film = Rowwise(emb, 2 * c_out)
-        self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv1d(c_out, c_out, 3, padding=1)
-        self.skip = Pointwise(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + torch.einsum("bgcl,glk->bgck", h.unflatten(1, (8, -1)), self.mix).flatten(1, 2)
-        scale, shift = self.film(emb)[..., None].chunk(2, 1)
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-
-# %% ../nbs/03_cldm.ipynb #8fae03e7
-class CrossAttention(nn.Module):
-    """Positions x (B, c, L) attend to tokens (B, K, width); returns (B, c, L), x unchanged at initialisation."""
-
-    def __init__(self, channels: int, width: int, heads: int = 4):
-        super().__init__()
-        self.heads, self.norm = heads, nn.GroupNorm(8, channels)
-        self.q, self.kv, self.out = (
-            nn.Linear(channels, channels),
-            nn.Linear(width, 2 * channels),
-            nn.Linear(channels, channels),
-        )
-        nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
-
-    def _split(self, x: Tensor, tokens: Tensor) -> list[Tensor]:
-        q, (k, v) = self.q(self.norm(x).transpose(1, 2)), self.kv(tokens).chunk(2, -1)
-        return [
-            a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in (q, k, v)
-        ]  # (B, heads, L or K, c / heads)
-
-    def look(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """The attention weights, (B, heads, L, K), each row of which adds up to 1."""
-        q, k, _ = self._split(x, tokens)
-        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        h = F.scaled_dot_product_attention(*self._split(x, tokens)).transpose(1, 2).flatten(2)
-        return x + self.out(h).transpose(1, 2)
-
-# %% ../nbs/03_cldm.ipynb #87552589
-class UNet(nn.Module):
-    """F(x; c_noise, tokens): x (B, channels + more, 32) to (B, channels, 32), with cross-attention at each of its levels."""
-
-    def __init__(
-        self,
-        channels: int = 8,
-        widths: tuple[int, ...] = (64, 80, 112),
-        token: int = 64,
-        emb: int = 96,
-        positions: int = 32,
-        more: int = 0,
-    ):
-        super().__init__()
-        self.register_buffer("waves", 2.0 ** torch.linspace(-1, 4, 16))
-        self.noise = nn.Sequential(Rowwise(32, emb), nn.SiLU(), Rowwise(emb, emb))
-        self.person = Rowwise(token, emb)
-        self.stem = nn.Conv1d(channels + more, widths[0], 3, padding=1)
-        self.place = nn.Parameter(torch.randn(1, widths[0], positions) * 0.1)
-        wider, sizes = list(pairwise(widths)), [(w, positions >> i) for i, w in enumerate(widths)]
-        self.down = nn.ModuleList(
-            nn.ModuleList([ResBlock(w, w, emb, n), CrossAttention(w, token)]) for w, n in sizes
-        )
-        self.shrink = nn.ModuleList(nn.Conv1d(a, b, 3, stride=2, padding=1) for a, b in wider)
-        self.middle = ResBlock(widths[-1], widths[-1], emb, sizes[-1][1])
-        self.grow = nn.ModuleList(nn.Conv1d(b, a, 3, padding=1) for a, b in wider)
-        self.up = nn.ModuleList(
-            nn.ModuleList([ResBlock(2 * w, w, emb, n), CrossAttention(w, token)]) for w, n in sizes
-        )
-        self.norm, self.head = (
-            nn.GroupNorm(8, widths[0]),
-            nn.Conv1d(widths[0], channels, 3, padding=1),
-        )
-        nn.init.zeros_(self.head.weight), nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor, c_noise: Tensor, tokens: Tensor) -> Tensor:
-        phase = c_noise[:, None] * self.waves
-        emb = F.silu(
-            self.noise(torch.cat([phase.sin(), phase.cos()], 1)) + self.person(tokens.mean(1))
-        )
-        h, twins = self.stem(x) + self.place, []
-        for level, (block, attend) in enumerate(self.down):
-            h = attend(block(h, emb), tokens)
-            twins.append(h)
-            h = self.shrink[level](h) if level < len(self.shrink) else self.middle(h, emb)
-        for level in reversed(range(len(self.up))):
-            block, attend = self.up[level]
-            h = attend(block(torch.cat([h, twins[level]], 1), emb), tokens)
-            h = self.grow[level - 1](F.interpolate(h, scale_factor=2.0)) if level else h
-        return self.head(F.silu(self.norm(h)))
+def start_at_zero(layer: nn.Linear | nn.Conv1d) -> None:
+    """Set weights and bias to 0: as long as it is untrained the layer adds nothing."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 # %% ../nbs/03_cldm.ipynb #b377de27
 class NormalPart(nn.Module):
-    """The best denoiser of normal data: x (B, C, P), sigma (B,), m and s² (B, C * P) to (B, C, P).
+    """The best denoiser of normal data of mean m and variance s² along each principal axis.
 
-    D = (s² x + sigma² m) / (s² + sigma²) along each principal axis of the training latents; m and s² come from the tokens.
+    x (B, C, P), sigma (B,), m and s² (B, C * P) to (B, C, P).
     """
+
+    axes: Tensor
+    log_spread: Tensor
 
     def __init__(self, size: int, known: int, hidden: int = 128):
         super().__init__()
-        self.net = nn.Sequential(Rowwise(known, hidden), nn.SiLU(), Rowwise(hidden, 2 * size))
-        nn.init.zeros_(self.net[2].weight), nn.init.zeros_(self.net[2].bias)
+        first = nn.Linear(known, hidden)
+        last = nn.Linear(hidden, 2 * size)
+        start_at_zero(last)
+        self.net = nn.Sequential(first, nn.SiLU(), last)
         self.register_buffer("axes", torch.eye(size))  # a row an axis
         self.register_buffer("log_spread", torch.zeros(size))
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> None:
-        """Principal axes of the training latents z (N, C, P), and the spread along each, from which s starts."""
-        values, axes = torch.linalg.eigh(torch.cov(z.flatten(1).double().T))
-        self.axes.copy_(axes.T), self.log_spread.copy_(values.clamp(min=0.05**2).log() / 2)
+        """Take the principal axes of latents z (N, C, P), and a first spread along each."""
+        variance, axes = torch.linalg.eigh(torch.cov(z.flatten(1).double().T))
+        self.axes.copy_(axes.T)
+        self.log_spread.copy_(variance.clamp(min=SMALLEST_SPREAD**2).log() / 2)
 
     def expect(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean m and variance s² along each axis, both (B, C * P), that tokens (B, K, width) speak for."""
-        mean, more = self.net(tokens.flatten(1)).chunk(2, 1)
-        return mean, (2 * (self.log_spread + more).clamp(-3.5, 2.0)).exp()
+        """Mean m and variance s² (B, C * P) along each axis, given tokens (B, K, width)."""
+        mean, change = self.net(tokens.flatten(1)).chunk(2, 1)
+        log_spread = (self.log_spread + change).clamp(*LOG_SPREAD_RANGE)
+        return mean, (2 * log_spread).exp()
 
     def forward(self, x: Tensor, sigma: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         noise = sigma[:, None] ** 2
-        best = (variance * rowwise(x.flatten(1), self.axes) + noise * mean) / (variance + noise)
-        return rowwise(best, self.axes.T).view_as(x)
+        along_axes = x.flatten(1) @ self.axes.T
+        best = (variance * along_axes + noise * mean) / (variance + noise)
+        return (best @ self.axes).view_as(x)
+
+# %% ../nbs/03_cldm.ipynb #6c697436
+GROUPS = 8  # of channels, in the group norms and in the mixing of positions
+
+
+class ResBlock(nn.Module):
+    """x (B, c_in, L) and an embedding (B, emb) to (B, c_out, L): convolution, mixing of positions,
+    FiLM, convolution, beside a path that skips them."""
+
+    def __init__(self, c_in: int, c_out: int, emb: int, length: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, c_in)
+        self.conv1 = nn.Conv1d(c_in, c_out, 3, padding=1)
+        self.mix = nn.Parameter(torch.randn(GROUPS, length, length) * 0.3 / length**0.5)
+        self.film = nn.Linear(emb, 2 * c_out)
+        self.norm2 = nn.GroupNorm(GROUPS, c_out)
+        self.conv2 = nn.Conv1d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv1d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        start_at_zero(self.conv2)
+
+    def mixed(self, h: Tensor) -> Tensor:
+        """h (B, c, L) plus, in each group of channels, a learned mixture of all positions."""
+        groups = h.unflatten(1, (GROUPS, -1))
+        return h + torch.einsum("bgcl,glk->bgck", groups, self.mix).flatten(1, 2)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.mixed(self.conv1(functional.silu(self.norm1(x))))
+        scale, shift = self.film(emb)[..., None].chunk(2, 1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(functional.silu(h))
+
+# %% ../nbs/03_cldm.ipynb #8fae03e7
+class CrossAttention(nn.Module):
+    """Positions x (B, c, L) attend to tokens (B, K, width); untrained, x comes back as it is."""
+
+    def __init__(self, channels: int, width: int, heads: int = 4):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(width, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+        start_at_zero(self.out)
+
+    def by_head(self, rows: Tensor) -> Tensor:
+        """(B, L or K, c) to (B, heads, L or K, c / heads)."""
+        return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """What the positions ask, (B, heads, L, c / heads)."""
+        return self.by_head(self.q(self.norm(x).transpose(1, 2)))
+
+    def look(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """The attention weights (B, heads, L, K); those of one position add up to 1."""
+        q = self.queries(x)
+        k = self.by_head(self.kv(tokens).chunk(2, -1)[0])
+        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        q = self.queries(x)
+        k, v = (self.by_head(rows) for rows in self.kv(tokens).chunk(2, -1))
+        h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(h).transpose(1, 2)
+
+# %% ../nbs/03_cldm.ipynb #4872c61e
+class Stage(nn.ModuleList):
+    """A residual block, then cross-attention: what the U-Net does at one level, down or up."""
+
+    def __init__(self, c_in: int, c_out: int, token: int, emb: int, length: int):
+        super().__init__([ResBlock(c_in, c_out, emb, length), CrossAttention(c_out, token)])
+
+    def forward(self, x: Tensor, emb: Tensor, tokens: Tensor) -> Tensor:
+        block, attend = self
+        return attend(block(x, emb), tokens)
+
+# %% ../nbs/03_cldm.ipynb #87552589
+class UNet(nn.Module):
+    """F(x; c_noise, tokens): x (B, channels + more, positions) to (B, channels, positions)."""
+
+    waves: Tensor
+
+    def __init__(
+        self,
+        channels: int = 8,
+        widths: tuple[int, ...] = (64, 80, 112),  # channels at each level
+        token: int = 64,  # width of a token
+        emb: int = 96,  # width of the embedding of noise level and person
+        positions: int = 32,
+        more: int = 0,  # channels that are seen, but not predicted
+    ):
+        super().__init__()
+        self.register_buffer("waves", 2.0 ** torch.linspace(-1, 4, 16))
+        self.noise = nn.Sequential(nn.Linear(32, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.person = nn.Linear(token, emb)
+        self.stem = nn.Conv1d(channels + more, widths[0], 3, padding=1)
+        self.place = nn.Parameter(torch.randn(1, widths[0], positions) * 0.1)
+        levels = [(width, positions >> level) for level, width in enumerate(widths)]
+        steps = list(pairwise(widths))
+        self.down = nn.ModuleList(Stage(w, w, token, emb, length) for w, length in levels)
+        self.shrink = nn.ModuleList(nn.Conv1d(a, b, 3, stride=2, padding=1) for a, b in steps)
+        self.middle = ResBlock(widths[-1], widths[-1], emb, levels[-1][1])
+        self.grow = nn.ModuleList(nn.Conv1d(b, a, 3, padding=1) for a, b in steps)
+        self.up = nn.ModuleList(Stage(2 * w, w, token, emb, length) for w, length in levels)
+        self.norm = nn.GroupNorm(GROUPS, widths[0])
+        self.head = nn.Conv1d(widths[0], channels, 3, padding=1)
+        start_at_zero(self.head)
+
+    def embedding(self, c_noise: Tensor, tokens: Tensor) -> Tensor:
+        """What every block is given, (B, emb), of c_noise (B,) and tokens (B, K, token)."""
+        phase = c_noise[:, None] * self.waves
+        noise = self.noise(torch.cat([phase.sin(), phase.cos()], 1))
+        return functional.silu(noise + self.person(tokens.mean(1)))
+
+    def forward(self, x: Tensor, c_noise: Tensor, tokens: Tensor) -> Tensor:
+        emb = self.embedding(c_noise, tokens)
+        h = self.stem(x) + self.place
+        twins = []
+        for level, stage in enumerate(self.down):
+            h = stage(h, emb, tokens)
+            twins.append(h)
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+        h = self.middle(h, emb)
+        for level in reversed(range(len(self.up))):
+            h = self.up[level](torch.cat([h, twins[level]], 1), emb, tokens)
+            if level > 0:
+                h = self.grow[level - 1](functional.interpolate(h, scale_factor=2.0))
+        return self.head(functional.silu(self.norm(h)))
 
 # %% ../nbs/03_cldm.ipynb #0c52bcee
-Denoise = Callable[[Tensor, float], Tensor]
-BLIND = 50.0  # above this sigma a sampler asks the normal part alone
-
-
 @dataclass
 class CLDMSettings:
     """What a cLDM is made from, how it is trained, and the scaling of its clinical variables."""
@@ -305,61 +372,87 @@ class CLDMSettings:
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> CLDMSettings:
-        """Settings from the dict that `asdict` and JSON made of them. Raises DataError on a field of another version."""
+        """Settings from the dict that `asdict` and JSON made of them.
+
+        Raises DataError on a field of another version.
+        """
         try:
-            made = cls(
-                **{
-                    **d,
-                    "widths": tuple(d["widths"]),
-                    "height_range": tuple(d["height_range"]),
-                    "train": TrainConfig(**d["train"]),
-                }
-            )
-            made.variables = tuple(
-                Variable(**{**v, "categories": tuple(v["categories"])}) for v in d["variables"]
-            )
+            typed = {
+                "widths": tuple(d["widths"]),
+                "height_range": tuple(d["height_range"]),
+                "variables": tuple(
+                    Variable(**{**v, "categories": tuple(v["categories"])}) for v in d["variables"]
+                ),
+                "train": TrainConfig(**d["train"]),
+            }
+            return cls(**{**d, **typed})
         except (KeyError, TypeError) as err:
             raise DataError(
                 f"these cLDM settings are from another version ({err}): train the model again"
             ) from err
-        return made
+
+# %% ../nbs/03_cldm.ipynb #b121743b
+Denoise = Callable[[Tensor, float], Tensor]
+"""D as a function of latents x (N, C, P) and one noise level sigma."""
+
+NORMAL_ONLY_ABOVE = 50.0  # sigma; above it a sampler asks the normal part alone
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the network is given about B people; it is the same at every noise level."""
+
+    tokens: Tensor  # (B, K, width), for the U-Net
+    mean: Tensor  # (B, C * P), of the normal part, along the principal axes
+    variance: Tensor  # (B, C * P)
 
 # %% ../nbs/03_cldm.ipynb #4b62ec8d
 class CLDM(nn.Module):
-    """The conditional latent diffusion model: x (B, C, 32), sigma (B,), values (B, K) to D(x; sigma, values)."""
+    """The conditional latent diffusion model D: x (B, C, P), sigma (B,) and values (B, K)."""
 
     def __init__(self, settings: CLDMSettings):
         super().__init__()
-        s = self.settings = settings
+        s = settings
+        self.settings = s
         self.conditioner = Conditioner(s.variables, s.mean, s.std, s.token)
         self.normal = NormalPart(s.channels * s.positions, len(s.variables) * s.token)
         self.unet = UNet(s.channels, s.widths, s.token, positions=s.positions, more=s.channels)
 
-    def _call(
-        self, x: Tensor, sigma: Tensor, tokens: Tensor, about: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        normal, (_, c_out, c_in, c_noise) = self.normal(x, sigma, *about), precondition(sigma)
-        seen = torch.cat([c_in[:, None, None] * x, normal], 1)
-        return normal + c_out[:, None, None] * self.unet(seen, c_noise, tokens)
+    def conditions(self, values: Tensor) -> Conditions:
+        """What clinical values (B, K), NaN where missing, give the network."""
+        tokens = self.conditioner(values)
+        mean, variance = self.normal.expect(tokens)
+        return Conditions(tokens, mean, variance)
+
+    def normal_guess(self, x: Tensor, sigma: Tensor, given: Conditions) -> Tensor:
+        """What a normal distribution would say, of the shape of x (B, C, P)."""
+        return self.normal(x, sigma, given.mean, given.variance)
+
+    def guess(self, x: Tensor, sigma: Tensor, given: Conditions) -> Tensor:
+        """D(x; sigma), of the shape of x (B, C, P)."""
+        factors = precondition(sigma[:, None, None])
+        normal = self.normal_guess(x, sigma, given)
+        seen = torch.cat([factors.c_in * x, normal], 1)
+        return normal + factors.c_out * self.unet(seen, factors.c_noise.flatten(), given.tokens)
 
     def forward(self, x: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
-        tokens = self.conditioner(values)
-        return self._call(x, sigma, tokens, self.normal.expect(tokens))
+        return self.guess(x, sigma, self.conditions(values))
 
     def denoiser(self, values: Tensor, guidance: float = 1.0) -> Denoise:
-        """D as a function of x (B, C, 32) and one sigma, for people values (B, K) and a guidance scale (1: none)."""
-        tokens = self.conditioner(
-            values if guidance == 1 else torch.cat([values, torch.full_like(values, torch.nan)])
-        )
-        about = self.normal.expect(tokens)
+        """D as a function of x (B, C, P) and one sigma, for people values (B, K).
+
+        guidance: the scale w; at 1 there is none.
+        """
+        if guidance != 1:
+            nobody = torch.full_like(values, torch.nan)
+            values = torch.cat([values, nobody])
+        given = self.conditions(values)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             level = x.new_full((len(x),), sigma)
-            return (
-                self.normal(x, level, *about)
-                if sigma > BLIND
-                else self._call(x, level, tokens, about)
-            )
+            if sigma > NORMAL_ONLY_ABOVE:
+                return self.normal_guess(x, level, given)
+            return self.guess(x, level, given)
 
         def guided(x: Tensor, sigma: float) -> Tensor:
             with_person, without = denoise(x.repeat(2, 1, 1), sigma).chunk(2)
@@ -369,59 +462,73 @@ class CLDM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None) -> CLDM:
-        """The model in folder `path` (the weights shipped with the package if None), ready to use. Raises DataError."""
+        """The model in folder `path`, ready to use; the weights shipped with the package if None.
+
+        Raises DataError if the folder holds no such model.
+        """
         folder = shipped_weights("cldm") if path is None else Path(path)
-        config, state = load_model_state(folder, CLDMSettings.__dataclass_fields__)
+        config, state = load_model_state(folder, {f.name for f in fields(CLDMSettings)})
         with building(config, state, folder):
             model = cls(CLDMSettings.from_dict(config))
         fill_model(model, state, folder)
         return model.eval().requires_grad_(False)
 
 # %% ../nbs/03_cldm.ipynb #682fbab5
-def _heun(
-    denoise: Denoise, x: Tensor, levels: list[float], fresh: Callable[[int], Tensor]
-) -> Tensor:
-    for now, then in pairwise(levels):
-        slope = (x - denoise(x, now)) / now
-        guess = x + (then - now) * slope
-        x = (
-            guess
-            if then == 0
-            else x + (then - now) * (slope + (guess - denoise(guess, then)) / then) / 2
-        )
+FreshNoise = Callable[[int], Tensor]
+"""New unit noise for step i, of the shape of the latents."""
+
+Sampler = Callable[[Denoise, Tensor, list[float], FreshNoise], Tensor]
+"""Denoiser, latents at the first level, falling levels (the last 0), new noise: clean latents."""
+
+
+def ddim(denoise: Denoise, x: Tensor, levels: list[float], fresh: FreshNoise) -> Tensor:
+    """First order, without new noise (Song et al. 2021); one call a step."""
+    for sigma, lower in pairwise(levels):
+        guess = denoise(x, sigma)
+        x = guess + lower / sigma * (x - guess)
     return x
 
-
-def _dpmpp(
-    denoise: Denoise, x: Tensor, levels: list[float], fresh: Callable[[int], Tensor], order: int = 2
-) -> Tensor:
-    before, step = None, 0.0
-    for now, then in pairwise(levels):
-        d = denoise(x, now)
-        if then == 0:
-            return d
-        last, step = step, math.log(now / then)
-        best = d if before is None or order == 1 else d + (d - before) * step / (2 * last)
-        x, before = (then / now) * x + (1 - then / now) * best, d
+# %% ../nbs/03_cldm.ipynb #1d1ef323
+def dpmpp(denoise: Denoise, x: Tensor, levels: list[float], fresh: FreshNoise) -> Tensor:
+    """DPM-Solver++(2M), second order (Lu et al. 2022, algorithm 2); one call a step."""
+    last_guess = None
+    last_step = 0.0
+    for sigma, lower in pairwise(levels):
+        guess = denoise(x, sigma)
+        if lower == 0:
+            return guess
+        step = math.log(sigma / lower)
+        ahead = guess
+        if last_guess is not None:
+            ahead = guess + (guess - last_guess) * step / (2 * last_step)
+        x = (lower / sigma) * x + (1 - lower / sigma) * ahead
+        last_guess = guess
+        last_step = step
     return x
 
+# %% ../nbs/03_cldm.ipynb #4d85b65b
+def heun(denoise: Denoise, x: Tensor, levels: list[float], fresh: FreshNoise) -> Tensor:
+    """Second order (Karras et al. 2022, algorithm 1); two calls a step, one for the last."""
+    for sigma, lower in pairwise(levels):
+        slope = (x - denoise(x, sigma)) / sigma
+        ahead = x + (lower - sigma) * slope
+        if lower == 0:
+            return ahead
+        slope_ahead = (ahead - denoise(ahead, lower)) / lower
+        x = x + (lower - sigma) * (slope + slope_ahead) / 2
+    return x
 
-def _ddim(
-    denoise: Denoise, x: Tensor, levels: list[float], fresh: Callable[[int], Tensor]
-) -> Tensor:
-    return _dpmpp(denoise, x, levels, fresh, order=1)
-
-
-def _ddpm(
-    denoise: Denoise, x: Tensor, levels: list[float], fresh: Callable[[int], Tensor]
-) -> Tensor:
-    for i, (now, then) in enumerate(pairwise(levels)):
-        share = (then / now) ** 2
-        x = denoise(x, now) * (1 - share) + x * share + fresh(i) * then * math.sqrt(1 - share)
+# %% ../nbs/03_cldm.ipynb #bae503d6
+def ddpm(denoise: Denoise, x: Tensor, levels: list[float], fresh: FreshNoise) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020): new noise at every step; one call a step."""
+    for i, (sigma, lower) in enumerate(pairwise(levels)):
+        share = (lower / sigma) ** 2
+        guess = denoise(x, sigma)
+        x = guess * (1 - share) + x * share + fresh(i) * lower * math.sqrt(1 - share)
     return x
 
 # %% ../nbs/03_cldm.ipynb #d3b372e2
-SAMPLERS = {"dpmpp": _dpmpp, "heun": _heun, "ddim": _ddim, "ddpm": _ddpm}
+SAMPLERS: dict[str, Sampler] = {"dpmpp": dpmpp, "heun": heun, "ddim": ddim, "ddpm": ddpm}
 
 
 @torch.no_grad()
@@ -430,106 +537,166 @@ def sample(
     noise: Tensor,
     steps: int = 5,
     method: str = "dpmpp",
-    fresh: Callable[[int], Tensor] | None = None,
+    fresh: FreshNoise | None = None,
     layout: tuple[float, float, float] | None = None,
 ) -> Tensor:
-    """Latents (N, C, 32) from unit noise of that shape, by `steps` falls of the noise level to 0.
+    """Latents (N, C, P) from unit noise of that shape, in `steps` steps from sigma = 80 to 0.
 
-    method: "dpmpp" (Lu 2022), "heun" (Karras 2022), "ddim" (Song 2021) or "ddpm" (Ho 2020, ancestral; fresh(i) gives the
-    noise of step i). denoise is asked once a step (heun: twice, but for the last), first at sigma = 80.
-    layout: see `noise_levels`. Raises DataError on another method or steps < 1.
+    method: a name in `SAMPLERS`. fresh(i): the new noise of step i, for "ddpm"; torch's if None.
+    layout: a `NoiseLayout`, see `noise_levels`. denoise is asked once a step ("heun": twice, but
+    for the last). Raises DataError on another method or steps < 1.
     """
     if method not in SAMPLERS or steps < 1:
+        known = ", ".join(SAMPLERS)
         raise DataError(
-            f"sampler {method!r} with {steps} steps: use one of {', '.join(SAMPLERS)} with 1 step or more"
+            f"sampler {method!r} with {steps} steps: use one of {known} with 1 step or more"
         )
+
+    def torch_noise(i: int) -> Tensor:
+        return torch.randn_like(noise)
+
     levels = noise_levels(steps, layout).tolist()
-    return SAMPLERS[method](
-        denoise, noise * levels[0], levels, fresh or (lambda i: torch.randn_like(noise))
-    )
+    return SAMPLERS[method](denoise, noise * levels[0], levels, fresh or torch_noise)
+
+# %% ../nbs/03_cldm.ipynb #89e9e2bf
+def training_sigmas(
+    settings: CLDMSettings,
+    count: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """`count` noise levels, rising, one from each of as many equal shares of their distribution."""
+    jitter = torch.rand(count, generator=generator, device=device)
+    share = (torch.arange(count, device=device) + jitter) / count
+    normal = torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))
+    return (settings.p_mean + settings.p_std * normal).exp()
+
+
+def weighted_error(guess: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
+    """The mean of (sigma² + 1) / sigma² times the squared error of guesses (B, C, P) of z."""
+    return ((1 + sigma**-2) * ((guess - z) ** 2).mean((1, 2))).mean()
 
 # %% ../nbs/03_cldm.ipynb #6c72e623
+def guess_of_noised(
+    model: CLDM, batch: tuple[Tensor, ...], generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The model's guesses (B, C, P) of latents to which noise was added, and its levels sigma (B,).
+
+    batch: latents (B, C, P) and clinical values (B, K), some of which are hidden.
+    """
+    z, values = batch
+    s = model.settings
+    sigma = training_sigmas(s, len(z), generator, z.device)
+    noise = torch.randn(z.shape, generator=generator, device=z.device)
+    shown = hide_values(values, s.variables, s.hide_all, s.hide_groups, generator)
+    return model(z + sigma[:, None, None] * noise, sigma, shown), sigma
+
+
 def edm_loss(
     model: CLDM, batch: tuple[Tensor, ...], generator: torch.Generator | None = None, step: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted denoising error (Karras 2022, eq. 8) of a batch of latents (B, C, 32) and values (B, K)."""
-    z, values = batch
-    s, n = model.settings, len(z)
-    share = (
-        torch.arange(n, device=z.device) + torch.rand(n, generator=generator, device=z.device)
-    ) / n
-    sigma = (s.p_mean + s.p_std * torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))).exp()
-    noise = torch.randn(z.shape, generator=generator, device=z.device)
-    guess = model(
-        z + sigma[:, None, None] * noise,
-        sigma,
-        hide_values(values, s.variables, s.hide_all, s.hide_groups, generator),
-    )
-    loss = ((1 + sigma**-2) * ((guess - z) ** 2).mean((1, 2))).mean()
+    """The weighted denoising error (Karras et al. 2022, eq. 8), and its value to note.
+
+    batch: latents (B, C, P) and clinical values (B, K), NaN where missing.
+    """
+    guess, sigma = guess_of_noised(model, batch, generator)
+    loss = weighted_error(guess, batch[0], sigma)
     return loss, {"denoise": loss.detach()}
 
 # %% ../nbs/03_cldm.ipynb #673f4723
-def settings_for(profile: str, seed: int = 0, device: str = "auto", steps: int = 0) -> CLDMSettings:
-    """The settings of a profile: "smoke" (seconds), "default" (5 minutes on two cores) or "paper" (a GPU).
+@dataclass(frozen=True)
+class Profile:
+    """The size of a network and of its training."""
 
-    steps: another length of the run; the weights are averaged over about its last tenth. Raises DataError on another name.
+    widths: tuple[int, ...]
+    steps: int
+    batch: int
+
+
+FULL_WIDTHS = CLDMSettings().widths
+PROFILES = {
+    "smoke": Profile((16, 24, 32), steps=40, batch=64),
+    "default": Profile(FULL_WIDTHS, steps=2000, batch=128),
+    "paper": Profile(FULL_WIDTHS, steps=60_000, batch=512),
+}
+SLOWEST_AVERAGE = 0.9995  # decay of the averaged weights in a long run
+
+# %% ../nbs/03_cldm.ipynb #efddc2d5
+def settings_for(profile: str, seed: int = 0, device: str = "auto", steps: int = 0) -> CLDMSettings:
+    """The settings of a profile: "smoke" (seconds), "default" (5 minutes on two cores) or "paper".
+
+    steps: another length of the run; the weights are averaged over about its last tenth.
+    Raises DataError on another name.
     """
-    sizes = {
-        "smoke": ((16, 24, 32), 40, 64),
-        "default": (CLDMSettings().widths, 2000, 128),
-        "paper": (CLDMSettings().widths, 60_000, 512),
-    }
-    if profile not in sizes:
-        raise DataError(f"profile {profile!r} is not known: use one of {', '.join(sizes)}")
-    widths, usual, batch = sizes[profile]
-    steps = steps or usual
-    return CLDMSettings(
-        widths=widths,
-        train=TrainConfig(
-            steps=steps, batch=batch, ema=min(0.9995, 1 - 10 / steps), seed=seed, device=device
-        ),
-    )
+    if profile not in PROFILES:
+        raise DataError(f"profile {profile!r} is not known: use one of {', '.join(PROFILES)}")
+    size = PROFILES[profile]
+    length = steps or size.steps
+    average = min(SLOWEST_AVERAGE, max(0.0, 1 - 10 / length))
+    config = TrainConfig(steps=length, batch=size.batch, ema=average, seed=seed, device=device)
+    return CLDMSettings(widths=size.widths, train=config)
 
 # %% ../nbs/03_cldm.ipynb #747a5197
-def _rows(
+@dataclass
+class Rows:
+    """Rows of the data set that can be trained or validated on."""
+
+    latents: Tensor  # (N, C, P) float32
+    values: Tensor  # (N, K) clinical values, NaN where missing
+    metadata: pd.DataFrame  # N rows
+
+
+def rows_of_split(
     latents: np.ndarray,
     metadata: pd.DataFrame,
     split: str,
-    settings: CLDMSettings,
+    variables: tuple[Variable, ...],
     most: int | None = None,
-) -> tuple[Tensor, Tensor, pd.DataFrame]:
-    """Latents, clinical values and metadata of (at most so many) rows of a split whose height is known."""
-    rows = np.flatnonzero((metadata["split"] == split) & metadata["height"].notna())[:most]
+) -> Rows:
+    """The (at most so many) rows of a split whose height is known."""
+    usable = (metadata["split"] == split) & metadata["height"].notna()
+    rows = np.flatnonzero(usable)[:most]
     table = metadata.iloc[rows]
-    return (
+    return Rows(
         torch.from_numpy(np.array(latents[rows], dtype=np.float32)),
-        torch.from_numpy(encode_patients(table, settings.variables)),
+        torch.from_numpy(encode_patients(table, variables)),
         table,
     )
 
+# %% ../nbs/03_cldm.ipynb #3dd2df21
+SMALLEST_STD = 1e-3  # of a measurement, in its unit: for data in which it does not vary
 
-def _described(
-    settings: CLDMSettings, z: Tensor, values: Tensor, table: pd.DataFrame, vqvae_folder: str | Path
-) -> CLDMSettings:
-    """`settings` with what they say of the data filled in."""
-    mean, std = list(settings.mean), list(settings.std)
-    for k, var in enumerate(settings.variables):
-        known = values[~values[:, k].isnan(), k]
-        if not var.categories and len(known) > 1:
-            mean[k], std[k] = float(known.mean()), max(float(known.std()), 1e-3)
-    heights, digest = (
-        (float(table["height"].min()), float(table["height"].max())),
-        sha256_of(Path(vqvae_folder) / "model.safetensors"),
-    )
+
+def settings_of_data(settings: CLDMSettings, rows: Rows, vqvae_folder: str | Path) -> CLDMSettings:
+    """`settings` with what they say of the data filled in: scales, shape, heights, VQ-VAE."""
+    mean = list(settings.mean)
+    std = list(settings.std)
+    for k, variable in enumerate(settings.variables):
+        known = rows.values[~rows.values[:, k].isnan(), k]
+        if not variable.categories and len(known) > 1:
+            mean[k] = float(known.mean())
+            std[k] = max(float(known.std()), SMALLEST_STD)
+    heights = rows.metadata["height"]
     return replace(
         settings,
         mean=mean,
         std=std,
-        height_range=heights,
-        channels=z.shape[1],
-        positions=z.shape[2],
-        vqvae_sha256=digest,
+        height_range=(float(heights.min()), float(heights.max())),
+        channels=rows.latents.shape[1],
+        positions=rows.latents.shape[2],
+        vqvae_sha256=sha256_of(Path(vqvae_folder) / "model.safetensors"),
     )
+
+# %% ../nbs/03_cldm.ipynb #7cfeb516
+VALIDATION_ROWS = 2048
+
+
+def new_model(settings: CLDMSettings, z: Tensor) -> CLDM:
+    """An untrained model, seeded by its settings, whose normal part knows the axes of latents z."""
+    torch.manual_seed(settings.train.seed)
+    model = CLDM(settings)
+    model.normal.fit(z)
+    return model
 
 # %% ../nbs/03_cldm.ipynb #bd9a6e11
 def train_cldm(
@@ -540,36 +707,39 @@ def train_cldm(
     vqvae_folder: str | Path,
     resume: bool = True,
 ) -> tuple[CLDM, dict[str, Any]]:
-    """Train on latents (N, C, 32) and the table that describes them; the checkpoint goes to `folder`.
+    """Train on latents (N, C, P) and the table that describes them; checkpoints go to `folder`.
 
-    vqvae_folder holds the VQ-VAE that made the latents. Returns the model (averaged weights, on the CPU) and the
-    history of `train`, with the loss on at most 2,048 rows of split val. Raises DataError if no row can be used.
+    vqvae_folder holds the VQ-VAE that made the latents. Returns the model (averaged weights, on the
+    CPU) and the history of `train`, with the loss on at most `VALIDATION_ROWS` rows of split val.
+    Raises DataError if no row can be used.
     """
-    z, values, table = _rows(latents, metadata, "train", settings)
-    if not len(z):
+    rows = rows_of_split(latents, metadata, "train", settings.variables)
+    if not len(rows.latents):
         raise DataError(
-            "no row of split train has a height: nothing to train the cLDM on; run 00_data on more participants"
+            "no row of split train has a height: nothing to train the cLDM on; "
+            "run 00_data on more participants"
         )
-    settings, device = (
-        _described(settings, z, values, table, vqvae_folder),
-        pick_device(settings.train.device),
-    )
-    held = [t.to(device) for t in _rows(latents, metadata, "val", settings, 2048)[:2]]
-    validate = lambda m: {
-        "denoise": float(edm_loss(m, held, torch.Generator(device).manual_seed(0))[1]["denoise"])
-    }
-    torch.manual_seed(settings.train.seed)
-    model, data = CLDM(settings), {"vqvae": settings.vqvae_sha256}
-    model.normal.fit(z)
+    settings = settings_of_data(settings, rows, vqvae_folder)
+    device = device_for(settings.train.device)
+    held = rows_of_split(latents, metadata, "val", settings.variables, VALIDATION_ROWS)
+    held_batch = (held.latents.to(device), held.values.to(device))
+
+    model = new_model(settings, rows.latents)
+
+    def validate(model: CLDM) -> dict[str, float]:
+        generator = torch.Generator(device).manual_seed(0)
+        loss = edm_loss(model, held_batch, generator)[0]
+        return {"denoise": float(loss)}
+
     history = train(
         model,
         edm_loss,
-        (z, values),
+        (rows.latents, rows.values),
         settings.train,
         folder,
         resume,
-        validate if len(held[0]) else None,
-        data,
+        validate if len(held.latents) else None,
+        {"vqvae": settings.vqvae_sha256},
     )
     model = model.cpu().eval().requires_grad_(False)
     save_model(folder, model, asdict(settings))

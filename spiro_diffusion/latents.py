@@ -13,127 +13,30 @@ from tqdm.auto import tqdm
 from .base.arrays import new_array, open_array
 from .base.errors import DataError, need_file
 from .base.files import writing
+from .spirometry.clock import CLOCK
 from .spirometry.indices import indices_on_clock
 from .spirometry.reference import zscores
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['DESCRIBED', 'encode_dataset', 'load_latents', 'best_of_session', 'describe_blows', 'load_described',
-           'mean_flow_by_code', 'principal_map', 'telling_position', 'plot_latents']
-
-# %% ../nbs/02_latents.ipynb #a5c646ee
-def encode_dataset(
-    model: VQVAE, flow: np.ndarray, folder: str | Path, batch: int = 1024
-) -> tuple[Path, Path]:
-    """Write `latents.npy` (N, C, P) float32 and `codes.npy` (N, P) uint16 of flow (N, 512) L/s; returns their paths.
-
-    flow may be a memory map; row i of each file belongs to row i of flow. Raises ValueError as `vqvae.check_flow`,
-    with the rows in which the fault lies, DataError if `folder` cannot be written to or is full.
-    """
-    paths = Path(folder) / "latents.npy", Path(folder) / "codes.npy"
-    shape = len(flow), len(model.config.levels), model.config.positions
-    with writing(paths[0]) as first, writing(paths[1]) as second:
-        latents = new_array(first, shape, np.float32)
-        codes = new_array(second, (shape[0], shape[2]), np.uint16)
-        for start in tqdm(range(0, len(flow), batch), desc="encoding", unit="batch"):
-            part = slice(start, start + batch)
-            try:
-                latents[part] = model.latents(np.asarray(flow[part]))
-            except ValueError as err:
-                raise ValueError(
-                    f"rows {start} to {min(start + batch, len(flow)) - 1}: {err}"
-                ) from err
-            codes[part] = model.codes_of(latents[part])
-        latents.flush()
-        codes.flush()
-        del latents, codes
-    return paths
-
-# %% ../nbs/02_latents.ipynb #900dd68a
-def load_latents(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """(latents (N, C, P) float32, codes (N, P) uint16) as read-only memory maps, from `<run_dir>/data/processed`.
-
-    Raises DataError if they are missing, damaged or do not fit each other.
-    """
-    found = []
-    for name in ("latents.npy", "codes.npy"):
-        found.append(open_array(Path(run_dir) / "data" / "processed" / name, "02_latents"))
-    latents, codes = found
-    if latents.ndim != 3 or codes.shape != (len(latents), latents.shape[2]):
-        raise DataError(
-            f"latents {latents.shape} and codes {codes.shape} in {run_dir} do not fit: run 02_latents again"
-        )
-    return latents, codes
-
-# %% ../nbs/02_latents.ipynb #d80975ae
-DESCRIBED = ("fvc", "fev1", "fev1_fvc", "pef", "fev1_z", "fvc_z", "fev1_fvc_z", "blow")
-
-
-def best_of_session(metadata: pd.DataFrame, total: np.ndarray) -> np.ndarray:
-    """ "best" or "repeat" for each row: in each session (SEQN, test) the largest `total` (N,) L of its acceptable blows.
-
-    A session without an acceptable blow takes the largest of all; in one that the survey graded C or worse (`session`) it is "".
-    """
-    order = pd.DataFrame(
-        {
-            "SEQN": metadata["SEQN"].to_numpy(),
-            "test": metadata["test"].to_numpy(),
-            "ok": metadata["acceptable"].to_numpy(dtype=bool),
-            "total": total,
-        }
-    )
-    first = (
-        order.sort_values(["ok", "total"], kind="stable")
-        .drop_duplicates(["SEQN", "test"], keep="last")
-        .index
-    )
-    return np.where(
-        metadata["session"].isin(["C", "D", "F"]),
-        "",
-        np.where(np.isin(np.arange(len(order)), first), "best", "repeat"),
-    )
-
-
-def describe_blows(
-    flow: np.ndarray, metadata: pd.DataFrame, folder: str | Path, batch: int = 8192
-) -> pd.DataFrame:
-    """Write `blows.csv`, columns `DESCRIBED` (L, L/s, z), a row for each of flow (N, 512) L/s, and return the table."""
-    parts = [
-        indices_on_clock(flow[i : i + batch])[["fvc", "fev1", "fev1_fvc", "pef"]]
-        for i in tqdm(range(0, len(flow), batch), desc="measuring", unit="batch")
-    ]
-    table = pd.concat(parts, ignore_index=True)
-    people = metadata[["age", "height", "gender"]].reset_index(drop=True)
-    table = table.join(zscores(people.join(table[["fev1", "fvc", "fev1_fvc"]]))).assign(
-        blow=best_of_session(metadata, (table["fvc"] + table["fev1"]).to_numpy())
-    )
-    with writing(Path(folder) / "blows.csv") as tmp:
-        table[list(DESCRIBED)].to_csv(tmp, index=False, float_format="%.5g")
-    return table[list(DESCRIBED)]
-
-
-def load_described(run_dir: str | Path, metadata: pd.DataFrame) -> pd.DataFrame:
-    """`metadata` with the columns `DESCRIBED` of `<run_dir>/data/processed/blows.csv`. Raises DataError if they do not fit."""
-    table = pd.read_csv(
-        need_file(Path(run_dir) / "data" / "processed" / "blows.csv", "run 02_latents first")
-    )
-    if len(table) != len(metadata) or list(table) != list(DESCRIBED):
-        raise DataError(
-            f"blows.csv in {run_dir} has {len(table)} rows and the metadata {len(metadata)}: run 02_latents again"
-        )
-    return metadata.reset_index(drop=True).join(table)
+__all__ = ['telling_position', 'MAP_ROWS', 'MEASURED', 'DESCRIBED', 'POOR_SESSIONS', 'mean_flow_by_code',
+           'position_of_largest_effect', 'principal_components', 'plot_code_usage', 'plot_mean_flows', 'plot_map',
+           'plot_latents', 'best_of_session', 'measure_blows', 'describe_blows', 'load_described', 'encode_dataset',
+           'encode_rows', 'load_latents']
 
 # %% ../nbs/02_latents.ipynb #90492bed
 def mean_flow_by_code(
     flow: np.ndarray, codes: np.ndarray, position: int, groups: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean flow (groups, 512) L/s of blows by their code at `position`, and the blows (groups,) in each.
+    """Mean flow (groups, 512) L/s of blows by their code at `position`, and the blows in each.
 
-    Codes are taken together in `groups` ranges of equal width; with one channel their order is that of the latent.
+    Codes are taken together in `groups` ranges of equal width; with one channel their order is that
+    of the latent.
     """
     group = (codes[:, position].astype(np.int64) * groups) // (int(codes.max()) + 1)
     counts = np.bincount(group, minlength=groups)
@@ -141,29 +44,71 @@ def mean_flow_by_code(
     np.add.at(total, group, flow)
     return total / np.maximum(counts, 1)[:, None], counts
 
+# %% ../nbs/02_latents.ipynb #b3752d67
+def position_of_largest_effect(flow: np.ndarray, codes: np.ndarray) -> int:
+    """The position whose codes go with the most different mean flows (variance between groups)."""
+    overall = flow.mean(0)
+    effects = []
+    for position in range(codes.shape[1]):
+        means, counts = mean_flow_by_code(flow, codes, position)
+        effects.append(np.average((means - overall) ** 2, axis=0, weights=counts).sum())
+    return int(np.argmax(effects))
 
-def principal_map(latents: np.ndarray, fit: int = 5000) -> tuple[np.ndarray, np.ndarray]:
-    """The first two principal components (N, 2) of latents (N, C, P), and their shares of the variance (2,).
 
-    Axes are found on at most `fit` evenly spaced rows. Raises ValueError for fewer than three rows.
+telling_position = position_of_largest_effect  # its name until 05_evaluation uses the new one
+
+# %% ../nbs/02_latents.ipynb #82ca75e4
+MAP_ROWS = 5000  # on which the axes of a map are found
+
+
+def principal_components(
+    latents: np.ndarray, most: int = MAP_ROWS
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal components (N, 2) of latents (N, C, P), and their shares of variance.
+
+    Axes are found on about `most` evenly spaced rows. Raises ValueError for fewer than three rows.
     """
     rows = latents.reshape(len(latents), -1).astype(np.float64)
     if len(rows) < 3:
         raise ValueError("a map needs at least three blows")
-    some = rows[:: max(len(rows) // fit, 1)]
-    _, size, axes = np.linalg.svd(some - some.mean(0), full_matrices=False)
-    return (rows - some.mean(0)) @ axes[:2].T, size[:2] ** 2 / (size**2).sum()
+    some = rows[:: max(len(rows) // most, 1)]
+    centre = some.mean(0)
+    _, size, axes = np.linalg.svd(some - centre, full_matrices=False)
+    return (rows - centre) @ axes[:2].T, size[:2] ** 2 / (size**2).sum()
 
 # %% ../nbs/02_latents.ipynb #8c86a628
-def telling_position(flow: np.ndarray, codes: np.ndarray) -> int:
-    """The position whose codes differ most in the mean flow of their blows."""
-    spread = [
-        np.average((m - flow.mean(0)) ** 2, axis=0, weights=n).sum()
-        for m, n in (mean_flow_by_code(flow, codes, p) for p in range(codes.shape[1]))
-    ]
-    return int(np.argmax(spread))
+def plot_code_usage(ax: Axes, codes: np.ndarray, codebook: int) -> None:
+    """How often each of the `codebook` codes is used, the most frequent first."""
+    used = np.sort(np.bincount(codes.ravel(), minlength=codebook))[::-1]
+    ax.bar(np.arange(codebook), used, width=1, color="C0")
+    ax.set(xlabel="code, by frequency", ylabel="times used", title="how often each code is used")
 
 
+def plot_mean_flows(ax: Axes, flow: np.ndarray, codes: np.ndarray, position: int) -> None:
+    """Mean flow of blows by their code at `position`, over the first 2 s."""
+    import matplotlib.pyplot as plt
+
+    first = CLOCK[:-1] < 2.0  # s
+    means, counts = mean_flow_by_code(flow, codes, position)
+    colors = plt.get_cmap("viridis")(np.linspace(0, 1, len(means)))
+    for mean, color in zip(means[counts > 0], colors[counts > 0], strict=True):
+        ax.plot(CLOCK[:-1][first], mean[first], lw=1, color=color)
+    ax.set(xlabel="time (s)", ylabel="flow (L/s)", title=f"mean flow, codes at position {position}")
+
+# %% ../nbs/02_latents.ipynb #1902d77d
+def plot_map(ax: Axes, xy: np.ndarray, values: pd.Series) -> None:
+    """Points xy (N, 2) coloured by `values`: numbers with a bar, anything else with a legend."""
+    x, y = xy.T
+    if pd.api.types.is_numeric_dtype(values):
+        shown = ax.scatter(x, y, c=values, s=2, lw=0, cmap="viridis", rasterized=True)
+        ax.figure.colorbar(shown, ax=ax, label=str(values.name))
+        return
+    for value in sorted(values.dropna().unique()):
+        some = (values == value).to_numpy()
+        ax.scatter(x[some], y[some], s=2, lw=0, label=str(value), rasterized=True)
+    ax.legend(title=str(values.name), markerscale=5, frameon=False, fontsize=8)
+
+# %% ../nbs/02_latents.ipynb #4fb56d84
 def plot_latents(
     flow: np.ndarray,
     codes: np.ndarray,
@@ -172,39 +117,135 @@ def plot_latents(
     title: str,
     codebook: int = 512,
 ) -> Figure:
-    """Draw how often codes are used, mean flows by code at the most telling position, and maps coloured by each column of `colours`."""
-    import matplotlib.pyplot as plt
+    """Draw how often codes are used, mean flows by code at two positions, and maps of the latents.
 
-    from spiro_diffusion.spirometry.clock import CLOCK
+    There is a map for each column of `colours` (N rows), coloured by it.
+    """
+    import matplotlib.pyplot as plt
 
     columns = max(len(colours.columns), 3)
     fig, axes = plt.subplots(2, columns, figsize=(3 * columns, 5.8))
-    axes[0, 0].bar(
-        np.arange(codebook),
-        np.sort(np.bincount(codes.ravel(), minlength=codebook))[::-1],
-        width=1,
-        color="C0",
-    )
-    axes[0, 0].set(
-        xlabel="code, by frequency", ylabel="times used", title="how often each code is used"
-    )
-    best = telling_position(flow, codes)
-    for ax, position in (
-        (axes[0, 1], best),
-        (axes[0, 2], (best + codes.shape[1] // 2) % codes.shape[1]),
-    ):
-        for i, mean in enumerate(mean_flow_by_code(flow, codes, position)[0]):
-            ax.plot(CLOCK[:200], mean[:200], lw=1, color=plt.cm.viridis(i / 7))
-        ax.set(
-            xlabel="time (s)", ylabel="flow (L/s)", title=f"mean flow, codes at position {position}"
-        )
-    for ax in axes[0, 3:]:
-        ax.axis("off")
-    xy, share = principal_map(latents)
-    for ax, name in zip(axes[1], colours):
-        dots = ax.scatter(*xy.T, c=colours[name], s=2, lw=0, cmap="viridis", rasterized=True)
-        fig.colorbar(dots, ax=ax, label=name)
+    plot_code_usage(axes[0, 0], codes, codebook)
+    positions = codes.shape[1]
+    best = position_of_largest_effect(flow, codes)
+    plot_mean_flows(axes[0, 1], flow, codes, best)
+    plot_mean_flows(axes[0, 2], flow, codes, (best + positions // 2) % positions)
+    xy, share = principal_components(latents)
+    for ax, name in zip(axes[1, : len(colours.columns)], colours, strict=True):
+        plot_map(ax, xy, colours[name])
         ax.set(xlabel=f"first component ({share[0]:.0%})", ylabel=f"second ({share[1]:.0%})")
+    for ax in [*axes[0, 3:], *axes[1, len(colours.columns) :]]:
+        ax.axis("off")
     fig.suptitle(title)
     fig.tight_layout()
     return fig
+
+# %% ../nbs/02_latents.ipynb #d80975ae
+MEASURED = ["fvc", "fev1", "fev1_fvc", "pef"]  # L, L, ratio, L/s
+DESCRIBED = (*MEASURED, "fev1_z", "fvc_z", "fev1_fvc_z", "blow")
+POOR_SESSIONS = ["C", "D", "F"]  # grades of which no blow counts as a person's best
+
+
+def best_of_session(metadata: pd.DataFrame, total: np.ndarray) -> np.ndarray:
+    """ "best" or "repeat" for each of N rows, by the sum of FEV1 and FVC, `total` (N,) L.
+
+    In each session (SEQN, test) the best is the largest of its acceptable blows, or of all if none
+    is acceptable. In a session that the survey graded C or worse (`session`) all are "".
+    """
+    blows = metadata[["SEQN", "test"]].reset_index(drop=True)
+    blows["acceptable"] = metadata["acceptable"].to_numpy(dtype=bool)
+    blows["total"] = total
+    ranked = blows.sort_values(["acceptable", "total"], kind="stable")
+    best = ranked.drop_duplicates(["SEQN", "test"], keep="last").index
+    label = np.where(blows.index.isin(best), "best", "repeat")
+    return np.where(metadata["session"].isin(POOR_SESSIONS), "", label)
+
+# %% ../nbs/02_latents.ipynb #94122f70
+def measure_blows(flow: np.ndarray, batch: int) -> pd.DataFrame:
+    """The columns `MEASURED` of flow (N, 512) L/s, `batch` rows at a time."""
+    starts = tqdm(range(0, len(flow), batch), desc="measuring", unit="batch")
+    parts = [indices_on_clock(flow[start : start + batch])[MEASURED] for start in starts]
+    return pd.concat(parts, ignore_index=True)
+
+
+def describe_blows(
+    flow: np.ndarray, metadata: pd.DataFrame, folder: str | Path, batch: int = 8192
+) -> pd.DataFrame:
+    """Write `blows.csv`, the columns `DESCRIBED` of flow (N, 512) L/s, and return the table.
+
+    metadata: N rows with SEQN, test, acceptable, session, age (years), height (cm) and gender.
+    """
+    table = measure_blows(flow, batch)
+    people = metadata[["age", "height", "gender"]].reset_index(drop=True)
+    table = table.join(zscores(people.join(table[["fev1", "fvc", "fev1_fvc"]])))
+    table["blow"] = best_of_session(metadata, (table["fvc"] + table["fev1"]).to_numpy())
+    table = table[list(DESCRIBED)]
+    with writing(Path(folder) / "blows.csv") as tmp:
+        table.to_csv(tmp, index=False, float_format="%.5g")
+    return table
+
+# %% ../nbs/02_latents.ipynb #b59711ae
+def load_described(run_dir: str | Path, metadata: pd.DataFrame) -> pd.DataFrame:
+    """`metadata` with the columns `DESCRIBED` of `<run_dir>/data/processed/blows.csv`.
+
+    Raises DataError if the file is missing or does not fit the metadata.
+    """
+    path = Path(run_dir) / "data" / "processed" / "blows.csv"
+    table = pd.read_csv(need_file(path, "run 02_latents first"))
+    if len(table) != len(metadata) or list(table) != list(DESCRIBED):
+        raise DataError(
+            f"blows.csv in {run_dir} has {len(table)} rows and the metadata {len(metadata)}: "
+            "run 02_latents again"
+        )
+    return metadata.reset_index(drop=True).join(table)
+
+# %% ../nbs/02_latents.ipynb #a5c646ee
+def encode_dataset(
+    model: VQVAE, flow: np.ndarray, folder: str | Path, batch: int = 1024
+) -> tuple[Path, Path]:
+    """Write `latents.npy` (N, C, P) float32 and `codes.npy` (N, P) uint16; returns their paths.
+
+    flow (N, 512) L/s may be a memory map. Raises ValueError as `check_flow` of learning.curves,
+    with the rows in which the fault lies; DataError if `folder` cannot be written to or is full.
+    """
+    latents_path = Path(folder) / "latents.npy"
+    codes_path = Path(folder) / "codes.npy"
+    channels = len(model.config.levels)
+    positions = model.config.positions
+    with writing(latents_path) as latents_file, writing(codes_path) as codes_file:
+        latents = new_array(latents_file, (len(flow), channels, positions), np.float32)
+        codes = new_array(codes_file, (len(flow), positions), np.uint16)
+        for start in tqdm(range(0, len(flow), batch), desc="encoding", unit="batch"):
+            part = slice(start, start + batch)
+            latents[part] = encode_rows(model, flow, part)
+            codes[part] = model.codes_of(latents[part])
+        latents.flush()
+        codes.flush()
+        del latents, codes  # or Windows could not rename the files
+    return latents_path, codes_path
+
+
+def encode_rows(model: VQVAE, flow: np.ndarray, part: slice) -> np.ndarray:
+    """Latents (n, C, P) of a part of flow; a ValueError says which rows it is about."""
+    try:
+        return model.latents(np.array(flow[part]))  # a copy, as torch warns of read-only maps
+    except ValueError as err:
+        last = min(part.stop, len(flow)) - 1
+        raise ValueError(f"rows {part.start} to {last}: {err}") from err
+
+# %% ../nbs/02_latents.ipynb #900dd68a
+def load_latents(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """(latents (N, C, P) float32, codes (N, P) uint16) from `<run_dir>/data/processed`.
+
+    Both are read-only memory maps. Raises DataError if they are missing, damaged or do not fit each
+    other.
+    """
+    processed = Path(run_dir) / "data" / "processed"
+    latents = open_array(processed / "latents.npy", "02_latents")
+    codes = open_array(processed / "codes.npy", "02_latents")
+    if latents.ndim != 3 or codes.shape != (len(latents), latents.shape[2]):
+        raise DataError(
+            f"latents {latents.shape} and codes {codes.shape} in {run_dir} do not fit: "
+            "run 02_latents again"
+        )
+    return latents, codes

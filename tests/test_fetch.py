@@ -1,5 +1,6 @@
-"""spiro_fetch as a process, against a server on this computer that plays CDC, in its good and its bad moods."""
+"""spiro_fetch against a local mock server, in its good and its bad moods."""
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -10,21 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pyreadstat
 import pytest
 
-from spiro_diffusion.base.files import locked, read_json, sha256_of
-from spiro_diffusion.formats.download import ROWS
+from spiro_diffusion.apps.download import main
+from spiro_diffusion.base.errors import DataError
+from spiro_diffusion.base.files import locked, read_json, sha256_of, write_json
+from spiro_diffusion.formats.download import ROWS, fetch
 
-MAIN = "import sys; from spiro_diffusion.fetch import main; sys.exit(main())"
-REAL = Path(__file__).parents[2] / "shared/data/nhanes"
+MAIN = "import sys; from spiro_diffusion.apps.download import main; sys.exit(main())"
 NAMES = ["BMX_G.XPT", "DEMO_G.XPT", "SPXRAW_G.xpt", "SPX_G.XPT", "fetched.json"]
 
 
 class CDC(BaseHTTPRequestHandler):
-    """Sends `files` by name, whole or from where Range says; `mood` by name says how it misbehaves."""
+    """Sends `files`, whole or from where Range says; `mood`, by name, says how it misbehaves."""
 
     files: dict[str, bytes]
     mood: dict[str, str]
@@ -35,12 +38,18 @@ class CDC(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        name, span = self.path.rsplit("/", 1)[-1], self.headers.get("Range")
+        name = self.path.rsplit("/", 1)[-1]
+        span = self.headers.get("Range")
         self.asked.append(f"{name} {span or ''}".strip())
-        body, mood = self.files.get(name, b""), self.mood.get(name, "")
+        body = self.files.get(name, b"")
+        mood = self.mood.get(name, "")
         if mood == "redirect":
             self.send_response(302)
             self.send_header("Location", "/error.htm")
+            return self.end_headers()
+        if mood.startswith("http"):
+            self.send_response(302)
+            self.send_header("Location", f"{mood}/{name}")
             return self.end_headers()
         if not body or mood == "page":
             self.send_response(200)
@@ -61,6 +70,7 @@ class CDC(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
         self.write(body[start : start + 40_000] if mood == "breaks off" else body[start:])
+        return None
 
     def write(self, body: bytes) -> None:
         try:
@@ -74,7 +84,8 @@ class CDC(BaseHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The four downloads of cycle G: as many rows as CDC's have, but hardly anything in them."""
-    folder, out = tmp_path_factory.mktemp("cdc"), {}
+    folder = tmp_path_factory.mktemp("cdc")
+    out = {}
     for table in ("DEMO_G", "BMX_G", "SPX_G", "SPXRAW_G"):
         frame = pd.DataFrame({"SEQN": [62161.0 + i for i in range(ROWS[table])], "TEXT": "1,2,3"})
         pyreadstat.write_xport(frame, str(folder / "t.xpt"), file_format_version=8)
@@ -95,7 +106,7 @@ def cdc(files: dict[str, bytes], slow: float = 0.0, **mood: str) -> Iterator[tup
         {"files": files, "mood": {names[k]: v for k, v in mood.items()}, "asked": [], "slow": slow},
     )
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", handler
     finally:
@@ -103,13 +114,21 @@ def cdc(files: dict[str, bytes], slow: float = 0.0, **mood: str) -> Iterator[tup
         server.server_close()
 
 
-def command(folder: Path, base: str, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", MAIN, str(folder), "--base", base, "--wait", "0.01", *more],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+class Done(NamedTuple):
+    """What a command said, and its exit status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(folder: Path, base: str, *more: str) -> Done:
+    """spiro_fetch in this process. An exception that it lets through fails the test."""
+    out = io.StringIO()
+    err = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(folder), "--base", base, "--wait", "0.01", *more])
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 def in_folder(folder: Path) -> list[str]:
@@ -131,14 +150,13 @@ def test_four_tables_with_a_break_each(downloads, tmp_path):
         if name.endswith(".XPT"):
             assert (folder / name).read_bytes() == data
     for one in read_json(folder / "fetched.json"):
-        assert one["rows"] == ROWS[one["table"]] and one["sha256"] == sha256_of(
-            folder / one["file"]
-        )
-        assert f"{one['rows']:,} rows" in done.stdout and one["sha256"] in done.stdout
+        assert one["rows"] == ROWS[one["table"]]
+        assert one["sha256"] == sha256_of(folder / one["file"])
+        assert f"{one['rows']:,} rows" in done.stdout
+        assert one["sha256"] in done.stdout
     again = command(folder, "http://127.0.0.1:9")
-    assert again.returncode == 0 and again.stdout.count("(was there)") == 4, (
-        "what is there is not fetched again"
-    )
+    assert again.returncode == 0
+    assert again.stdout.count("(was there)") == 4, "what is there is not fetched again"
 
 
 @pytest.mark.parametrize(
@@ -148,22 +166,18 @@ def test_four_tables_with_a_break_each(downloads, tmp_path):
 def test_what_is_no_table_is_refused_and_leaves_nothing(downloads, tmp_path, mood, word):
     with cdc(downloads, bmx_g=mood) as (base, _):
         done = command(tmp_path / "new", base, "--table", "BMX")
-    assert (
-        done.returncode == 2
-        and done.stderr.splitlines()[-1].startswith("spiro_fetch: ")
-        and word in done.stderr
-    ), done.stderr
-    assert "Traceback" not in done.stderr and in_folder(tmp_path / "new") == []
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("spiro_fetch: "), done.stderr
+    assert word in done.stderr
+    assert in_folder(tmp_path / "new") == []
 
 
 def test_fewer_rows_than_the_codebook(downloads, tmp_path):
     with cdc({"DEMO_G.XPT": downloads["BMX_G.XPT"]}) as (base, _):
         done = command(tmp_path, base, "--table", "DEMO")
-        assert (
-            done.returncode == 2
-            and "has 9,338 rows, CDC's codebook says 9,756" in done.stderr
-            and in_folder(tmp_path) == []
-        )
+        assert done.returncode == 2
+        assert "has 9,338 rows, CDC's codebook says 9,756" in done.stderr
+        assert in_folder(tmp_path) == []
         assert command(tmp_path, base, "--table", "DEMO", "--any-rows").returncode == 0
     assert in_folder(tmp_path) == ["DEMO_G.XPT", "fetched.json"]
 
@@ -173,26 +187,21 @@ def test_a_damaged_zip(downloads, tmp_path):
     whole[len(whole) // 2] ^= 0xFF
     with cdc({"SPXRAW_G.ZIP": bytes(whole)}) as (base, _):
         done = command(tmp_path, base, "--table", "SPXRAW")
-    assert (
-        done.returncode == 2
-        and "SPXRAW_G.ZIP is damaged" in done.stderr
-        and in_folder(tmp_path) == []
-    )
+    assert done.returncode == 2
+    assert "SPXRAW_G.ZIP is damaged" in done.stderr
+    assert in_folder(tmp_path) == []
 
 
-def test_killed_then_gone_on_with(downloads, tmp_path):
+def test_killed_then_resumed(downloads, tmp_path):
     call = [sys.executable, "-c", MAIN, str(tmp_path), "--table", "SPXRAW", "--base"]
     part = tmp_path / "SPXRAW_G.part"
-    with cdc(downloads, slow=0.004) as (base, server):
-        process = subprocess.Popen(
-            [*call, base], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        for _ in range(300):
-            time.sleep(0.02)
-            if part.exists() and part.stat().st_size > 100_000:
-                break
-        process.kill()
-        process.wait()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with cdc(downloads, slow=0.01) as (base, server):
+        with subprocess.Popen([*call, base], **quiet) as process:
+            while process.poll() is None:
+                time.sleep(0.005)
+                if part.exists() and part.stat().st_size > 100_000:
+                    process.kill()
         had = part.stat().st_size
         assert 100_000 < had < len(downloads["SPXRAW_G.ZIP"])
         server.slow = 0
@@ -204,30 +213,51 @@ def test_killed_then_gone_on_with(downloads, tmp_path):
 def test_a_later_revision_is_not_mixed_with_an_earlier_one(downloads, tmp_path):
     with cdc(downloads, demo_g="revised") as (base, server):
         (tmp_path / "DEMO_G.part").write_bytes(b"x" * 50_000)
-        (tmp_path / "DEMO_G.part.json").write_text(
-            f'{{"url": "{base}/Nchs/Nhanes/2011-2012/DEMO_G.XPT", "same": "\\"1\\"", "size": 400000}}'
-        )
+        url = f"{base}/Nchs/Nhanes/2011-2012/DEMO_G.XPT"
+        write_json(tmp_path / "DEMO_G.part.json", {"url": url, "same": '"1"', "size": 400_000})
         assert command(tmp_path, base, "--table", "DEMO").returncode == 0
         assert server.asked == ["DEMO_G.XPT bytes=50000-"]
     assert (tmp_path / "DEMO_G.XPT").read_bytes() == downloads["DEMO_G.XPT"]
 
 
-def test_no_server_and_two_at_once(tmp_path):
-    done = command(tmp_path, "http://127.0.0.1:9", "--table", "DEMO")
-    assert (
-        done.returncode == 2
-        and "check the connection" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+def test_no_server_as_a_process(tmp_path):
+    call = [sys.executable, "-c", MAIN, str(tmp_path), "--base", "http://127.0.0.1:9"]
+    done = subprocess.run([*call, "--wait", "0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("spiro_fetch: http://127.0.0.1:9/")
+    assert "check the connection" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_at_once(tmp_path):
     with locked(tmp_path):
         done = command(tmp_path, "http://127.0.0.1:9", "--table", "DEMO")
-    assert done.returncode == 2 and "another run is at work" in done.stderr
+    assert done.returncode == 2
+    assert "another run is at work" in done.stderr
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real tables are not here")
-def test_the_real_tables_have_the_codebooks_rows(tmp_path):
-    names = ("DEMO_G.XPT", "BMX_G.XPT", "SPX_G.XPT")
-    with cdc({n: (REAL / n).read_bytes() for n in names}) as (base, _):
-        done = command(tmp_path, base, "--table", "DEMO", "BMX", "SPX")
-    assert done.returncode == 0, done.stderr
-    assert all((tmp_path / n).read_bytes() == (REAL / n).read_bytes() for n in names)
+def test_another_host_only_where_it_is_allowed(downloads, tmp_path, capsys):
+    one = {"tables": ("DEMO",), "pause": 0}
+    with cdc(downloads) as (trusted, _), cdc(downloads, demo_g=trusted) as (base, server):
+        with pytest.raises(DataError, match=f"from {base} to {trusted}, .* --allow-redirects"):
+            fetch(tmp_path, base=base, **one)
+        assert len(server.asked) == 2, "both of CDC's addresses"
+        assert in_folder(tmp_path) == []
+        fetch(tmp_path, base=base, allow_redirects=True, **one)
+    assert f"sent on from {base} to {trusted}" in capsys.readouterr().err
+    assert (tmp_path / "DEMO_G.XPT").read_bytes() == downloads["DEMO_G.XPT"]
+
+
+def test_hashes(downloads, tmp_path):
+    one = {"tables": ("DEMO",), "pause": 0}
+    with cdc(downloads) as (base, _):
+        with pytest.raises(DataError, match="DEMO_G.XPT has the SHA-256 .* as expected"):
+            fetch(tmp_path, base=base, sha256={"DEMO_G": "0" * 64}, **one)
+        assert in_folder(tmp_path) == []
+        digest = fetch(tmp_path, base=base, **one)[0].sha256
+        assert fetch(tmp_path, base=base, sha256={"DEMO_G": digest.upper()}, **one)[0].address == ""
+        changed = bytearray(downloads["DEMO_G.XPT"])
+        changed[-1000] ^= 1
+        (tmp_path / "DEMO_G.XPT").write_bytes(changed)
+        with pytest.raises(DataError, match="DEMO_G.XPT has changed since it was fetched"):
+            fetch(tmp_path, base=base, **one)

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,89 +31,133 @@ from ..spirometry.clock import CLOCK, WIDTHS, volume_on_clock
 from ..spirometry.indices import indices_on_clock
 from ..spirometry.reference import predicted
 
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+
+    from spiro_diffusion.cldm import CLDMSettings
+
 # %% auto #0
-__all__ = ['SHOWN', 'SCALES', 'STYLES', 'Wish', 'asked_of', 'curves_of', 'normal_of', 'loop_lines', 'time_lines', 'scale_of',
-           'Stage', 'Picture', 'Explorer', 'explore']
+__all__ = ['SHOWN', 'AGE_STEP', 'HEIGHT_STEP', 'AGES', 'HEIGHTS', 'SCALES', 'MARGIN', 'SECONDS', 'PLACE', 'STYLES', 'SEVERITIES',
+           'LABEL', 'MOST_SAVED', 'IMAGE', 'Wish', 'asked_of', 'curves_of', 'normal_of', 'loop_lines', 'time_lines',
+           'scale_of', 'Stage', 'Picture', 'Explorer', 'explore']
 
 # %% ../../nbs/apps/05_explorer.ipynb #42b47e3d
 @dataclass(frozen=True)
 class Wish:
-    """Who is to be seen (years, cm, "male" or "female"), how ill (z-scores, None for as it comes), how guided."""
+    """Who is to be seen, how ill, and how guided."""
 
-    age: float = 45.0
-    height: float = 175.0
-    sex: str = "male"
-    fev1_z: float | None = None
+    age: float = 45.0  # years
+    height: float = 175.0  # cm
+    sex: str = "male"  # or "female"
+    fev1_z: float | None = None  # z-scores; None: as it comes
     fev1_fvc_z: float | None = None
-    guidance: float = 1.0
+    guidance: float = 1.0  # scale of classifier-free guidance
+
+    @property
+    def person(self) -> dict[str, float | str]:
+        """Age, height and sex."""
+        return {"age": self.age, "height": self.height, "sex": self.sex}
 
     @property
     def target(self) -> dict[str, float]:
-        """The z-scores that are wished for."""
-        return {k: v for k in ("fev1_z", "fev1_fvc_z") if (v := getattr(self, k)) is not None}
+        """The z-scores that are requested."""
+        requested = {"fev1_z": self.fev1_z, "fev1_fvc_z": self.fev1_fvc_z}
+        return {name: z for name, z in requested.items() if z is not None}
 
 # %% ../../nbs/apps/05_explorer.ipynb #4f5787d3
-SHOWN = 16  # curves on the screen
+SHOWN = 16
+"""Curves on the screen."""
 
 
 def asked_of(
     wish: Wish, models: Models, seed: int = 0, draws: int = SHOWN
 ) -> tuple[pd.DataFrame, DrawSettings]:
-    """The patient of a wish, a table of one row, and the settings that it is drawn with. Raises DataError as `asked_patients` does."""
-    how = DrawSettings(draws, seed, wish.guidance, target=wish.target, redraws=0, exact=False)
-    return asked_patients(
-        {"age": wish.age, "height": wish.height, "sex": wish.sex}, how, models.cldm.settings
-    ), how
+    """The patient of a wish, a table of one row, and the settings that it is drawn with.
+
+    Raises DataError as `asked_patients` does.
+    """
+    settings = DrawSettings(
+        draws=draws,
+        seed=seed,
+        guidance=wish.guidance,
+        target=wish.target,
+        redraws=0,
+        exact=False,
+    )
+    return asked_patients(wish.person, settings, models.cldm.settings), settings
 
 
 def curves_of(wish: Wish, models: Models, seed: int = 0, device: Any = "cpu") -> np.ndarray:
     """`SHOWN` curves (N, 512) L/s of a wish, not measured. Raises DataError as `generate` does."""
-    table, how = asked_of(wish, models, seed)
+    table, settings = asked_of(wish, models, seed)
     rows = table.loc[table.index.repeat(SHOWN)].reset_index(drop=True)
-    return draw_curves(models, rows.assign(draw=range(SHOWN)), how, device)
+    return draw_curves(models, rows.assign(draw=range(SHOWN)), settings, device)
 
 # %% ../../nbs/apps/05_explorer.ipynb #37ea27c0
+AGE_STEP = 5
+"""Years between the people whose normal curves are searched for."""
+HEIGHT_STEP = 10
+"""cm between them."""
+AGES = range(5, 85, AGE_STEP)
+"""Years, as far as there are predicted values of all indices."""
+HEIGHTS = range(90, 260, HEIGHT_STEP)
+"""cm, as far as the sliders go."""
+
+
 @lru_cache(maxsize=1)
 def _nodes() -> dict[tuple[int, int, str], np.ndarray]:
     """Curves (2, 512) by age, height and sex, on a grid; NaN where nothing is predicted."""
-    grid = pd.DataFrame(
-        product(range(5, 85, 5), range(90, 260, 10), ("male", "female")),
-        columns=["age", "height", "sex"],
-    )
-    return dict(
-        zip(
-            grid.itertuples(index=False, name=None),
-            normal_sets(grid.astype({"age": float, "height": float})),
-        )
-    )
+    people = list(product(AGES, HEIGHTS, ("male", "female")))
+    table = pd.DataFrame(people, columns=["age", "height", "sex"])
+    curves = normal_sets(table.astype({"age": float, "height": float}))
+    return dict(zip(people, curves, strict=True))
+
+
+def _stretched(flow: np.ndarray, t0: float, fvc: float, fev1: float) -> np.ndarray:
+    """Flow (512,) L/s, with time zero at t0 s, made to have this FVC and nearly this FEV1 (L)."""
+    volume = volume_on_clock(flow)[0]
+    size = fvc / volume[-1]
+    speed = np.interp(fev1 / size, volume, CLOCK) - t0
+    return np.diff(size * np.interp(CLOCK * speed, CLOCK, volume)) / WIDTHS
 
 
 @lru_cache(maxsize=512)
 def normal_of(age: float, height: float, sex: str) -> np.ndarray | None:
-    """Curves (2, 512) L/s at the predicted FVC and FEV1 and at their LLN, nearly as `normal_curves` gives them; or None."""
-    base = _nodes().get((5 * round(age / 5), 10 * round(height / 10), sex))
-    normal = predicted(
-        pd.DataFrame({"age": [age], "height": [height], "sex": [sex]}), ("fvc", "fev1")
-    ).iloc[0]
+    """Curves (2, 512) L/s at the predicted FVC and FEV1 and at their LLN; or None.
+
+    They are nearly as `normal_curves` gives them.
+    """
+    nearest = (AGE_STEP * round(age / AGE_STEP), HEIGHT_STEP * round(height / HEIGHT_STEP), sex)
+    base = _nodes().get(nearest)
+    person = pd.DataFrame({"age": [age], "height": [height], "sex": [sex]})
+    normal = predicted(person, ("fvc", "fev1")).iloc[0]
     if base is None or np.isnan(base).any() or normal.isna().any():
         return None
-    out, zero = np.empty_like(base), indices_on_clock(base)["t0"]
-    for flow, volume, t0, kind in zip(out, volume_on_clock(base), zero, ("pred", "lln")):
-        wide = normal[f"fvc_{kind}"] / volume[-1]
-        fast = np.interp(normal[f"fev1_{kind}"] / wide, volume, CLOCK) - t0
-        flow[:] = np.diff(wide * np.interp(CLOCK * fast, CLOCK, volume)) / WIDTHS
-    return out
+    time_zero = indices_on_clock(base)["t0"]
+    curves = [
+        _stretched(flow, t0, normal[f"fvc_{kind}"], normal[f"fev1_{kind}"])
+        for flow, t0, kind in zip(base, time_zero, ("pred", "lln"), strict=True)
+    ]
+    return np.stack(curves).astype(base.dtype)
 
 # %% ../../nbs/apps/05_explorer.ipynb #77f5268a
-SCALES = (2.0, 3.0, 4.5, 6.0, 8.0, 11.0)  # L across; twice as many L/s up
+SCALES = (2.0, 3.0, 4.5, 6.0, 8.0, 11.0)
+"""L across; twice as many L/s up."""
+MARGIN = 1.05
+"""Of the largest loop, what a scale has room for."""
 
 
 def loop_lines(flow: np.ndarray) -> np.ndarray:
-    """Flow-volume loops of flow (N, 512) as points (N, 514, 2) of L and L/s, from 0 to FVC and back to no flow."""
+    """Flow-volume loops of flow (N, 512) as points (N, 514, 2) of L and L/s.
+
+    They go from no volume to FVC, and from no flow back to none.
+    """
     volume = volume_on_clock(flow)
-    x, y = np.zeros((2, len(volume), volume.shape[1] + 1))
-    x[:, 1:-1], x[:, -1], y[:, 1:-1] = (volume[:, :-1] + volume[:, 1:]) / 2, volume[:, -1], flow
-    return np.stack([x, y], -1)
+    points = np.zeros((len(volume), volume.shape[1] + 1, 2))
+    points[:, 1:-1, 0] = (volume[:, :-1] + volume[:, 1:]) / 2
+    points[:, -1, 0] = volume[:, -1]
+    points[:, 1:-1, 1] = flow
+    return points
 
 
 def time_lines(flow: np.ndarray) -> np.ndarray:
@@ -123,26 +168,28 @@ def time_lines(flow: np.ndarray) -> np.ndarray:
 
 def scale_of(flow: np.ndarray) -> float:
     """The smallest of `SCALES` that holds all loops of flow (N, 512), the largest if none does."""
-    need = 1.05 * max(volume_on_clock(flow)[:, -1].max(), flow.max() / 2)
-    return next((s for s in SCALES if s >= need), SCALES[-1])
+    largest = max(volume_on_clock(flow)[:, -1].max(), flow.max() / 2)
+    return next((scale for scale in SCALES if scale >= MARGIN * largest), SCALES[-1])
 
 # %% ../../nbs/apps/05_explorer.ipynb #6740b1b0
+SECONDS = 8.0
+"""s of the spirogram that are shown."""
+PLACE = {"left": 0.07, "right": 0.98, "bottom": 0.13, "top": 0.88}
+"""Where the axes are, in shares of the figure."""
+
+
 class Stage:
-    """A figure with axes for loops and for spirograms, of which what does not move is kept as an image."""
+    """A figure with axes for loops and for spirograms; what does not move is kept as an image."""
 
     def __init__(self, width: float = 9.0, height: float = 4.2, dpi: int = 90):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         self.figure = Figure(figsize=(width, height), dpi=dpi)
-        self.canvas, self.axes = (
-            FigureCanvasAgg(self.figure),
-            self.figure.subplots(
-                1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.13, "top": 0.88}
-            ),
-        )
+        self.canvas = FigureCanvasAgg(self.figure)
+        self.axes = self.figure.subplots(1, 2, gridspec_kw=PLACE)
         self.axes[0].set(xlabel="exhaled volume (L)", ylabel="flow (L/s)", aspect=0.5)
-        self.axes[1].set(xlabel="time (s)", ylabel="volume (L)")
+        self.axes[1].set(xlabel="time (s)", ylabel="volume (L)", xlim=(0, SECONDS))
         self.scale = 0.0
         self.kept: dict[float, Any] = {}
 
@@ -150,7 +197,7 @@ class Stage:
         """Go back to empty axes of `scale` L; draw them first if it is the first time."""
         if scale != self.scale:
             self.axes[0].set(xlim=(0, scale), ylim=(0, 2 * scale))
-            self.axes[1].set(xlim=(0, 8), ylim=(0, scale))
+            self.axes[1].set(ylim=(0, scale))
             self.scale = scale
         if scale not in self.kept:
             self.canvas.draw()
@@ -161,10 +208,9 @@ class Stage:
         """What is on the stage, as PNG."""
         from PIL import Image
 
+        pixels = np.asarray(self.canvas.buffer_rgba())[..., :3]
         out = io.BytesIO()
-        Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3]).save(
-            out, "png", compress_level=1
-        )
+        Image.fromarray(pixels).save(out, "png", compress_level=1)
         return out.getvalue()
 
 # %% ../../nbs/apps/05_explorer.ipynb #8ea0eba8
@@ -173,8 +219,23 @@ STYLES = {
     "predicted": {"color": "k", "ls": "--", "lw": 1.1},
     "LLN": {"color": "k", "ls": ":", "lw": 1.1},
 }
+"""How the lines are drawn that are not single curves."""
 
 
+def _named_lines(
+    flow: np.ndarray, normal: np.ndarray | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By the names of `STYLES`, points (P, 2) of a loop and of a spirogram."""
+    median_spirogram = np.stack([CLOCK, np.median(volume_on_clock(flow), 0)], -1)
+    lines = {"median": (np.stack(median_loop(flow), -1), median_spirogram)}
+    if normal is not None:
+        loops = loop_lines(normal)
+        spirograms = time_lines(normal)
+        lines["predicted"] = (loops[0], spirograms[0])
+        lines["LLN"] = (loops[1], spirograms[1])
+    return lines
+
+# %% ../../nbs/apps/05_explorer.ipynb #c68364bf
 class Picture(Stage):
     """Loops and spirograms of one person, redrawn quickly."""
 
@@ -196,34 +257,35 @@ class Picture(Stage):
             self.clear(scale)
 
     def draw(self, flow: np.ndarray, normal: np.ndarray | None, title: str) -> bytes:
-        """A PNG of the curves (N, 512) L/s, their median and the normal curves (2, 512), if there are any."""
+        """A PNG of curves (N, 512) L/s, their median, and the normal curves (2, 512) if any."""
         self.clear(scale_of(flow))
-        shapes = {
-            "median": (
-                np.stack(median_loop(flow), -1),
-                np.stack([CLOCK, np.median(volume_on_clock(flow), 0)], -1),
-            )
-        }
-        shapes |= {
-            name: (loop_lines(one)[0], time_lines(one)[0])
-            for name, one in zip(("predicted", "LLN"), () if normal is None else normal)
-        }
-        for fan, lines in zip(self.fans, (loop_lines(flow), time_lines(flow))):
-            fan.set_segments(list(lines))
-        for name, pair in shapes.items():
-            for line, xy in zip(self.lines[name], pair):
-                line.set_data(*xy.T)
+        named = _named_lines(flow, normal)
+        for place, points in enumerate((loop_lines(flow), time_lines(flow))):
+            shown: list[Artist] = [self.fans[place]]
+            self.fans[place].set_segments(list(points))
+            for name, pair in named.items():
+                self.lines[name][place].set_data(*pair[place].T)
+                shown.append(self.lines[name][place])
+            for artist in shown:
+                self.axes[place].draw_artist(artist)
         self.title.set_text(title)
-        for ax, *artists in zip(self.axes, self.fans, *(self.lines[name] for name in shapes)):
-            for artist in artists:
-                ax.draw_artist(artist)
         self.figure.draw_artist(self.title)
         return self.png()
 
 # %% ../../nbs/apps/05_explorer.ipynb #9d9a9237
+def _title(wish: Wish, flow: np.ndarray) -> str:
+    """Who is seen, and the medians of what is measured on curves (N, 512) L/s."""
+    found = indices_on_clock(flow).median()
+    return (
+        f"{wish.sex}, {wish.age:g} years, {wish.height:g} cm (simulated): "
+        f"FVC {found['fvc']:.2f} L, FEV1 {found['fev1']:.2f} L, "
+        f"FEV1/FVC {found['fev1_fvc']:.2f}, PEF {found['pef']:.1f} L/s"
+    )
+
+
 @dataclass
 class Explorer:
-    """The state behind the sliders: models, picture, seed, and the last wish with its curves."""
+    """The state behind the sliders: models, picture, seed, and the last wish."""
 
     models: Models
     seed: int = 0
@@ -236,54 +298,65 @@ class Explorer:
         """A PNG of `wish`. Raises DataError as `generate` does."""
         began = time.perf_counter()
         flow = curves_of(wish, self.models, self.seed, self.device)
-        found = indices_on_clock(flow).median()
-        title = f"{wish.sex}, {wish.age:g} years, {wish.height:g} cm (simulated): FVC {found['fvc']:.2f} L, FEV1 {found['fev1']:.2f} L, FEV1/FVC {found['fev1_fvc']:.2f}, PEF {found['pef']:.1f} L/s"
-        image = self.picture.draw(flow, normal_of(wish.age, wish.height, wish.sex), title)
-        self.wish, self.milliseconds = wish, 1000 * (time.perf_counter() - began)
+        normal = normal_of(wish.age, wish.height, wish.sex)
+        image = self.picture.draw(flow, normal, _title(wish, flow))
+        self.wish = wish
+        self.milliseconds = 1000 * (time.perf_counter() - began)
         return image
 
     def cohort(self, draws: int) -> Cohort:
         """The last wish as a cohort; its first `SHOWN` curves are those that were seen."""
-        return draw_rows(
-            *asked_of(self.wish, self.models, self.seed, draws), self.models, self.device
-        )
+        table, settings = asked_of(self.wish, self.models, self.seed, draws)
+        return draw_rows(table, settings, self.models, self.device)
 
 # %% ../../nbs/apps/05_explorer.ipynb #7b08ccdb
-def _controls(model: Any) -> dict[str, Any]:
+SEVERITIES = ["any", *np.arange(1.0, -5.1, -0.5).tolist()]
+"""z-scores to choose from; "any" leaves it to the model."""
+LABEL = "90px"
+"""Width of the words beside a widget."""
+
+
+def _controls(settings: CLDMSettings) -> dict[str, Any]:
     """A widget for each field of `Wish`, for a model with such settings."""
     import ipywidgets as w
 
-    low, high = (int(h) for h in (np.ceil(model.height_range[0]), np.floor(model.height_range[1])))
-    wide, ill = (
-        {"style": {"description_width": "90px"}, "layout": {"width": "330px"}},
-        ["any", *np.arange(1.0, -5.1, -0.5).tolist()],
-    )
+    low = int(np.ceil(settings.height_range[0]))
+    high = int(np.floor(settings.height_range[1]))
+    height = min(max(175, low), high)
+    wide = {"style": {"description_width": LABEL}, "layout": {"width": "330px"}}
+    buttons = {"description_width": LABEL, "button_width": "80px"}
     controls = {
         "age": w.IntSlider(45, 6, 79, description="age (years)", **wide),
-        "height": w.IntSlider(
-            min(max(175, low), high), low, high, description="height (cm)", **wide
-        ),
-        "sex": w.ToggleButtons(
-            options=["male", "female"],
-            description="sex",
-            style={"description_width": "90px", "button_width": "80px"},
-        ),
-        "fev1_z": w.SelectionSlider(options=ill, description="FEV1 (z)", **wide),
-        "fev1_fvc_z": w.SelectionSlider(options=ill, description="FEV1/FVC (z)", **wide),
+        "height": w.IntSlider(height, low, high, description="height (cm)", **wide),
+        "sex": w.ToggleButtons(options=["male", "female"], description="sex", style=buttons),
+        "fev1_z": w.SelectionSlider(options=SEVERITIES, description="FEV1 (z)", **wide),
+        "fev1_fvc_z": w.SelectionSlider(options=SEVERITIES, description="FEV1/FVC (z)", **wide),
         "guidance": w.FloatSlider(1.0, min=1.0, max=4.0, step=0.5, description="guidance", **wide),
     }
-    known = {v.name for v in model.variables}
-    return {k: c for k, c in controls.items() if not k.endswith("_z") or k in known}
+    known = {variable.name for variable in settings.variables}
+    return {
+        name: control
+        for name, control in controls.items()
+        if not name.endswith("_z") or name in known
+    }
+
+
+def _wish_of(controls: dict[str, Any]) -> Wish:
+    """What the widgets say."""
+    chosen = {name: control.value for name, control in controls.items()}
+    return Wish(**{name: value for name, value in chosen.items() if value != "any"})
 
 # %% ../../nbs/apps/05_explorer.ipynb #c466c275
+MOST_SAVED = 100_000
+"""Curves that the button saves at most; spiro_generate writes larger cohorts."""
+
+
 def _saver(explorer: Explorer, say: Callable[[str], None]) -> list[Any]:
     """Widgets that save the cohort: a file's name, how many curves, a button."""
     import ipywidgets as w
 
-    name, draws = (
-        w.Text("cohort.parquet", description="save as"),
-        w.BoundedIntText(100, 1, 100_000, description="curves"),
-    )
+    name = w.Text("cohort.parquet", description="save as")
+    draws = w.BoundedIntText(100, 1, MOST_SAVED, description="curves")
     button = w.Button(description="save the cohort", icon="download")
 
     def save(_: Any) -> None:
@@ -297,47 +370,59 @@ def _saver(explorer: Explorer, say: Callable[[str], None]) -> list[Any]:
     return [name, draws, button]
 
 # %% ../../nbs/apps/05_explorer.ipynb #138dba6d
+IMAGE = {
+    "min_width": "300px",
+    "max_width": "810px",
+    "object_fit": "contain",
+    "object_position": "top",
+}
+"""CSS of the picture: as large as there is room for."""
+
+
+def _window(explorer: Explorer) -> Any:
+    """Sliders and buttons on the left, the picture on the right, a line of text below."""
+    import ipywidgets as w
+
+    controls = _controls(explorer.models.cldm.settings)
+    image = w.Image(format="png", layout=IMAGE)
+    note = w.HTML()
+
+    def say(sentence: str) -> None:
+        note.value = sentence
+
+    def redraw(_: Any = None) -> None:
+        try:
+            image.value = explorer.show(_wish_of(controls))
+            say(
+                f"{SHOWN} simulated curves, their median, predicted and LLN; "
+                f"drawn in {explorer.milliseconds:.0f} ms"
+            )
+        except DataError as err:
+            say(str(err))
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    left = w.VBox(
+        [*controls.values(), *_saver(explorer, say)],
+        layout={"flex": "0 0 350px", "overflow": "hidden"},
+    )
+    return w.VBox([w.HBox([left, image]), note])
+
+
 def explore(
     models: Models | None = None,
     seed: int = 0,
     device: str = "cpu",
     run_dir: str | Path | None = None,
 ) -> Any:
-    """Sliders for a digital patient, with loops and spirograms that follow them; a static report without ipywidgets.
+    """Sliders for a digital patient, with loops and spirograms that follow them.
 
-    models: as `load_models` gives them (of run_dir, or those that came with the package). Raises DataError as it does.
+    A static report without ipywidgets. models: as `load_models` gives them (of run_dir, or those
+    that came with the package). Raises DataError as it does.
     """
     explorer = Explorer(models or load_models(run_dir), seed, device)
-    try:
-        import ipywidgets as w
-    except ImportError:
+    if find_spec("ipywidgets") is None:
         print("sliders need ipywidgets (pip install ipywidgets); here is one report instead")
         return plot_report(explorer.cohort(SHOWN))
-    controls, note = _controls(explorer.models.cldm.settings), w.HTML()
-    image = w.Image(
-        format="png",
-        layout={
-            "min_width": "300px",
-            "max_width": "810px",
-            "object_fit": "contain",
-            "object_position": "top",
-        },
-    )
-
-    def redraw(_: Any = None) -> None:
-        try:
-            image.value = explorer.show(
-                Wish(**{k: c.value for k, c in controls.items() if c.value != "any"})
-            )
-            note.value = f"{SHOWN} simulated curves, their median, predicted and LLN; drawn in {explorer.milliseconds:.0f} ms"
-        except DataError as err:
-            note.value = str(err)
-
-    for control in controls.values():
-        control.observe(redraw, "value")
-    redraw()
-    left = w.VBox(
-        [*controls.values(), *_saver(explorer, lambda text: setattr(note, "value", text))],
-        layout={"flex": "0 0 350px", "overflow": "hidden"},
-    )
-    return w.VBox([w.HBox([left, image]), note])
+    return _window(explorer)

@@ -15,18 +15,25 @@ from .errors import DataError, need_file
 from .files import writing
 
 # %% auto #0
-__all__ = ['save_safetensors', 'load_safetensors', 'building', 'open_array', 'new_array']
+__all__ = ['MAX_QUOTED', 'save_safetensors', 'load_safetensors', 'building', 'open_array', 'new_array']
 
 # %% ../../nbs/base/02_arrays.ipynb #9f4be003
+def _as_numpy(array: Any) -> np.ndarray:
+    """A numpy array, or a torch tensor on any device, as a contiguous numpy array."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu().numpy()
+    return np.ascontiguousarray(array)
+
+
 def save_safetensors(path: str | Path, arrays: dict[str, Any]) -> None:
-    """Write numpy arrays or torch tensors to a safetensors file, whole or not at all. Raises DataError on a full disk."""
+    """Write numpy arrays or torch tensors to a safetensors file, whole or not at all.
+
+    Raises DataError if the disk is full.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    plain = {
-        k: np.ascontiguousarray(v.detach().cpu().numpy() if hasattr(v, "detach") else v)
-        for k, v in arrays.items()
-    }
+    plain = {name: _as_numpy(array) for name, array in arrays.items()}
     with writing(path) as tmp:
         mode = tmp.stat().st_mode
         try:
@@ -39,7 +46,10 @@ def save_safetensors(path: str | Path, arrays: dict[str, Any]) -> None:
 
 
 def load_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a safetensors file to numpy arrays. Raises DataError if it is missing, truncated or something else."""
+    """Read a safetensors file to numpy arrays.
+
+    Raises DataError if it is missing, truncated or something else.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -52,43 +62,60 @@ def load_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         ) from err
 
 # %% ../../nbs/base/02_arrays.ipynb #10026eac
+MAX_QUOTED = 200
+"""Characters of a library's error message that go into a sentence of ours."""
+
+
+def _sizes_in(config: dict[str, Any]) -> list[int]:
+    """Every whole number among the values of `config`, lists of them included."""
+    sizes = []
+    for value in config.values():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        sizes += [v for v in values if isinstance(v, int)]
+    return sizes
+
+
 @contextmanager
 def building(config: dict[str, Any], arrays: dict[str, Any], source: str | Path) -> Iterator[None]:
-    """Build a model of settings `config` in the body. Raises DataError if they ask for more than `arrays` hold, or fail."""
-    most = max([len(arrays), *(n for a in arrays.values() for n in a.shape)], default=0)
-    sizes = [
-        v
-        for value in config.values()
-        for v in (value if isinstance(value, (list, tuple)) else [value])
-        if isinstance(v, int)
-    ]
-    if max(sizes, default=0) > most:
+    """Build a model of settings `config` and weights `arrays`, both from `source`, in the body.
+
+    Raises DataError if the settings ask for more than the weights hold, or if the body fails.
+    """
+    largest = len(arrays)
+    for array in arrays.values():
+        largest = max(largest, *array.shape, 0)
+    asked = max(_sizes_in(config), default=0)
+    if asked > largest:
         raise DataError(
-            f"{source} has settings of a larger model than its weights ({max(sizes)}): train the model again"
+            f"{source} has settings of a larger model than its weights ({asked}): "
+            "train the model again"
         )
     try:
         yield
     except DataError:
         raise
     except Exception as err:
+        why = " ".join(str(err).split())[:MAX_QUOTED]
         raise DataError(
-            f"{source} has settings that make no model ({' '.join(str(err).split())[:200]}): train the model again"
+            f"{source} has settings that make no model ({why}): train the model again"
         ) from err
 
 # %% ../../nbs/base/02_arrays.ipynb #765986fd
 def open_array(path: str | Path, step: str) -> np.ndarray:
-    """A .npy file as a read-only memory map. Raises DataError if it is missing or damaged; `step` is what writes it."""
+    """A .npy file as a read-only memory map; `step` names what writes the file.
+
+    Raises DataError if it is missing or damaged.
+    """
     path = need_file(path, f"run {step} first")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as err:  # numpy lets errors of Python's tokenizer through
-        raise DataError(
-            f"{path} is damaged ({' '.join(str(err).split())}): run {step} again"
-        ) from err
+        why = " ".join(str(err).split())
+        raise DataError(f"{path} is damaged ({why}): run {step} again") from err
 
 
 def new_array(path: str | Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
-    """A new .npy file as a memory map, its space on the disk taken at once: to write to a map on a full disk kills the process."""
+    """A new .npy file of zeros as a memory map. Raises OSError if the disk has no space for it."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:

@@ -10,20 +10,20 @@ __all__ = ['DataError', 'need_dir', 'need_file']
 
 # %% ../../nbs/base/00_errors.ipynb #03eada0d
 class DataError(ValueError):
-    """Something the user can put right; the message names the file and the way out."""
+    """Something the user can put right; the message names the file, the fault and the way out."""
 
 
-def need_dir(path: str | Path, what: str) -> Path:
-    """`path` as a Path. Raises DataError if it is not an existing folder; `what` says how to get it."""
+def need_dir(path: str | Path, way_out: str) -> Path:
+    """`path` as a Path. Raises DataError if it is no folder; `way_out` says what to do about it."""
     path = Path(path)
     if not path.is_dir():
-        raise DataError(f"{path} is not a folder: {what}")
+        raise DataError(f"{path} is not a folder: {way_out}")
     return path
 
 
-def need_file(path: str | Path, what: str) -> Path:
-    """`path` as a Path. Raises DataError if it is not an existing file; `what` says how to get it."""
+def need_file(path: str | Path, way_out: str) -> Path:
+    """`path` as a Path. Raises DataError if it is no file; `way_out` says what to do about it."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} does not exist: {what}")
+        raise DataError(f"{path} does not exist: {way_out}")
     return path

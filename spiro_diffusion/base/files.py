@@ -7,14 +7,17 @@ import errno
 import hashlib
 import json
 import os
-import time
+import platform
+import secrets
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from .errors import DataError, need_file
 
@@ -22,111 +25,142 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['writing', 'locked', 'write_json', 'read_json', 'shipped_weights', 'sha256_of', 'writing_all', 'check_free',
-           'write_figure', 'figures_folder']
+__all__ = ['HOST', 'DISK_IS_FULL', 'READ_BYTES', 'FIGURE_DPI', 'LOCK_NAME', 'NO_LOCKS', 'writing', 'writing_all', 'check_free',
+           'write_json', 'read_json', 'shipped_weights', 'sha256_of', 'write_figure', 'figures_folder', 'locked']
 
 # %% ../../nbs/base/01_files.ipynb #417534f4
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""This computer's name in names of temporary files: short, and made of letters that any drive
+takes."""
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside `path` for what is to become it:
+    `.<stem>.<host>-<process>-<token>.part<suffix>`."""
+    writer = f"{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.stem}.{writer}.part{path.suffix}")
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this number exists here (POSIX)."""
+    try:
+        os.kill(process, 0)  # signal 0 is not sent: it asks only whether it could be
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or a number that no process can have
+        return True
+    return True
+
+
 def _sweep(path: Path) -> None:
-    """Delete what processes that are no more (POSIX only) began to write beside `path`."""
-    for old in path.parent.glob(f".*.part{path.suffix}") if os.name == "posix" else ():
-        stem, _, pid = old.name.removesuffix(f".part{path.suffix}").rpartition(".")
-        if stem == f".{path.stem}" and pid.isdigit():
-            try:
-                os.kill(int(pid), 0)  # signal 0 asks only whether it is there
-            except ProcessLookupError:
-                old.unlink(missing_ok=True)
-            except (OSError, OverflowError):
-                pass
+    """Delete what processes of this computer that are no more began to write beside `path`.
+
+    A process that is no more but whose number another one has now counts as alive: its file stays
+    for the time being. On Windows a process cannot be asked for without harm, so nothing is swept
+    there.
+    """
+    if os.name != "posix":
+        return
+    end = f".part{path.suffix}"
+    for left in path.parent.glob(f".*{end}"):
+        stem, _, writer = left.name.removesuffix(end).rpartition(".")
+        host, _, process = writer.rpartition("-")[0].partition("-")
+        is_ours = stem == f".{path.stem}" and host == HOST and process.isdigit()
+        if is_ours and not _is_alive(int(process)):
+            left.unlink(missing_ok=True)
 
 # %% ../../nbs/base/01_files.ipynb #2d89e564
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers where a disk, a quota or the largest size of a file is used up."""
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` at the end, delete it if the body raises.
+    """Yield a temporary path beside `path`; rename it to `path` at the end, delete it if the body
+    raises.
 
-    Makes the parent folder. Raises DataError if the folder cannot be written to or the disk is full.
+    Makes the parent folder. Temporary files that killed processes of this computer left are deleted
+    first; those of other computers, on a drive that several share, are not. Of two that write one
+    file at once the last to end wins. Raises DataError if the folder cannot be written to or the
+    disk is full.
     """
     path = Path(path)
+    tmp = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        tmp = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         tmp.touch()
     except OSError as err:
         raise DataError(
-            f"{path.parent} cannot be written to ({err.strerror}): choose another folder or free some space"
+            f"{path.parent} cannot be written to ({err.strerror}): "
+            "choose another folder or free some space"
         ) from err
     try:
         yield tmp
         os.replace(tmp, path)
     except BaseException as err:
         tmp.unlink(missing_ok=True)
-        if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(err, OSError) and err.errno in DISK_IS_FULL:
             raise DataError(
-                f"{path} could not be written ({err.strerror}): free some space or choose another folder"
+                f"{path} could not be written ({err.strerror}): "
+                "free some space or choose another folder"
             ) from err
         raise
 
-# %% ../../nbs/base/01_files.ipynb #c9b45be0
+# %% ../../nbs/base/01_files.ipynb #d68b6e03
 @contextmanager
-def locked(folder: str | Path, hold: bool = True, wait: float = 3) -> Iterator[None]:
-    """Hold `folder` (made if it is not there) for this process while the body runs, unless `hold` is false.
+def writing_all(path: Path, files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Temporary paths that become `files` when all of them are written; see `writing`.
 
-    Raises DataError if another run still holds it after `wait` seconds, or if it cannot be made.
+    Raises DataError that names `path` for an error of the system.
     """
     try:
-        import fcntl
-    except ImportError:  # Windows
-        hold = False
-    if not hold:
-        yield
-        return
-    folder, end = Path(folder), time.monotonic() + wait
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
+        with ExitStack() as stack:
+            # the last to be opened is the first to be renamed, and so the one that an error names
+            temporary = [stack.enter_context(writing(file)) for file in reversed(files)]
+            yield temporary[::-1]
     except OSError as err:
         raise DataError(
-            f"{folder} cannot be written to ({err.strerror}): choose another folder"
+            f"{path} could not be written ({err.strerror or err}): "
+            "free some space or choose another folder"
         ) from err
-    try:
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as err:
-                if time.monotonic() > end:
-                    raise DataError(
-                        f"another run is at work in {folder}: wait until it ends, or choose another folder"
-                    ) from err
-                time.sleep(0.1)
-            except OSError:  # a drive without locks
-                break
-        yield
-    finally:
-        os.close(held)
+
+
+def check_free(files: Sequence[Path], overwrite: bool = False) -> None:
+    """Raise DataError if one of `files` is there, and may not be overwritten."""
+    if overwrite:
+        return
+    for file in files:
+        if file.exists():
+            raise DataError(
+                f"{file} exists: choose another name, or say that it may be overwritten (overwrite)"
+            )
 
 # %% ../../nbs/base/01_files.ipynb #cfb6ca34
-def _plain(obj: Any) -> Any:
-    if isinstance(obj, dict):
-        return {str(k): _plain(v) for k, v in obj.items()}
-    if isinstance(obj, (list, tuple)):
-        return [_plain(v) for v in obj]
-    if isinstance(obj, np.ndarray):
-        return _plain(obj.tolist())
-    if isinstance(obj, np.generic):
-        return _plain(obj.item())
-    if isinstance(obj, float) and not np.isfinite(obj):
+def _plain(value: Any) -> Any:
+    """`value` as what strict JSON knows: dicts of str, lists, str, numbers, True, False and
+    None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
         return None
-    return str(obj) if isinstance(obj, Path) else obj
+    if isinstance(value, Path):
+        return str(value)
+    return value
 
 
-def write_json(path: str | Path, obj: Any) -> None:
-    """Write `obj` as strict, indented JSON, whole or not at all."""
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as strict, indented JSON, whole or not at all. Raises DataError as `writing`
+    does."""
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
     with writing(path) as tmp:
-        tmp.write_text(
-            json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
+        tmp.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
@@ -140,8 +174,13 @@ def read_json(path: str | Path) -> Any:
         ) from err
 
 # %% ../../nbs/base/01_files.ipynb #c1ede618
+READ_BYTES = 1 << 20
+"""Bytes of a file that are read at once, 1 MiB."""
+
+
 def shipped_weights(model: str = "") -> Path:
-    """The folder of the weights that come with the package, or that of one `model` ("vqvae", "cldm") in it."""
+    """The folder of the weights that come with the package, or of one `model` ("vqvae", "cldm") in
+    it."""
     return Path(str(files("spiro_diffusion"))) / "weights" / model
 
 
@@ -149,42 +188,30 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
-# %% ../../nbs/base/01_files.ipynb #d68b6e03
-@contextmanager
-def writing_all(path: Path, files: Sequence[Path]) -> Iterator[list[Path]]:
-    """Temporary paths that become `files` when all are written; an error of the system is a DataError that names `path`."""
-    try:
-        with ExitStack() as stack:
-            yield [stack.enter_context(writing(p)) for p in reversed(files)][
-                ::-1
-            ]  # the first is the last to be opened, and so the one that an error names
-    except OSError as err:
-        raise DataError(
-            f"{path} could not be written ({err.strerror or err}): free some space or choose another folder"
-        ) from err
-
-
-def check_free(files: Sequence[Path], overwrite: bool = False) -> None:
-    """Raise DataError if one of `files` is there, and may not be overwritten."""
-    if not overwrite and (there := next((p for p in files if p.exists()), None)):
-        raise DataError(
-            f"{there} exists: choose another name, or say that it may be overwritten (overwrite)"
-        )
-
 # %% ../../nbs/base/01_files.ipynb #df522a6c
+FIGURE_DPI = 150
+"""Resolution of a figure on disk, dots an inch."""
+
+
 def write_figure(fig: Figure, path: str | Path) -> Path:
-    """Save a figure, whole or not at all; raises DataError if that cannot be done."""
-    with writing_all(Path(path), [Path(path)]) as (part,):
-        fig.savefig(part, dpi=150)
-    return Path(path)
+    """Save a figure, whole or not at all; returns its path. Raises DataError if that cannot be
+    done."""
+    path = Path(path)
+    with writing_all(path, [path]) as (part,):
+        fig.savefig(part, dpi=FIGURE_DPI)
+    return path
 
 
 def figures_folder(run_dir: str | Path, run_name: str) -> Path:
-    """`<run_dir>/runs/<run_name>/figures`, made if it is not there: where a run's figures and metrics go."""
+    """`<run_dir>/runs/<run_name>/figures`, made if it is not there: for a run's figures and
+    metrics.
+
+    Raises DataError if it cannot be made.
+    """
     folder = Path(run_dir) / "runs" / run_name / "figures"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,3 +220,54 @@ def figures_folder(run_dir: str | Path, run_name: str) -> Path:
             f"{folder} cannot be written to ({err.strerror}): choose another folder"
         ) from err
     return folder
+
+# %% ../../nbs/base/01_files.ipynb #c9b45be0
+LOCK_NAME = ".lock"
+"""The empty file in a folder that a run which holds the folder locks."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers."""
+
+
+@contextmanager
+def locked(folder: str | Path, hold: bool = True, wait: float = 3) -> Iterator[None]:
+    """Hold `folder` (made if it is not there) while the body runs, unless `hold` is false.
+
+    Warns, and holds nothing, where the file system has no locks. Raises DataError if another run
+    still holds the folder after `wait` seconds, or if the folder cannot be written to.
+    """
+    if not hold:
+        yield
+        return
+    folder = Path(folder)
+    path = folder / LOCK_NAME
+    # The file lies in the folder itself, not in the computer's folder for temporary files: so
+    # computers that share a drive see each other's lock. filelock's substitute, a file that is a
+    # lock because it is there, would outlive a killed process, so it is not wanted.
+    lock = FileLock(path, timeout=wait, fallback_to_soft=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as err:
+        raise DataError(
+            f"another run is at work in {folder}: wait until it ends, or choose another folder"
+        ) from err
+    except (OSError, NotImplementedError) as err:
+        if isinstance(err, OSError) and err.errno not in NO_LOCKS:
+            raise DataError(
+                f"{folder} cannot be written to ({err.strerror}): choose another folder"
+            ) from err
+        warnings.warn(
+            f"{folder} is on a file system without locks: start no second run in it",
+            stacklevel=3,
+        )
+    try:
+        yield
+    finally:
+        # On POSIX the file is deleted while it is still locked: a run that waits for it then finds
+        # that the file it has locked is no longer there, and tries again with a new one. Deleted
+        # after the release, it might be the next run's already. Windows does not delete an open
+        # file; there filelock does it after the release.
+        if os.name == "posix":
+            with suppress(OSError):
+                path.unlink()
+        lock.release()

@@ -9,26 +9,27 @@ from collections.abc import Iterable
 import numpy as np
 
 # %% auto #0
-__all__ = ['split_of', 'rng_for']
+__all__ = ['SPLIT_OF_TENTH', 'split_of', 'rng_for']
 
 # %% ../../nbs/base/03_seeds.ipynb #812ad4b6
+SPLIT_OF_TENTH = ("train",) * 8 + ("val", "test")
+"""The split of each tenth of all participants."""
+
+
+def _number_of(text: str) -> int:
+    """A whole number below 2**32 that depends on all of `text`: the first bytes of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
 def split_of(seqn: Iterable[float]) -> np.ndarray:
-    """The split of each participant, (N,) of "train" (80 %), "val" (10 %) or "test" (10 %), from a hash of SEQN."""
-    values, inverse = np.unique(np.asarray(list(seqn)).astype(np.int64), return_inverse=True)
-    tenth = [
-        int.from_bytes(hashlib.sha256(f"spiro-{v}".encode()).digest()[:4], "big") % 10
-        for v in values
-    ]
-    names = np.array(["train"] * 8 + ["val", "test"])
-    return names[np.array(tenth, dtype=int)][inverse] if len(values) else np.array([], dtype="<U5")
+    """The split of each participant by SEQN, (N,) str: "train" (80 %), "val" or "test" (10 %)."""
+    numbers = np.asarray(list(seqn)).astype(np.int64)
+    people, person = np.unique(numbers, return_inverse=True)
+    splits = [SPLIT_OF_TENTH[_number_of(f"spiro-{seqn}") % 10] for seqn in people]
+    return np.array(splits, dtype="<U5")[person]
 
 # %% ../../nbs/base/03_seeds.ipynb #3bfb5015
 def rng_for(seed: int, *keys: int | str) -> np.random.Generator:
-    """An independent random stream for `seed` and `keys` (integers >= 0 or strings)."""
-    words = [
-        int.from_bytes(hashlib.sha256(k.encode()).digest()[:4], "big")
-        if isinstance(k, str)
-        else int(k)
-        for k in keys
-    ]
+    """An independent random stream for `seed` and `keys` (whole numbers >= 0 or strings)."""
+    words = [_number_of(key) if isinstance(key, str) else int(key) for key in keys]
     return np.random.default_rng(np.random.SeedSequence([int(seed), *words]))

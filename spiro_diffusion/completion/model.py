@@ -21,6 +21,8 @@ from ..cldm import Conditioner, UNet, hide_values, precondition, sample
 from .prior import wide_blows
 from spiro_diffusion.completion.truncation import (
     FEATURES,
+    LOG_DURATION,
+    PAST_CHANNELS,
     POSITIONS,
     Seen,
     cut_blows,
@@ -34,39 +36,69 @@ from ..learning.training import TrainConfig, fill_model, load_model_state, train
 from ..spirometry.clock import N_BINS, volume_on_clock
 
 # %% auto #0
-__all__ = ['KNOWN', 'WIDEN_AT', 'HOLD', 'LAYOUT', 'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening',
-           'forecast_loss', 'tail_loss', 'draw_errors', 'tails_of', 'draw_tails', 'whole_blows', 'train_completion']
+__all__ = ['LOG_SPREAD', 'CLINICAL', 'DEGREE', 'FARTHEST', 'FARTHEST_LEARNT', 'LEAST_VARIANCE', 'UNUSUAL', 'CALIBRATED_AT',
+           'FORECAST_TOKENS', 'FARTHEST_INPUT', 'NOISE_LAYOUT', 'FARTHEST_ERROR', 'DESCRIBED', 'WANTED_COVERAGE',
+           'FACTORS', 'CALIBRATION_BATCH', 'FEWEST_BLOWS', 'FEWEST_HELD', 'MOST_CALIBRATED', 'LARGE', 'Expected',
+           'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening', 'draw_errors', 'tails_of',
+           'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'train_completion']
 
 # %% ../../nbs/completion/02_model.ipynb #74f8f7a2
+LOG_SPREAD = (-6.0, 2.0)
+"""Bounds of ln s: a spread that is neither nothing nor everything, so that training is stable."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a forecast says of N tails, which are standardised."""
+
+    hidden: Tensor  # (N, width), the state behind it
+    middle: Tensor  # (N, 32), where the tail is
+    spread: Tensor  # (N, 32), how far off that may be
+
+
+def _residual_layer(width: int, drop: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, width),
+        nn.SiLU(),
+        nn.Dropout(drop),
+        nn.Linear(width, width),
+    )
+
+
 class Forecast(nn.Module):
-    """Inputs (N, n) to a hidden state (N, width), and where the tail is and how far off that may be, both (N, 32)."""
+    """A regression from inputs (N, n) to what is expected of the tail."""
 
     def __init__(self, n: int, width: int, drop: float = 0.1):
         super().__init__()
-        layer = lambda: nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Dropout(drop),
-            nn.Linear(width, width),
-        )
-        self.stem, self.layers = nn.Linear(n, width), nn.ModuleList([layer(), layer()])
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 2 * POSITIONS)
-        nn.init.zeros_(self.head.weight), nn.init.zeros_(self.head.bias)
+        self.stem = nn.Linear(n, width)
+        self.layers = nn.ModuleList(_residual_layer(width, drop) for _ in range(2))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 2 * POSITIONS)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h = self.stem(inputs)
+    def forward(self, inputs: Tensor) -> Expected:
+        hidden = self.stem(inputs)
         for layer in self.layers:
-            h = h + layer(h)
-        h = self.norm(h)
-        middle, spread = self.head(h).chunk(2, 1)
-        return h, middle, spread.clamp(-6, 2).exp()
+            hidden = hidden + layer(hidden)
+        hidden = self.norm(hidden)
+        middle, log_spread = self.head(hidden).chunk(2, 1)
+        return Expected(hidden, middle, log_spread.clamp(*LOG_SPREAD).exp())
 
 # %% ../../nbs/completion/02_model.ipynb #22e6d27c
-KNOWN: tuple[Variable, ...] = (
-    Variable("age", drop=0.1, blur=0.3), Variable("height", drop=0.1, blur=1.0), Variable("sex", (1, 2)),
-    Variable("weight", drop=0.5, blur=1.0, group="rest"), Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.5, group="rest"), Variable("test", ("pre", "post"), drop=0.5, group="rest"),
-)  # fmt: skip
+CLINICAL: tuple[Variable, ...] = (
+    Variable("age", drop=0.1, blur=0.3),
+    Variable("height", drop=0.1, blur=1.0),
+    Variable("sex", (1, 2), drop=0.1),
+    Variable("weight", drop=0.5, blur=1.0, group="rest"),
+    Variable("ethnicity", (1, 2, 3, 4, 5), drop=0.5, group="rest"),
+    Variable("test", ("pre", "post"), drop=0.5, group="rest"),
+)
+"""Years, cm, 1 male 2 female, kg, NHANES's RIDRETH1, before or after a bronchodilator.
+
+What a laboratory may leave out is hidden in half of the training rows; a blur is in the unit.
+"""
 
 
 @dataclass
@@ -76,9 +108,9 @@ class CompletionSettings:
     widths: tuple[int, ...] = (32, 48, 64)
     token: int = 64
     hidden: int = 256
-    variables: tuple[Variable, ...] = KNOWN
-    mean: list[float] = field(default_factory=lambda: [0.0] * len(KNOWN))
-    std: list[float] = field(default_factory=lambda: [1.0] * len(KNOWN))
+    variables: tuple[Variable, ...] = CLINICAL
+    mean: list[float] = field(default_factory=lambda: [0.0] * len(CLINICAL))
+    std: list[float] = field(default_factory=lambda: [1.0] * len(CLINICAL))
     p_mean: float = -0.4  # mean and spread of ln(sigma) in training
     p_std: float = 1.5
     hide_all: float = 0.2  # share of rows with every clinical variable hidden
@@ -92,124 +124,175 @@ class CompletionSettings:
 
     @classmethod
     def of_length(cls, steps: int, seed: int = 0) -> CompletionSettings:
-        """Settings for `steps` steps of the forecast and a quarter as many of the U-Net, each of which takes six times as long."""
-        made = cls()
-        return replace(
-            made,
-            forecast=replace(made.forecast, steps=steps, seed=seed),
-            train=replace(made.train, steps=max(steps // 4, 1), seed=seed),
-        )
+        """Settings for `steps` steps of the forecast and a quarter as many of the U-Net.
+
+        A step of the U-Net takes six times as long as one of the forecast.
+        """
+        usual = cls()
+        forecast = replace(usual.forecast, steps=steps, seed=seed)
+        unet = replace(usual.train, steps=max(steps // 4, 1), seed=seed)
+        return replace(usual, forecast=forecast, train=unet)
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> CompletionSettings:
-        """Settings from the dict that `asdict` and JSON made of them. Raises DataError on a field of another version."""
+        """Settings from the dict that `asdict` and JSON made of them.
+
+        Raises DataError on a field of another version.
+        """
         try:
-            made = cls(
-                **{
-                    **d,
-                    "widths": tuple(d["widths"]),
-                    "forecast": TrainConfig(**d["forecast"]),
-                    "train": TrainConfig(**d["train"]),
-                }
-            )
-            made.variables = tuple(
-                Variable(**{**v, "categories": tuple(v["categories"])}) for v in d["variables"]
-            )
+            variables = [
+                Variable(**{**one, "categories": tuple(one["categories"])})
+                for one in d["variables"]
+            ]
+            typed = {
+                "widths": tuple(d["widths"]),
+                "variables": tuple(variables),
+                "forecast": TrainConfig(**d["forecast"]),
+                "train": TrainConfig(**d["train"]),
+            }
+            return cls(**{**d, **typed})
         except (KeyError, TypeError) as err:
             raise DataError(
                 f"these settings are of another version ({err}): train the completion model again"
             ) from err
-        return made
 
 # %% ../../nbs/completion/02_model.ipynb #69345fa1
+DEGREE = 3
+"""Of the polynomial in ln(time observed) that features usually follow."""
+FARTHEST = 8.0
+"""Spreads that a feature counts for at most, so that no single one decides."""
+FARTHEST_LEARNT = 6.0
+"""The same while the covariance is learnt, which outliers would inflate."""
+LEAST_VARIANCE = 1e-2
+"""Of a principal axis, in squared spreads: below it, a direction is noise."""
+UNUSUAL = 0.98
+"""Share of held-out observed parts whose distance is below 1."""
+
+
 class Usual(nn.Module):
-    """What observed parts usually look like: features (N, F) to a distance (N,), 1 for the 98th percentile of held-out ones."""
+    """What observed parts usually look like.
+
+    Features (N, F) to a distance (N,), 1 for the 98th percentile of held-out ones.
+    """
+
+    course: Tensor  # (4, F), coefficients of the cubic
+    spread: Tensor  # (F,)
+    whiten: Tensor  # (F, F)
+    limit: Tensor  # (), distance of the 98th percentile before division
 
     def __init__(self, features: int = FEATURES):
         super().__init__()
-        start = {
-            "course": torch.zeros(4, features),
-            "spread": torch.ones(features),
-            "whiten": torch.eye(features),
-            "limit": torch.ones(()),
-        }
-        for name, value in start.items():
-            self.register_buffer(name, value)
+        self.register_buffer("course", torch.zeros(DEGREE + 1, features))
+        self.register_buffer("spread", torch.ones(features))
+        self.register_buffer("whiten", torch.eye(features))
+        self.register_buffer("limit", torch.ones(()))
+
+    @staticmethod
+    def _powers(features: Tensor) -> Tensor:
+        """Powers 0 to 3 (N, 4) of the log of the time observed."""
+        return features[:, LOG_DURATION, None] ** torch.arange(DEGREE + 1)
 
     def _rest(self, features: Tensor) -> Tensor:
-        powers = features[:, 1:2] ** torch.arange(4)  # of the log of the time observed
-        return features - powers @ self.course
+        return features - self._powers(features) @ self.course
 
     def forward(self, features: Tensor) -> Tensor:
-        z = (self._rest(features) / self.spread).clamp(-8, 8) @ self.whiten
-        return z.square().mean(1).sqrt() / self.limit
+        spreads = (self._rest(features) / self.spread).clamp(-FARTHEST, FARTHEST)
+        return (spreads @ self.whiten).square().mean(1).sqrt() / self.limit
 
     @torch.no_grad()
     def learn(self, features: Tensor, held: Tensor) -> None:
         """Fill in from features (N, F) and, for the limit, held-out ones (M, F)."""
-        powers = (features[:, 1:2] ** torch.arange(4)).double()
+        powers = self._powers(features).double()
         self.course.copy_(torch.linalg.lstsq(powers, features.double(), driver="gelsd").solution)
         rest = self._rest(features)
-        self.spread.copy_(1.5 * rest.abs().median(0).values + 1e-3)
-        z = (rest / self.spread).clamp(-6, 6)
-        values, vectors = torch.linalg.eigh(z.T @ z / len(z) + 1e-2 * torch.eye(z.shape[1]))
-        self.whiten.copy_(vectors / values.clamp(min=1e-2).sqrt())
-        self.limit.copy_(torch.quantile(self(held) * self.limit, 0.98))
+        self.spread.copy_(1.5 * rest.abs().median(0).values + 1e-3)  # 1.48 MAD is a normal SD
+        spreads = (rest / self.spread).clamp(-FARTHEST_LEARNT, FARTHEST_LEARNT)
+        covariance = spreads.T @ spreads / len(spreads)
+        ridge = LEAST_VARIANCE * torch.eye(len(covariance))
+        variances, axes = torch.linalg.eigh(covariance + ridge)
+        self.whiten.copy_(axes / variances.clamp(min=LEAST_VARIANCE).sqrt())
+        self.limit.copy_(torch.quantile(self(held) * self.limit, UNUSUAL))
 
 # %% ../../nbs/completion/02_model.ipynb #0f5da261
-WIDEN_AT = (1.5, 2.0, 3.0)  # s
-HOLD = 0.91  # share of split val that the 90 % intervals shall hold
+CALIBRATED_AT = (1.5, 2.0, 3.0)
+"""s observed, at which the width of intervals is calibrated: the cuts of the benchmark."""
+FORECAST_TOKENS = 4
+"""Tokens that the forecast's hidden state becomes."""
+FARTHEST_INPUT = 5.0
+"""Standard deviations that a feature is let into the forecast with."""
 
 
 class Completion(nn.Module):
-    """Draws the tail of a blow from what was seen of it (`Seen`) and clinical values (N, K), NaN where missing."""
+    """Draws the tail of a manoeuvre from what was seen of it and clinical values.
+
+    Values are (N, K), NaN where missing.
+    """
+
+    feature_mean: Tensor  # (F,)
+    feature_std: Tensor  # (F,)
+    x_mean: Tensor  # (32,)
+    x_std: Tensor  # (32,)
+    widen: Tensor  # (3,)
 
     def __init__(self, settings: CompletionSettings, features: int = FEATURES):
         super().__init__()
-        s = self.settings = settings
-        for name, size in (("feature", features), ("x", POSITIONS)):
-            self.register_buffer(f"{name}_mean", torch.zeros(size))
-            self.register_buffer(f"{name}_std", torch.ones(size))
-        self.register_buffer("widen", torch.ones(len(WIDEN_AT)))
-        self.usual, self.conditioner = (
-            Usual(features),
-            Conditioner(s.variables, s.mean, s.std, s.token),
-        )
-        self.forecast = Forecast(features + 4 * POSITIONS + 2 * len(s.variables), s.hidden)
-        self.tokens, self.unet = nn.Linear(s.hidden, 4 * s.token), UNet(1, s.widths, s.token)
-        self.unet.stem = nn.Conv1d(1 + 4, s.widths[0], 3, padding=1)
+        s = settings
+        self.settings = settings
+        self.weights_sha256 = ""  # of the file that the weights come from
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_std", torch.ones(features))
+        self.register_buffer("x_mean", torch.zeros(POSITIONS))
+        self.register_buffer("x_std", torch.ones(POSITIONS))
+        self.register_buffer("widen", torch.ones(len(CALIBRATED_AT)))
+        self.usual = Usual(features)
+        self.conditioner = Conditioner(s.variables, s.mean, s.std, s.token)
+        inputs = features + PAST_CHANNELS * POSITIONS + 2 * len(s.variables)
+        self.forecast = Forecast(inputs, s.hidden)
+        self.tokens = nn.Linear(s.hidden, FORECAST_TOKENS * s.token)
+        self.unet = UNet(1, s.widths, s.token, more=PAST_CHANNELS)
 
-    def expect(self, seen: Seen, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The forecast's hidden state, the middle m and the spread s (N, 32) of the standardised tail."""
+    def expect(self, seen: Seen, values: Tensor) -> Expected:
+        """What the forecast says of the standardised tails."""
         known = ~values.isnan()
         clinical = torch.where(known, (values - self.conditioner.mean) / self.conditioner.std, 0)
-        features = ((seen.features - self.feature_mean) / self.feature_std).clamp(-5, 5)
-        return self.forecast(
-            torch.cat([features, seen.past.flatten(1), clinical, known.float()], 1)
-        )
+        features = (seen.features - self.feature_mean) / self.feature_std
+        features = features.clamp(-FARTHEST_INPUT, FARTHEST_INPUT)
+        inputs = [features, seen.past.flatten(1), clinical, known.float()]
+        return self.forecast(torch.cat(inputs, 1))
 
     def all_tokens(self, hidden: Tensor, values: Tensor) -> Tensor:
         """One token (N, ., width) for each clinical variable, and four for what was seen."""
-        return torch.cat([self.conditioner(values), self.tokens(hidden).unflatten(1, (4, -1))], 1)
+        of_seen = self.tokens(hidden).unflatten(1, (FORECAST_TOKENS, -1))
+        return torch.cat([self.conditioner(values), of_seen], 1)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Tails (N, 32) as `truncation.tail` gives them, with mean 0 and SD 1 in training."""
+        return (x - self.x_mean) / self.x_std
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None) -> Completion:
-        """The model in folder `path` (the weights shipped with the package if None), ready to use. Raises DataError."""
+        """The model in folder `path`, ready to use.
+
+        None: the weights shipped with the package. Raises DataError.
+        """
         folder = shipped_weights("completion") if path is None else Path(path)
         config, state = load_model_state(folder, CompletionSettings.__dataclass_fields__)
         model = cls(CompletionSettings.from_dict(config))
-        fill_model(model, {k: v.float() for k, v in state.items()}, folder)
+        fill_model(model, {name: value.float() for name, value in state.items()}, folder)
+        model.weights_sha256 = sha256_of(folder / "model.safetensors")
         return model.eval().requires_grad_(False)
 
 # %% ../../nbs/completion/02_model.ipynb #23b701eb
-def denoiser(model: Completion, past: Tensor, tokens: Tensor) -> Callable[[Tensor, Any], Tensor]:
+def denoiser(
+    model: Completion, past: Tensor, tokens: Tensor
+) -> Callable[[Tensor, float | Tensor], Tensor]:
     """D as a function of x (N, 1, 32) and sigma, a number or (N,)."""
 
-    def denoise(x: Tensor, sigma: Any) -> Tensor:
-        c_skip, c_out, c_in, c_noise = precondition(
-            torch.as_tensor(sigma, dtype=x.dtype).expand(len(x))
-        )
-        f = model.unet(torch.cat([c_in[:, None, None] * x, past], 1), c_noise, tokens)
+    def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
+        level = torch.as_tensor(sigma, dtype=x.dtype).expand(len(x))
+        c_skip, c_out, c_in, c_noise = precondition(level)
+        inputs = torch.cat([c_in[:, None, None] * x, past], 1)
+        f = model.unet(inputs, c_noise, tokens)
         return c_skip[:, None, None] * x + c_out[:, None, None] * f
 
     return denoise
@@ -217,22 +300,67 @@ def denoiser(model: Completion, past: Tensor, tokens: Tensor) -> Callable[[Tenso
 
 def widening(model: Completion, seen: Seen) -> Tensor:
     """The factor on the drawn error, (N,)."""
-    known, at = (
-        torch.tensor(WIDEN_AT).log(),
-        seen.features[:, 1].clamp(math.log(WIDEN_AT[0]), math.log(WIDEN_AT[-1])),
-    )
-    i = (torch.searchsorted(known, at, right=True) - 1).clamp(0, len(known) - 2)
-    share = (at - known[i]) / (known[i + 1] - known[i])
-    return model.widen[i] + share * (model.widen[i + 1] - model.widen[i])
+    known = torch.tensor(CALIBRATED_AT).log()
+    observed = seen.log_duration.clamp(math.log(CALIBRATED_AT[0]), math.log(CALIBRATED_AT[-1]))
+    left = torch.searchsorted(known, observed, right=True) - 1
+    left = left.clamp(0, len(known) - 2)
+    share = (observed - known[left]) / (known[left + 1] - known[left])
+    return model.widen[left] + share * (model.widen[left + 1] - model.widen[left])
+
+# %% ../../nbs/completion/02_model.ipynb #7e307ccf
+NOISE_LAYOUT = (10.0, 0.04, 1.0)
+"""Noise level after the first, the lowest one, and the power of their spacing (`noise_levels`)."""
+
+
+@torch.no_grad()
+def draw_errors(
+    model: Completion, seen: Seen, values: Tensor, noise: Tensor, steps: int = 8
+) -> Tensor:
+    """Standardised errors of the forecast: D draws for each of N, from unit noise; (N, D, 32)."""
+    n, draws = noise.shape[:2]
+    tokens = model.all_tokens(model.expect(seen, values).hidden, values)
+    past = seen.past.repeat_interleave(draws, 0)
+    denoise = denoiser(model, past, tokens.repeat_interleave(draws, 0))
+    start = noise.reshape(n * draws, 1, POSITIONS)
+    errors = sample(denoise, start, steps, layout=NOISE_LAYOUT)
+    return errors.reshape(n, draws, POSITIONS)
+
+
+def tails_of(model: Completion, seen: Seen, expected: Expected, errors: Tensor) -> Tensor:
+    """Volume (N, D, 32) L after the cut, of what was expected and errors (N, D, 32)."""
+    n, draws = errors.shape[:2]
+    factor = widening(model, seen)[:, None, None]
+    z = expected.middle[:, None] + expected.spread[:, None] * factor * errors
+    x = z * model.x_std + model.x_mean
+    volume = tail_volume(x.flatten(0, 1), seen.repeat(draws))
+    return volume.unflatten(0, (n, draws))
+
+
+@torch.no_grad()
+def draw_tails(
+    model: Completion, seen: Seen, values: Tensor, noise: Tensor, steps: int = 8
+) -> Tensor:
+    """Volume (N, D, 32) L after the cut at the ends of the grid's steps.
+
+    D draws for each of N, from unit noise (N, D, 32).
+    """
+    errors = draw_errors(model, seen, values, noise, steps)
+    return tails_of(model, seen, model.expect(seen, values), errors)
 
 # %% ../../nbs/completion/02_model.ipynb #1cbf28dc
-def _shown(
-    s: CompletionSettings, volume: Tensor, values: Tensor, generator: torch.Generator | None
+FARTHEST_ERROR = 8.0
+"""Spreads that an error of the forecast counts for at most in training the U-Net."""
+
+
+def _hide_and_stretch(
+    model: Completion, batch: tuple[Tensor, ...], generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
+    """A batch with some clinical values hidden, and the volumes of hidden persons stretched."""
+    s = model.settings
+    volume, values = batch
     values = hide_values(values, s.variables, s.hide_all, s.hide_rest, generator)
-    return torch.where(
-        values.isnan().all(1, keepdim=True), stretch(volume, generator), volume
-    ), values
+    unknown = values.isnan().all(1, keepdim=True)
+    return torch.where(unknown, stretch(volume, generator), volume), values
 
 
 def forecast_loss(
@@ -240,13 +368,23 @@ def forecast_loss(
     batch: tuple[Tensor, ...],
     generator: torch.Generator | None = None,
     step: int = 0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The Laplace loss of the forecast for whole blows (N, 513) L and values (N, K), cut at random."""
-    volume, values = _shown(model.settings, *batch, generator)
+) -> tuple[Tensor, dict[str, Any]]:
+    """The Laplace loss of the forecast for whole blows that are cut at random.
+
+    batch: volume (N, 513) L and clinical values (N, K).
+    """
+    volume, values = _hide_and_stretch(model, batch, generator)
     seen, x = cut_blows(volume, model.settings.gaps, generator)
-    _, middle, spread = model.expect(seen, values)
-    error = ((x - model.x_mean) / model.x_std - middle).abs()
-    return (error / spread + spread.log()).mean(), {"error": error[:, -1].mean().detach()}
+    expected = model.expect(seen, values)
+    error = (model.standardise(x) - expected.middle).abs()
+    loss = (error / expected.spread + expected.spread.log()).mean()
+    return loss, {"error": error[:, -1].mean().detach()}
+
+
+def _noise_levels_of(s: CompletionSettings, n: int, generator: torch.Generator | None) -> Tensor:
+    """Noise levels (n,), log-normal and spread evenly over the batch."""
+    share = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    return (s.p_mean + s.p_std * torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))).exp()
 
 
 def tail_loss(
@@ -254,164 +392,169 @@ def tail_loss(
     batch: tuple[Tensor, ...],
     generator: torch.Generator | None = None,
     step: int = 0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted denoising error (Karras 2022, eq. 8) of the forecast's standardised error."""
-    s, n = model.settings, len(batch[0])
-    volume, values = _shown(s, *batch, generator)
+) -> tuple[Tensor, dict[str, Any]]:
+    """The weighted denoising error (Karras 2022, eq. 8) of the forecast's standardised error.
+
+    batch: volume (N, 513) L and clinical values (N, K).
+    """
+    volume, values = _hide_and_stretch(model, batch, generator)
     model.forecast.eval()
     with torch.no_grad():
-        seen, x = cut_blows(volume, s.gaps, generator)
-        hidden, middle, spread = model.expect(seen, values)
-        z = (((x - model.x_mean) / model.x_std - middle) / spread).clamp(-8, 8)[:, None]
-    share = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    sigma = (s.p_mean + s.p_std * torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))).exp()
+        seen, x = cut_blows(volume, model.settings.gaps, generator)
+        expected = model.expect(seen, values)
+        error = (model.standardise(x) - expected.middle) / expected.spread
+        z = error.clamp(-FARTHEST_ERROR, FARTHEST_ERROR)[:, None]
+    sigma = _noise_levels_of(model.settings, len(volume), generator)
     noisy = z + sigma[:, None, None] * torch.randn(z.shape, generator=generator)
-    guess = denoiser(model, seen.past, model.all_tokens(hidden, values))(noisy, sigma)
-    loss = ((1 + sigma**-2) * ((guess - z) ** 2).mean((1, 2))).mean()
+    tokens = model.all_tokens(expected.hidden, values)
+    guess = denoiser(model, seen.past, tokens)(noisy, sigma)
+    squares = ((guess - z) ** 2).mean((1, 2))
+    loss = ((1 + sigma**-2) * squares).mean()
     return loss, {"denoise": loss.detach()}
 
-# %% ../../nbs/completion/02_model.ipynb #7e307ccf
-LAYOUT = (10.0, 0.04, 1.0)  # of the noise levels
-
-
-@torch.no_grad()
-def draw_errors(
-    model: Completion, seen: Seen, values: Tensor, noise: Tensor, steps: int = 8
-) -> Tensor:
-    """Standardised errors of the forecast, D draws for each of N, from unit noise; both (N, D, 32)."""
-    n, draws = noise.shape[:2]
-    tokens = model.all_tokens(model.expect(seen, values)[0], values)
-    denoise = denoiser(
-        model, seen.past.repeat_interleave(draws, 0), tokens.repeat_interleave(draws, 0)
-    )
-    return sample(denoise, noise.reshape(n * draws, 1, POSITIONS), steps, layout=LAYOUT).reshape(
-        n, draws, POSITIONS
-    )
-
-
-def tails_of(
-    model: Completion, seen: Seen, expected: tuple[Tensor, Tensor], errors: Tensor
-) -> Tensor:
-    """Volume (N, D, 32) L after the cut for the forecast's middle and spread (N, 32) and errors (N, D, 32)."""
-    middle, spread = (t[:, None] for t in expected)
-    x = (
-        middle + spread * widening(model, seen)[:, None, None] * errors
-    ) * model.x_std + model.x_mean
-    return tail_volume(
-        x.flatten(0, 1), Seen(*(part.repeat_interleave(errors.shape[1], 0) for part in seen))
-    ).unflatten(0, errors.shape[:2])
-
-
-@torch.no_grad()
-def draw_tails(
-    model: Completion, seen: Seen, values: Tensor, noise: Tensor, steps: int = 8
-) -> Tensor:
-    """Volume (N, D, 32) L after the cut at the ends of the grid's steps: D draws for each of N, from unit noise (N, D, 32)."""
-    return tails_of(
-        model, seen, model.expect(seen, values)[1:], draw_errors(model, seen, values, noise, steps)
-    )
-
 # %% ../../nbs/completion/02_model.ipynb #30dd3c82
+DESCRIBED = 8000
+"""Blows, at most, that scales and the usual course are taken from: means to 1 % of an SD."""
+
+
 def whole_blows(
     flow: np.ndarray, metadata: pd.DataFrame, split: str
 ) -> tuple[Tensor, pd.DataFrame]:
     """Volume (N, 513) L and rows of a split's blows of grade A or B that reached a plateau."""
-    rows = np.flatnonzero(
-        metadata["effort"].isin(["A", "B"])
-        & metadata["plateau"].astype(bool)
-        & (metadata["split"] == split)
-    )
-    return torch.from_numpy(volume_on_clock(flow[rows]).astype(np.float32)), metadata.iloc[
-        rows
-    ].reset_index(drop=True)
+    good = metadata["effort"].isin(["A", "B"]) & metadata["plateau"].astype(bool)
+    rows = np.flatnonzero(good & (metadata["split"] == split))
+    volume = torch.from_numpy(volume_on_clock(flow[rows]).astype(np.float32))
+    return volume, metadata.iloc[rows].reset_index(drop=True)
 
 
-def _scaled(settings: CompletionSettings, values: Tensor) -> CompletionSettings:
+def _with_scales(settings: CompletionSettings, values: Tensor) -> CompletionSettings:
     """`settings` with the mean and spread of the clinical measurements (N, K)."""
-    mean, std = list(settings.mean), list(settings.std)
+    mean = list(settings.mean)
+    std = list(settings.std)
     for k, variable in enumerate(settings.variables):
         known = values[~values[:, k].isnan(), k]
         if not variable.categories and len(known) > 1:
-            mean[k], std[k] = float(known.mean()), max(float(known.std()), 1e-3)
+            mean[k] = float(known.mean())
+            std[k] = max(float(known.std()), 1e-3)
     return replace(settings, mean=mean, std=std)
 
-# %% ../../nbs/completion/02_model.ipynb #40edf5be
+
+def _some(volume: Tensor, generator: torch.Generator) -> Tensor:
+    return volume[torch.randperm(len(volume), generator=generator)[:DESCRIBED]]
+
+
 @torch.no_grad()
-def _describe(model: Completion, volume: Tensor) -> None:
+def _set_scales(model: Completion, volume: Tensor) -> None:
     """Fill in the scale of features and tails of the training blows (N, 513) L."""
     generator = torch.Generator().manual_seed(0)
-    seen, x = cut_blows(
-        volume[torch.randperm(len(volume), generator=generator)[:8000]],
-        model.settings.gaps,
-        generator,
-    )
-    (
-        model.feature_mean.copy_(seen.features.mean(0)),
-        model.feature_std.copy_(seen.features.std(0).clamp(min=1e-3)),
-    )
-    model.x_mean.copy_(x.mean(0)), model.x_std.copy_(x.std(0).clamp(min=1e-2))
+    seen, x = cut_blows(_some(volume, generator), model.settings.gaps, generator)
+    model.feature_mean.copy_(seen.features.mean(0))
+    model.feature_std.copy_(seen.features.std(0).clamp(min=1e-3))
+    model.x_mean.copy_(x.mean(0))
+    model.x_std.copy_(x.std(0).clamp(min=1e-2))
 
 
 @torch.no_grad()
-def _get_to_know(model: Completion, volume: Tensor, held: Tensor) -> None:
-    """Fill in what people's observed parts are like, from blows (N, 513) L, and how far off held ones (M, 513) L are."""
+def _learn_usual(model: Completion, volume: Tensor, held: Tensor) -> None:
+    """Fill in what people's observed parts are like, from blows (N, 513) L.
+
+    held (M, 513) L: blows that say which distance from there is unusual.
+    """
     generator = torch.Generator().manual_seed(0)
-    some = volume[torch.randperm(len(volume), generator=generator)[:8000]]
-    features = [
-        cut_blows(blows, model.settings.gaps, generator)[0].features for blows in (some, held)
-    ]
-    model.usual.learn(*features)
+    known, _ = cut_blows(_some(volume, generator), model.settings.gaps, generator)
+    others, _ = cut_blows(held, model.settings.gaps, generator)
+    model.usual.learn(known.features, others.features)
 
 # %% ../../nbs/completion/02_model.ipynb #7f0b1dce
+WANTED_COVERAGE = 0.91
+"""Share of split val that the 90 % intervals of FVC shall cover."""
+FACTORS: np.ndarray = np.arange(0.8, 1.41, 0.05)
+"""Factors on the drawn error that are tried."""
+CALIBRATION_BATCH = 40
+"""Blows drawn at a time, few enough for the processor's cache."""
+
+
+def _errors_in_batches(model: Completion, seen: Seen, values: Tensor, noise: Tensor) -> Tensor:
+    """As `draw_errors` gives them."""
+    errors = []
+    for start in range(0, len(seen), CALIBRATION_BATCH):
+        part = slice(start, start + CALIBRATION_BATCH)
+        errors.append(draw_errors(model, seen.rows(part), values[part], noise[part]))
+    return torch.cat(errors)
+
+
+def _coverage(fvc: np.ndarray, truth: np.ndarray) -> float:
+    """Share of truths (N,) L in the 90 % intervals of draws (N, D) L."""
+    low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
 @torch.no_grad()
-def _widen(model: Completion, volume: Tensor, values: Tensor, draws: int = 20) -> None:
-    """Set `widen` so that a share `HOLD` of true FVC (volume (N, 513) L) lies in the 90 % intervals at each cut."""
+def _calibrate(model: Completion, volume: Tensor, values: Tensor, draws: int = 20) -> None:
+    """Set `widen` so that intervals cover `WANTED_COVERAGE` of true FVC at each cut.
+
+    volume (N, 513) L and values (N, K) of blows that the model was not trained on.
+    """
     noise = torch.randn(len(volume), draws, POSITIONS, generator=torch.Generator().manual_seed(0))
     truth = volume[:, -1].numpy()
-    for i, stop in enumerate(WIDEN_AT):
-        seen = look(
-            volume, torch.full((len(volume),), edge_at(stop)), torch.ones(len(volume), N_BINS)
-        )
-        parts = zip(
-            zip(*(part.split(40) for part in seen)), values.split(40), noise.split(40)
-        )  # small enough for the cache
-        z = torch.cat(
-            [draw_errors(model, Seen(*part), known, start) for part, known, start in parts]
-        )
-        expected, shares = model.expect(seen, values)[1:], {}
-        for factor in np.arange(0.8, 1.41, 0.05):
-            model.widen.fill_(float(factor)) if i == 0 else model.widen[i:].fill_(float(factor))
-            fvc = (seen.volume + tails_of(model, seen, expected, z)[..., -1]).numpy()
-            low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
-            shares[float(factor)] = float(((low <= truth) & (truth <= high)).mean())
-        model.widen[i:].fill_(min(shares, key=lambda f: abs(shares[f] - HOLD)))
+    everything = torch.ones(len(volume), N_BINS)
+    for i, stop in enumerate(CALIBRATED_AT):
+        seen = look(volume, torch.full((len(volume),), edge_at(stop)), everything)
+        errors = _errors_in_batches(model, seen, values, noise)
+        expected = model.expect(seen, values)
+        misses = []
+        for factor in FACTORS:
+            model.widen[i:].fill_(float(factor))
+            fvc = seen.volume + tails_of(model, seen, expected, errors)[..., -1]
+            misses.append(abs(_coverage(fvc.numpy(), truth) - WANTED_COVERAGE))
+        model.widen[i:].fill_(float(FACTORS[np.argmin(misses)]))
 
 # %% ../../nbs/completion/02_model.ipynb #a2c32e0e
-def _rows(
-    flow: np.ndarray, metadata: pd.DataFrame, settings: CompletionSettings
-) -> tuple[Tensor, Tensor, int]:
-    """Volume (N, 513) L and values (N, K) to train on, the survey's first, and how many these are. Raises DataError if there are fewer than 8."""
+FEWEST_BLOWS = 8
+"""Whole blows of split train, below which nothing can be learnt."""
+FEWEST_HELD = 100
+"""Blows of split val, below which they say nothing of percentiles and widths."""
+MOST_CALIBRATED = 800
+"""Blows of split val that widths are set on: coverage is then known to 1 %."""
+LARGE = 256
+"""Numbers in a parameter, above which it is kept in half precision."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Blows to train on, the survey's first."""
+
+    volume: Tensor  # (N, 513) L
+    values: Tensor  # (N, K), NaN where missing
+    survey: int  # how many are the survey's; the others are the wide prior's
+
+
+def _training_rows(flow: np.ndarray, metadata: pd.DataFrame, settings: CompletionSettings) -> _Rows:
+    """Raises DataError if there are fewer whole blows than `FEWEST_BLOWS`."""
     volume, table = whole_blows(flow, metadata, "train")
-    if len(volume) < 8:
+    if len(volume) < FEWEST_BLOWS:
         raise DataError(
-            "split train has fewer than 8 blows of grade A or B with a plateau: run 00_data on more participants"
+            f"split train has fewer than {FEWEST_BLOWS} blows of grade A or B with a plateau: "
+            "run 00_data on more participants"
         )
     values = torch.from_numpy(encode_patients(table, settings.variables))
     more = round(len(volume) * settings.wide / (1 - settings.wide))
     wide = torch.from_numpy(wide_blows(more, volume.double().numpy(), settings.train.seed))
     nobody = torch.full((more, values.shape[1]), torch.nan)
-    return torch.cat([volume, wide]), torch.cat([values, nobody]), len(volume)
+    return _Rows(torch.cat([volume, wide]), torch.cat([values, nobody]), len(volume))
 
 
-def _save(folder: str | Path, model: Completion) -> None:
-    large = {name for name, p in model.named_parameters() if p.numel() > 256}
-    file = Path(folder) / "model.safetensors"
-    save_safetensors(
-        file, {k: v.half() if k in large else v for k, v in model.state_dict().items()}
-    )
-    write_json(
-        Path(folder) / "config.json", {**asdict(model.settings), "weights_sha256": sha256_of(file)}
-    )
+def _save(folder: Path, model: Completion) -> None:
+    """Write model.safetensors and config.json; `model` then has the file's hash."""
+    large = {name for name, p in model.named_parameters() if p.numel() > LARGE}
+    state = {
+        name: value.half() if name in large else value for name, value in model.state_dict().items()
+    }
+    file = folder / "model.safetensors"
+    save_safetensors(file, state)
+    model.weights_sha256 = sha256_of(file)
+    config = {**asdict(model.settings), "weights_sha256": model.weights_sha256}
+    write_json(folder / "config.json", config)
 
 
 def train_completion(
@@ -421,36 +564,36 @@ def train_completion(
     folder: str | Path,
     resume: bool = True,
 ) -> tuple[Completion, dict[str, Any]]:
-    """Train on the whole blows of split train (flow (N, 512) L/s and its metadata); the checkpoint goes to `folder`.
+    """Train on the whole blows of split train; the checkpoint goes to `folder`.
 
-    Returns the model (averaged weights) and the history of its U-Net. Runs on the CPU. Raises DataError if no blow is whole.
+    flow (N, 512) L/s and its metadata. Returns the model (averaged weights) and the history of its
+    U-Net. Runs on the CPU. Raises DataError if hardly a blow is whole.
     """
-    volume, values, own = _rows(flow, metadata, settings)
+    folder = Path(folder)
+    rows = _training_rows(flow, metadata, settings)
+    data = (rows.volume, rows.values)
     torch.manual_seed(settings.train.seed)
-    model = Completion(_scaled(settings, values))
-    held, rows = whole_blows(flow, metadata, "val")
-    _describe(model, volume)
-    _get_to_know(model, volume[:own], held if len(held) >= 100 else volume[:own])
-    train(
-        model,
-        forecast_loss,
-        (volume, values),
-        replace(settings.forecast, device="cpu"),
-        Path(folder) / "forecast",
-        resume,
-    )
+    model = Completion(_with_scales(settings, rows.values))
+    held, held_rows = whole_blows(flow, metadata, "val")
+    enough_held = len(held) >= FEWEST_HELD
+
+    _set_scales(model, rows.volume)
+    own = rows.volume[: rows.survey]
+    _learn_usual(model, own, held if enough_held else own)
+
+    on_cpu = replace(settings.forecast, device="cpu")
+    train(model, forecast_loss, data, on_cpu, folder / "forecast", resume)
     model.forecast.requires_grad_(False)
-    history = train(
-        model, tail_loss, (volume, values), replace(settings.train, device="cpu"), folder, resume
-    )
+    on_cpu = replace(settings.train, device="cpu")
+    history = train(model, tail_loss, data, on_cpu, folder, resume)
     _save(folder, model)
+
     model = Completion.from_pretrained(folder)
-    if len(held) >= 100:
-        some = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:800]
-        _widen(
-            model,
-            held[some],
-            torch.from_numpy(encode_patients(rows.iloc[some.numpy()], settings.variables)),
-        )
+    if enough_held:
+        order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))
+        some = order[:MOST_CALIBRATED]
+        table = held_rows.iloc[some.numpy()]
+        values = torch.from_numpy(encode_patients(table, settings.variables))
+        _calibrate(model, held[some], values)
         _save(folder, model)
     return model, history

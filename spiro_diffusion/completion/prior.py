@@ -13,104 +13,242 @@ from ..spirometry.clock import CLOCK, END, N_BINS, WIDTHS
 from ..spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['log_uniform', 'other_lungs', 'pace', 'at_pace', 'give_up', 'wide_blows']
+__all__ = ['SIZE', 'TIME_CONSTANT', 'POWER', 'SLOW_RATE', 'PEAK_PER_SIZE', 'RISE_TIME', 'SLOW_SHARE', 'BEND_SPREAD',
+           'RIPPLE_SPREAD', 'TRICKLE', 'CORNER_LOG_MEAN', 'CORNER_LOG_SPREAD', 'NEVER', 'WANDER_MEMORY', 'WANDER_SIZE',
+           'HEART_RATE', 'HEART_FLOW', 'HEART_LARGEST', 'DIPS', 'DIP_WIDTH', 'DIP_DEPTH', 'SLOW_STARTS',
+           'SLOW_START_DEPTH', 'SLOW_START_TIME', 'MIDDLES', 'STOPPING_FLOW', 'STOPPING_WINDOW', 'EARLIEST_STOP',
+           'BREATH', 'SHORT_OF_BREATH', 'RATIO_EDGES', 'RAREST', 'BATCH', 'log_uniform', 'other_lungs', 'pace',
+           'at_pace', 'give_up', 'wide_blows']
 
 # %% ../../nbs/completion/01_prior.ipynb #60e5303b
+SIZE = (1.2, 6.0)
+"""L, volume of the lungs: of a child to that of a tall man."""
+TIME_CONSTANT = (0.15, 0.9)
+"""s, of the fast compartment."""
+POWER = (0.8, 4.0)
+"""Of the limb: 1 is straight, higher is scooped."""
+SLOW_RATE = (0.03, 0.6)
+"""1/s, at which the slow compartment empties."""
+PEAK_PER_SIZE = (0.8, 3.0)
+"""1/s, the effort's flow per litre of lung."""
+RISE_TIME = (0.02, 0.2)
+"""s, in which effort comes up."""
+SLOW_SHARE = (0.006, 0.4)
+"""Share of the volume that is in the slow compartment."""
+BEND_SPREAD = 0.15
+"""SD of the limb's four bends, log scale."""
+RIPPLE_SPREAD = (0.02, 0.15)
+"""SD of the limb's twelve ripples, log scale."""
+TRICKLE = (0.001, 0.01)
+"""L/s, flow that goes on when the limit is reached."""
+CORNER_LOG_MEAN = -3.7
+"""Natural logarithm of the median rounding between effort and flow limit."""
+CORNER_LOG_SPREAD = 0.4
+"""Its SD."""
+NEVER = 20.4
+"""s, an end of effort that is not reached: just within the clock's 20.48 s."""
+
+
 def log_uniform(rng: np.random.Generator, low: float, high: float, n: int) -> np.ndarray:
     """Draws (n, 1) whose logarithm is uniform between those of low and high."""
     return np.exp(rng.uniform(np.log(low), np.log(high), (n, 1)))
 
 
+def _lungs(n: int, rng: np.random.Generator) -> Blows:
+    """Parameters of n quiet forced expirations: no hesitation, no coughs, no early end."""
+    size = log_uniform(rng, *SIZE, n)
+    time_constant = log_uniform(rng, *TIME_CONSTANT, n)
+    power = log_uniform(rng, *POWER, n)
+    slow_rate = log_uniform(rng, *SLOW_RATE, n)
+    effort = size * log_uniform(rng, *PEAK_PER_SIZE, n)
+    rise_time = log_uniform(rng, *RISE_TIME, n)
+    slow_share = log_uniform(rng, *SLOW_SHARE, n)
+    bends = rng.normal(0, BEND_SPREAD, (n, 4))
+    limit = np.hstack([size, time_constant, power, slow_rate, effort, rise_time, slow_share])
+    ripples = rng.normal(0, 1, (n, 12)) * log_uniform(rng, *RIPPLE_SPREAD, n)
+    return Blows(
+        shape=np.hstack([np.log(limit), bends]),
+        wiggle=ripples,
+        corner=np.exp(rng.normal(CORNER_LOG_MEAN, CORNER_LOG_SPREAD, n)),
+        trickle=log_uniform(rng, *TRICKLE, n)[:, 0],
+        end=np.full(n, NEVER),
+        start=np.tile([0, 0, 0, 0.2], (n, 1)),  # no wait, no slow share; the time constant is idle
+        dips=np.tile([0.0, 1, 0] * 3, (n, 1)),  # three dips of depth 0
+    )
+
+
 def other_lungs(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Volume (n, 513) L on the clock of quiet forced expirations by lungs of very different kinds."""
-    some = lambda low, high: log_uniform(rng, low, high, n)[:, 0]
-    size = some(1.2, 6)
-    parameters = (
-        size,
-        some(0.15, 0.9),
-        some(0.8, 4),
-        some(0.03, 0.6),
-        size * some(0.8, 3),
-        some(0.02, 0.2),
-        some(0.006, 0.4),
-    )
-    shape = np.column_stack([*map(np.log, parameters), rng.normal(0, 0.15, (n, 4))])
-    wiggle = rng.normal(0, 1, (n, 12)) * some(0.02, 0.15)[:, None]
-    calm = np.tile([0, 0, 0, 0.2], (n, 1)), np.tile([0.0, 1, 0] * 3, (n, 1))
-    return volumes(
-        Blows(
-            shape,
-            wiggle,
-            np.exp(rng.normal(-3.7, 0.4, n)),
-            some(0.001, 0.01),
-            np.full(n, 20.4),
-            *calm,
-        ),
-        CLOCK,
-    )
+    """Volume (n, 513) L on the clock of quiet forced expirations by very different lungs."""
+    return volumes(_lungs(n, rng), CLOCK)
+
+
+def _flow(volume: np.ndarray) -> np.ndarray:
+    """Flow (N, 512) L/s on the clock from volume (N, 513) L."""
+    return np.diff(volume, axis=1) / WIDTHS
+
+# %% ../../nbs/completion/01_prior.ipynb #7f7f1e48
+WANDER_MEMORY = (0.03, 0.5)
+"""s, how long effort remembers itself."""
+WANDER_SIZE = (0.01, 0.4)
+"""SD of ln(effort) in the tail; near the peak a tenth of that."""
+HEART_RATE = (0.9, 2.2)
+"""Beats a second: 54 to 132 a minute."""
+HEART_FLOW = (0.005, 0.12)
+"""L/s, by which a beat shakes flow."""
+HEART_LARGEST = 0.8
+"""Of the flow, what a beat shakes at most."""
+DIPS = ((0.35, (0.1, 0.8)), (0.25, (0.5, 6.0)), (0.25, (0.5, 6.0)))
+"""Share of blows that have the dip, and between which s it lies: a double peak, two coughs."""
+DIP_WIDTH = (0.02, 0.2)
+"""s, half of how long a dip lasts."""
+DIP_DEPTH = (0.3, 1.0)
+"""Share of flow that is lost in a dip."""
+SLOW_STARTS = 0.25
+"""Share of blows that start with little effort."""
+SLOW_START_DEPTH = (0.3, 0.9)
+"""Share of effort that is missing at first."""
+SLOW_START_TIME = (0.1, 0.6)
+"""s, time constant in which it comes up."""
+MIDDLES: np.ndarray = (CLOCK[1:] + CLOCK[:-1]) / 2
+"""Middles of the clock's bins, (512,) s."""
+
+
+def _sometimes(
+    rng: np.random.Generator, share: float, low: float, high: float, n: int
+) -> np.ndarray:
+    """Draws (n, 1) between low and high for a share of rows, 0 for the others."""
+    chosen = rng.random((n, 1)) < share
+    return chosen * rng.uniform(low, high, (n, 1))
+
+
+def _wander(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Unit noise (n, 512) with an exponentially fading memory: an Ornstein-Uhlenbeck process."""
+    keep = np.exp(-WIDTHS / log_uniform(rng, *WANDER_MEMORY, n))
+    noise = rng.standard_normal((n, N_BINS))
+    fresh = np.sqrt(1 - keep**2)
+    for i in range(1, N_BINS):
+        noise[:, i] = keep[:, i] * noise[:, i - 1] + fresh[:, i] * noise[:, i]
+    return noise
+
+
+def _heartbeat(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A sine (n, 512) at each person's heart rate, from any phase."""
+    rate = rng.uniform(*HEART_RATE, (n, 1))
+    phase = rng.random((n, 1))
+    return np.sin(2 * np.pi * (MIDDLES * rate + phase))
+
+
+def _dip(share: float, when: tuple[float, float], n: int, rng: np.random.Generator) -> np.ndarray:
+    """Flow lost (n, 512) in a dip that a share of blows has, at a time within `when` (s)."""
+    depth = _sometimes(rng, share, *DIP_DEPTH, n)
+    middle = log_uniform(rng, *when, n)
+    width = log_uniform(rng, *DIP_WIDTH, n)
+    return depth * np.exp(-(((MIDDLES - middle) / width) ** 4))
+
+
+def _slow_start(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Effort (n, 512) that is missing at the start."""
+    depth = _sometimes(rng, SLOW_STARTS, *SLOW_START_DEPTH, n)
+    return depth * np.exp(-MIDDLES / log_uniform(rng, *SLOW_START_TIME, n))
 
 # %% ../../nbs/completion/01_prior.ipynb #c2adcf74
 def pace(flow: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The pace m (N, 512) at which persons let lungs empty whose quiet flow (N, 512) L/s is given; 1 is theirs."""
-    n, middle = len(flow), (CLOCK[1:] + CLOCK[:-1]) / 2
-    some = lambda low, high: log_uniform(rng, low, high, n)
-    at_times = lambda share, low, high: (
-        (rng.random((n, 1)) < share) * rng.uniform(low, high, (n, 1))
-    )
-    late = np.clip(1 - flow / np.maximum(flow.max(1, keepdims=True), 1e-3), 0.1, 1)
-    keep, wander = np.exp(-WIDTHS / some(0.03, 0.5)), rng.standard_normal((n, N_BINS))
-    for i in range(1, N_BINS):
-        wander[:, i] = keep[:, i] * wander[:, i - 1] + np.sqrt(1 - keep[:, i] ** 2) * wander[:, i]
-    m = np.exp(some(0.01, 0.4) * late * wander)
-    beat = np.sin(2 * np.pi * (middle * rng.uniform(0.9, 2.2, (n, 1)) + rng.random((n, 1))))
-    m *= 1 + np.minimum(some(0.005, 0.12) / np.maximum(flow, 1e-3), 0.8) * beat * late
-    for share, low, high in ((0.35, 0.1, 0.8), (0.25, 0.5, 6), (0.25, 0.5, 6)):
-        m *= 1 - at_times(share, 0.3, 1) * np.exp(
-            -(((middle - some(low, high)) / some(0.02, 0.2)) ** 4)
-        )
-    return m * (1 - at_times(0.25, 0.3, 0.9) * np.exp(-middle / some(0.1, 0.6)))
+    """The pace m (N, 512), 1 for the quiet one, at which persons let their lungs empty.
+
+    flow (N, 512) L/s: the quiet flow of these lungs.
+    """
+    n = len(flow)
+    highest = np.maximum(flow.max(1, keepdims=True), 1e-3)
+    late = np.clip(1 - flow / highest, 0.1, 1)  # unrest is small near the peak
+    wander = _wander(n, rng)
+    m = np.exp(log_uniform(rng, *WANDER_SIZE, n) * late * wander)
+    beat = _heartbeat(n, rng)
+    shake = log_uniform(rng, *HEART_FLOW, n) / np.maximum(flow, 1e-3)
+    m *= 1 + np.minimum(shake, HEART_LARGEST) * beat * late
+    for share, when in DIPS:
+        m *= 1 - _dip(share, when, n, rng)
+    return m * (1 - _slow_start(n, rng))
+
+
+def _at_times(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Volume (N, K) L of volume (N, 513) L at times (N, K) s."""
+    return volume_at(torch.tensor(volume), torch.tensor(time)).numpy()
 
 
 def at_pace(volume: np.ndarray, m: np.ndarray) -> np.ndarray:
     """Volume (N, 513) L of quiet blows (N, 513) L let out at pace m (N, 512)."""
     passed = np.c_[np.zeros(len(m)), np.cumsum(m * WIDTHS, axis=1)]
-    return volume_at(torch.tensor(volume), torch.tensor(np.minimum(passed, END - 0.001))).numpy()
+    return _at_times(volume, np.minimum(passed, END - 0.001))
 
 # %% ../../nbs/completion/01_prior.ipynb #843f3025
+STOPPING_FLOW = (0.01, 0.1)
+"""L/s, the flow below which a person stops."""
+STOPPING_WINDOW = 0.5
+"""s, over which that flow is a mean."""
+EARLIEST_STOP = 1.0
+"""s, before which nobody stops."""
+BREATH = (6.0, 20.0)
+"""s, the longest that a person who is short of breath blows."""
+SHORT_OF_BREATH = 0.5
+"""Share of persons who are."""
+
+
 def give_up(volume: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Volume (N, 513) L of blows (N, 513) L that stay where their persons stop."""
     n = len(volume)
-    before = volume_at(
-        torch.tensor(volume), torch.tensor(np.maximum(CLOCK - 0.5, 0)).repeat(n, 1)
-    ).numpy()
-    slow = ((volume - before) / 0.5 < log_uniform(rng, 0.01, 0.1, n)) & (CLOCK > 1)
-    stop = np.where(slow.any(1), CLOCK[slow.argmax(1)], 20.4)
-    breath = np.where(rng.random(n) < 0.5, 20.4, log_uniform(rng, 6, 20, n)[:, 0])
-    last = volume_at(torch.tensor(volume), torch.tensor(np.minimum(stop, breath))[:, None]).numpy()
+    earlier = np.tile(np.maximum(CLOCK - STOPPING_WINDOW, 0), (n, 1))
+    flow = (volume - _at_times(volume, earlier)) / STOPPING_WINDOW
+    slow = (flow < log_uniform(rng, *STOPPING_FLOW, n)) & (CLOCK > EARLIEST_STOP)
+    stop = np.where(slow.any(1), CLOCK[slow.argmax(1)], NEVER)
+    has_breath = rng.random(n) < 1 - SHORT_OF_BREATH
+    breath = np.where(has_breath, NEVER, log_uniform(rng, *BREATH, n)[:, 0])
+    last = _at_times(volume, np.minimum(stop, breath)[:, None])
     return np.minimum(volume, last)
 
 # %% ../../nbs/completion/01_prior.ipynb #7c7800cd
-def wide_blows(n: int, known: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Volume (n, 513) float32 L of whole blows drawn from the wide prior; `known` (K, 513) L are blows to vary.
+RATIO_EDGES: np.ndarray = np.linspace(0.3, 1, 15)
+"""Edges of the bins of FEV1/FVC that known blows are drawn from evenly."""
+RAREST = 200
+"""No blow is drawn as if its bin held fewer than one in so many blows."""
+BATCH = 1024
+"""Blows of either kind that are made at a time."""
 
-    The same seed and the same known blows give the same blows.
+
+def _evenly_by_ratio(known: np.ndarray) -> np.ndarray:
+    """How likely each of the known blows (K, 513) L is drawn, for FEV1/FVC to be spread evenly."""
+    ratio = indices_on_clock(_flow(known))["fev1_fvc"].to_numpy()
+    counts, _ = np.histogram(ratio, RATIO_EDGES)
+    place = np.clip(np.digitize(ratio, RATIO_EDGES) - 1, 0, len(counts) - 1)
+    weight = 1 / np.maximum(counts[place], len(ratio) / RAREST)
+    return weight / weight.sum()
+
+
+def _possible(blows: np.ndarray) -> np.ndarray:
+    """Which of the blows (N, 513) L a person could have blown, (N,) bool."""
+    index = indices_on_clock(_flow(blows))
+    possible = (
+        index["fev1_fvc"].between(0.25, 0.97)
+        & index["pef"].between(0.8, 15)
+        & (index["fvc"] > 0.8)
+        & (index["fet"] > 1.5)
+        & (index["pef"] > 0.4 * index["fvc"])
+    )
+    return possible.to_numpy()
+
+
+def wide_blows(n: int, known: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Volume (n, 513) float32 L of whole blows drawn from the wide prior.
+
+    known (K, 513) L: blows to vary. The same seed and the same known blows give the same blows.
     """
-    rng, made = rng_for(seed, "wide prior"), [np.empty((0, N_BINS + 1))]
-    ratio = indices_on_clock(np.diff(known, axis=1) / WIDTHS)["fev1_fvc"].to_numpy()
-    counts, edges = np.histogram(ratio, np.linspace(0.3, 1, 15))
-    rare = 1 / np.maximum(counts[np.clip(np.digitize(ratio, edges) - 1, 0, 13)], len(ratio) / 200)
-    while sum(map(len, made)) < n:
-        quiet = np.concatenate(
-            [other_lungs(1024, rng), known[rng.choice(len(known), 1024, p=rare / rare.sum())]]
-        )
-        blows = give_up(at_pace(quiet, pace(np.diff(quiet, axis=1) / WIDTHS, rng)), rng)
-        i = indices_on_clock(np.diff(blows, axis=1) / WIDTHS)
-        likely = (
-            i["fev1_fvc"].between(0.25, 0.97)
-            & i["pef"].between(0.8, 15)
-            & (i["fvc"] > 0.8)
-            & (i["fet"] > 1.5)
-            & (i["pef"] > 0.4 * i["fvc"])
-        )
-        made.append(blows[rng.permutation(np.flatnonzero(likely))])
-    return np.concatenate(made)[:n].astype(np.float32)
+    rng = rng_for(seed, "wide prior")
+    likelihood = _evenly_by_ratio(known)
+    made = np.empty((0, N_BINS + 1))
+    while len(made) < n:
+        others = other_lungs(BATCH, rng)
+        chosen = known[rng.choice(len(known), BATCH, p=likelihood)]
+        quiet = np.concatenate([others, chosen])
+        blows = give_up(at_pace(quiet, pace(_flow(quiet), rng)), rng)
+        kept = rng.permutation(np.flatnonzero(_possible(blows)))
+        made = np.concatenate([made, blows[kept]])
+    return made[:n].astype(np.float32)

@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..base.files import check_free, sha256_of, shipped_weights, write_json
+from ..base.files import check_free, write_json
 from ..base.seeds import rng_for
 from ..generation.cohort import write_curves
-from ..learning.conditions import encode_patients
+from ..learning.conditions import Variable, encode_patients
 from ..learning.patients import check_patients
 from ..spirometry.clock import CLOCK, N_BINS, WIDTHS, to_clock, volume_on_clock
 from ..spirometry.indices import INDICES, indices, indices_on_clock
@@ -23,171 +23,302 @@ from ..spirometry.plots import plot_loops
 from ..spirometry.quality import acceptability
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from spiro_diffusion.completion.model import Completion
+    from spiro_diffusion.completion.truncation import Seen
 
 # %% auto #0
-__all__ = ['SHORTEST', 'NOTICE', 'MEASURES', 'WIDEST', 'Observed', 'check_blow', 'is_whole', 'join', 'doubts', 'Reconstruction',
+__all__ = ['NOTICE', 'LONGEST', 'LARGEST', 'SMALLEST', 'COARSEST', 'FEWEST_SAMPLES', 'LARGEST_JUMP', 'LEAST_AT_END',
+           'LARGEST_FALL', 'LONG_ENOUGH', 'LONG_ENOUGH_CHILD', 'CHILD_UNTIL', 'LATE_VOLUME', 'EXCESS_FADES', 'MEASURES',
+           'WIDEST', 'HALF_SECOND', 'LONGEST_TIME_CONSTANT', 'POWERS', 'POWER_ENDS', 'COLOUR', 'MOST_LOOPS', 'Observed',
+           'check_blow', 'is_whole', 'OnClock', 'join', 'on_clock', 'doubts', 'Reconstruction', 'ModelSource',
            'reconstruct', 'extrapolated_fvc']
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #b73eb8e8
-SHORTEST = 0.75  # s that must have been observed
 NOTICE = "Research use; not a medical device."
+LONGEST = 60.0
+"""s: no forced expiration lasts longer, so longer ones are in milliseconds."""
+LARGEST = 20.0
+"""L: no lungs hold more, so larger volumes are in millilitres."""
+SMALLEST = 0.1
+"""L: with less, no air was moved."""
+COARSEST = 0.25
+"""s between samples: with fewer than 4 a second, the peak is not seen."""
+FEWEST_SAMPLES = 20
+"""Samples that a blow has at least."""
+LARGEST_JUMP = 0.8
+"""Of the volume, from one sample to the next: more is no recorded curve."""
+LEAST_AT_END = 0.6
+"""Of the largest volume: what ends below has fallen again, as flow does."""
+LARGEST_FALL = 0.5
+"""Of the largest volume, below 0: what goes further down is inhaled, or has the wrong sign."""
 
 
-def _check_sense(v: np.ndarray, t: np.ndarray, seconds: float) -> None:
-    faults = (
-        (t[-1] > 60, f"the blow lasts {t[-1]:.4g} s: is time in ms? give it in s"),
-        (seconds < SHORTEST, f"{seconds:.2f} s were observed: at least {SHORTEST} s are needed"),
-        (v.min() < -max(0.5 * v.max(), 0.1), "the volume falls: give exhaled volume, rising, in L"),
-        (v.max() > 20, f"the volume is {v.max():.4g} L: is it in mL? give it in L"),
-        (
-            v.max() < 0.1,
-            f"the volume is {v.max():.3g} L: no air was moved, or it is in another unit than L",
-        ),
-        (
-            v[-1] < 0.6 * v.max(),
-            "this falls again after a peak: is it flow? give volume, its sum over time",
-        ),
-        (
-            len(t) < 20 or np.diff(t).max() > 0.25,
-            f"{len(t)} samples, up to {np.diff(t).max():.2g} s apart: at least 4 per second are needed",
-        ),
-        (
-            np.diff(v).max() > 0.8 * v.max(),
-            "the volume jumps by most of the blow from one sample to the next: give the curve as recorded",
-        ),
-    )
-    for bad, sentence in faults:
-        if bad:
-            raise DataError(sentence)
+def _time_fault(time: np.ndarray, seconds: float) -> str | None:
+    """What is wrong with the samples' times, if anything; `seconds` of them were observed."""
+    from spiro_diffusion.completion.truncation import SHORTEST
+
+    if time[-1] > LONGEST:
+        return f"the blow lasts {time[-1]:.4g} s: is time in ms? give it in s"
+    if seconds < SHORTEST:
+        return f"{seconds:.2f} s were observed: at least {SHORTEST} s are needed"
+    if len(time) < FEWEST_SAMPLES or np.diff(time).max() > COARSEST:
+        widest = np.diff(time).max()
+        return (
+            f"{len(time)} samples, up to {widest:.2g} s apart: "
+            f"at least {1 / COARSEST:g} per second are needed"
+        )
+    return None
+
+
+def _volume_fault(volume: np.ndarray) -> str | None:
+    """What is wrong with the volumes, if anything."""
+    largest = volume.max()
+    if volume.min() < -max(LARGEST_FALL * largest, SMALLEST):
+        return "the volume falls: give exhaled volume, rising, in L"
+    if largest > LARGEST:
+        return f"the volume is {largest:.4g} L: is it in mL? give it in L"
+    if largest < SMALLEST:
+        return f"the volume is {largest:.3g} L: no air was moved, or it is in another unit than L"
+    if volume[-1] < LEAST_AT_END * largest:
+        return "this falls again after a peak: is it flow? give volume, its sum over time"
+    if np.diff(volume).max() > LARGEST_JUMP * largest:
+        return (
+            "the volume jumps by most of the blow from one sample to the next: "
+            "give the curve as recorded"
+        )
+    return None
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #4721e093
 @dataclass(frozen=True)
 class Observed:
-    """What was recorded: volume (T,) L from 0, time (T,) s from 0, and which samples count, up to the last that does."""
+    """What was recorded: volume (T,) L and time (T,) s, both from 0.
+
+    seen (T,): which samples count; the last one does.
+    """
 
     volume: np.ndarray
     time: np.ndarray
     seen: np.ndarray
 
 
-def check_blow(volume: Any, time: Any, observed: Any = None) -> Observed:
-    """The blow as `Observed`. Raises DataError, saying what to put right, unless it is one that can be completed."""
+def _as_arrays(volume: Any, time: Any, observed: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Volume, time and mask of one length. Raises DataError."""
     try:
-        v, t = (np.asarray(a, dtype=float) for a in (volume, time))
-        seen = (
-            np.ones(v.shape, dtype=bool) if observed is None else np.asarray(observed).astype(bool)
-        )
+        v = np.asarray(volume, dtype=float)
+        t = np.asarray(time, dtype=float)
+        seen = np.ones(v.shape, dtype=bool)
+        if observed is not None:
+            seen = np.asarray(observed).astype(bool)
     except (TypeError, ValueError) as err:
         raise DataError(f"volume and time must be numbers ({err}): give L and s") from err
     if v.ndim != 1 or not v.shape == t.shape == seen.shape or len(v) < 3 or not seen.any():
         raise DataError(
-            f"one blow is expected, volume, time and observed of one length, not {v.shape}, {t.shape} and {seen.shape}"
+            "one blow is expected, volume, time and observed of one length, "
+            f"not {v.shape}, {t.shape} and {seen.shape}"
         )
+    return v, t, seen
+
+
+def check_blow(volume: Any, time: Any, observed: Any = None) -> Observed:
+    """The blow as `Observed`, up to the last sample that was seen.
+
+    Raises DataError, saying what to put right, unless it is one that can be completed.
+    """
+    v, t, seen = _as_arrays(volume, time, observed)
     last = int(np.flatnonzero(seen)[-1]) + 1
-    v, t, seen = v[:last], t[:last], seen[:last]
+    v = v[:last]
+    t = t[:last]
+    seen = seen[:last]
     if not np.isfinite(t).all() or not np.isfinite(v[seen]).all():
         raise DataError(
-            "volume or time holds NaN or infinity: leave these samples out, or mark them in observed as not seen"
+            "volume or time holds NaN or infinity: leave these samples out, "
+            "or mark them in observed as not seen"
         )
     if not (np.diff(t) > 0).all():
         raise DataError(
-            "time does not rise from sample to sample: sort the blow, and drop samples that are there twice"
+            "time does not rise from sample to sample: sort the blow, "
+            "and drop samples that are there twice"
         )
     v = np.interp(t, t[seen], v[seen])
-    v, t = v - v[0], t - t[0]
-    _check_sense(v, t, float(np.diff(t, prepend=0)[seen].sum()))
+    v = v - v[0]
+    t = t - t[0]
+    seconds = float(np.diff(t, prepend=0)[seen].sum())
+    for fault in (_time_fault(t, seconds), _volume_fault(v)):
+        if fault:
+            raise DataError(fault)
     return Observed(v, t, seen)
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #8d249dba
+LONG_ENOUGH = 6.0
+"""s from time zero, the least duration by ATS/ERS 2005 (Miller 2005)."""
+LONG_ENOUGH_CHILD = 3.0
+"""s, the same for children."""
+CHILD_UNTIL = 10.0
+"""Years, the age from which the duration for adults counts."""
+LATE_VOLUME = 0.060
+"""L in the last second, below which one of that duration is let pass: 19 in 20 of split val are."""
+
+
 def is_whole(blow: Observed, age: float = np.nan) -> bool:
-    """Whether the blow met the end of test: plateau or 15 s (Graham 2019), or 6 s (3 s under 10 years) and < 60 mL in the last second."""
-    met = acceptability(blow.volume, blow.time).iloc[0]
-    seconds = blow.time[-1] - float(indices(blow.volume, blow.time)["t0"].iloc[0])
-    late = float(blow.volume[-1] - np.interp(blow.time[-1] - 1, blow.time, blow.volume))
-    return bool(met["end"] or (seconds >= (3 if age < 10 else 6) and late < 0.060))
+    """Whether the blow met the end of test, for a person of `age` years.
 
-# %% ../../nbs/completion/03_reconstruction.ipynb #bf38b738
-def join(
-    before: np.ndarray, last: tuple[float, float], cut: int, offsets: np.ndarray, ahead: np.ndarray
-) -> np.ndarray:
-    """Flow (D, 512) L/s: volume `before` (513,) L up to the sample `last` (time, volume), then tails drawn from edge `cut`.
-
-    offsets (33,) s and ahead (D, 33) L: the tails, from 0, after CLOCK[cut].
+    That is a plateau or 15 s (Graham 2019), or 6 s (3 s under 10 years; Miller 2005) with less than
+    60 mL in the last second.
     """
-    from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
+    if acceptability(blow.volume, blow.time)["end"].iloc[0]:
+        return True
+    last = blow.time[-1]
+    seconds = last - float(indices(blow.volume, blow.time)["t0"].iloc[0])
+    in_last_second = blow.volume[-1] - np.interp(last - 1, blow.time, blow.volume)
+    enough = LONG_ENOUGH_CHILD if age < CHILD_UNTIL else LONG_ENOUGH
+    return bool(seconds >= enough and in_last_second < LATE_VOLUME)
+
+# %% ../../nbs/completion/03_reconstruction.ipynb #8ea8448d
+EXCESS_FADES = 0.1
+"""s, time constant in which the device's last flow gives way to the drawn one."""
+
+
+@dataclass(frozen=True)
+class OnClock:
+    """An observed blow on the clock."""
+
+    volume: np.ndarray  # (513,) L, gaps bridged, constant after the last sample
+    observed: np.ndarray  # (512,) bool: bins that were observed and not bridged
+    cut: int  # number of the last edge that is not after the last sample
+    last_time: float  # s, of the last sample
+    last_volume: float  # L, at the last sample
+
+    @property
+    def last_flow(self) -> float:
+        """Flow in the last whole bin, L/s."""
+        rise = self.volume[self.cut] - self.volume[self.cut - 1]
+        return max(rise, 0) / WIDTHS[self.cut - 1]
+
+
+def _falling(steps: np.ndarray, to_come: np.ndarray) -> np.ndarray:
+    """Tails (D, 33) L, their flow made to fall over steps of (32,) s; their totals stay."""
     from scipy.optimize import isotonic_regression
 
-    steps = np.diff(offsets)
-    falling = [
-        isotonic_regression(rate, weights=steps, increasing=False).x
-        for rate in np.diff(ahead, axis=1) / steps
+    flow = [
+        isotonic_regression(one, weights=steps, increasing=False).x
+        for one in np.diff(to_come, axis=1) / steps
     ]
-    ahead = np.c_[np.zeros(len(ahead)), np.cumsum(falling * steps, axis=1)]
-    flow = max(before[cut] - before[cut - 1], 0) / WIDTHS[cut - 1]
-    excess = flow - ahead[:, [1]] / offsets[1]
-    ahead = np.maximum.accumulate(ahead + excess * offsets * np.exp(-offsets / 0.1), axis=1)
-    ahead = np.minimum(ahead, ahead[:, -1:])
-    slopes = PchipInterpolator(offsets, ahead, axis=1).derivative()(offsets)
-    slopes[:, 0] = np.minimum(flow, 3 * ahead[:, 1] / offsets[1])
-    spline = CubicHermiteSpline(offsets, ahead, slopes, axis=1)
-    later = CLOCK > last[0]
-    volume = np.tile(before, (len(ahead), 1))
-    volume[:, later] = (
-        last[1]
-        + spline(np.minimum(CLOCK[later] - CLOCK[cut], offsets[-1]))
-        - spline(last[0] - CLOCK[cut])[:, None]
-    )
+    return np.c_[np.zeros(len(to_come)), np.cumsum(flow * steps, axis=1)]
+
+# %% ../../nbs/completion/03_reconstruction.ipynb #bf38b738
+def join(known: OnClock, offsets: np.ndarray, to_come: np.ndarray) -> np.ndarray:
+    """Flow (D, 512) L/s of an observed blow that goes on with each of D tails.
+
+    offsets (33,) s from the cut and to_come (D, 33) L: volume exhaled by then, both from 0.
+    """
+    from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
+
+    tails = _falling(np.diff(offsets), to_come)
+    excess = known.last_flow - tails[:, [1]] / offsets[1]
+    tails = tails + excess * offsets * np.exp(-offsets / EXCESS_FADES)
+    tails = np.maximum.accumulate(tails, axis=1)
+    tails = np.minimum(tails, tails[:, -1:])
+    slopes = PchipInterpolator(offsets, tails, axis=1).derivative()(offsets)
+    slopes[:, 0] = np.minimum(known.last_flow, 3 * tails[:, 1] / offsets[1])
+    spline = CubicHermiteSpline(offsets, tails, slopes, axis=1)
+
+    later = np.flatnonzero(known.last_time < CLOCK)
+    since_cut = np.minimum(CLOCK[later] - CLOCK[known.cut], offsets[-1])
+    at_last_sample = spline(known.last_time - CLOCK[known.cut])[:, None]
+    volume = np.tile(known.volume, (len(tails), 1))
+    volume[:, later] = known.last_volume + spline(since_cut) - at_last_sample
     return np.diff(np.maximum.accumulate(volume, axis=1), axis=1) / WIDTHS
+
+# %% ../../nbs/completion/03_reconstruction.ipynb #246abb9e
+def _bridged(volume: np.ndarray, gap: np.ndarray) -> np.ndarray:
+    """Volume (513,) L whose edges in a gap (513,) bool are filled smoothly."""
+    import torch
+
+    from spiro_diffusion.completion.truncation import bridge
+
+    change = np.flatnonzero(np.diff(np.r_[False, gap, False].astype(int)))
+    smooth = torch.from_numpy(volume.astype(np.float32))[None]
+    for start, stop in change.reshape(-1, 2):
+        smooth = bridge(smooth, torch.tensor([max(start - 1, 0)]), torch.tensor([stop]))
+    return np.where(gap, smooth[0].numpy(), volume)
+
+
+def on_clock(blow: Observed) -> OnClock:
+    """A recorded blow on the clock, its gaps bridged."""
+    last_time = float(blow.time[-1])
+    volume = volume_on_clock(to_clock(blow.volume, blow.time))[0]
+    cut = int(np.searchsorted(CLOCK, last_time + 1e-6, side="right")) - 1
+    gap = np.interp(CLOCK, blow.time, (~blow.seen).astype(float)) > 0
+    gap &= np.arange(N_BINS + 1) < min(cut, N_BINS - 1)
+    return OnClock(
+        volume=_bridged(volume, gap),
+        observed=~(gap[:-1] | gap[1:]),
+        cut=cut,
+        last_time=last_time,
+        last_volume=float(blow.volume.max()),
+    )
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #3e6eff58
 MEASURES = ("fvc", "fev6", "fev1", "fev1_fvc", "fef2575")
-WIDEST = 0.30  # of FVC: the widest 90 % interval that is still called an answer
+"""What intervals are given of: L, a ratio, and L/s."""
+WIDEST = 0.30
+"""Of FVC: the widest 90 % interval that is still called an answer (Pellegrino 2005)."""
+
+
+def _central(draws: np.ndarray, level: float) -> np.ndarray:
+    """Low, median and high (3, ...) of the central interval of draws (D, ...)."""
+    ranks = [(1 - level) / 2, 0.5, (1 + level) / 2]
+    return np.quantile(draws, ranks, axis=0, method="weibull")
 
 
 def doubts(fvc: pd.Series, unlike: float) -> list[str]:
-    """Why an answer should not be trusted: its 90 % interval of FVC (low, median, high; L), its distance from people's blows."""
-    found = ["the observed part is unlike the blows that the model knows"] if unlike > 1 else []
-    wide = (fvc["high"] - fvc["low"]) / fvc["median"]
-    return found + (
-        [f"the 90 % interval of FVC is {100 * wide:.0f} % of it wide"] if wide > WIDEST else []
-    )
+    """Why an answer should not be trusted; empty if nothing speaks against it.
+
+    fvc: low, median and high (L) of its 90 % interval; unlike: distance from people's blows.
+    """
+    found = []
+    if unlike > 1:
+        found.append("the observed part is unlike the blows that the model knows")
+    width = (fvc["high"] - fvc["low"]) / fvc["median"]
+    if width > WIDEST:
+        found.append(f"the 90 % interval of FVC is {100 * width:.0f} % of it wide")
+    return found
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #c6c7a0ba
 @dataclass
 class Reconstruction:
-    """Whole blows that begin with what was observed. `table`: a row a draw; `flow`: (draws, 512) L/s on the clock."""
+    """Whole blows that begin with what was observed."""
 
-    table: pd.DataFrame
-    flow: np.ndarray
+    table: pd.DataFrame  # a row a draw: `INDICES`, and whether it meets what was observed
+    flow: np.ndarray  # (draws, 512) L/s on the clock
     observed: Observed
-    complete: bool
+    complete: bool  # whole as recorded: nothing was drawn
     unlike: float  # distance from people's blows; 1 is the 98th percentile of split val
-    info: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)  # how it was made
 
     def interval(self, level: float = 0.9) -> pd.DataFrame:
-        """Median and central interval of `MEASURES` (L, L/s), columns low, median, high. Raises DataError on a level outside 0 to 1."""
+        """Median and central interval of `MEASURES` (L, L/s), columns low, median, high.
+
+        Raises DataError on a level outside 0 to 1.
+        """
         if not 0 < level < 1:
             raise DataError(f"level must be between 0 and 1, as 0.9, not {level}")
-        tails = [(1 - level) / 2, 0.5, (1 + level) / 2]
-        q = np.quantile(self.table[list(MEASURES)].to_numpy(), tails, axis=0, method="weibull")
-        return pd.DataFrame(q.T, index=list(MEASURES), columns=["low", "median", "high"])
+        found = _central(self.table[list(MEASURES)].to_numpy(), level)
+        return pd.DataFrame(found.T, index=list(MEASURES), columns=["low", "median", "high"])
 
     def band(self, level: float = 0.9) -> np.ndarray:
         """Low, median and high volume (3, 513) L at the edges of the clock."""
-        return np.quantile(
-            volume_on_clock(self.flow),
-            [(1 - level) / 2, 0.5, (1 + level) / 2],
-            axis=0,
-            method="weibull",
-        )
+        return _central(volume_on_clock(self.flow), level)
 
     @property
     def warnings(self) -> list[str]:
-        """Why this should not be trusted; empty if nothing speaks against it, or nothing was drawn."""
-        return [] if self.complete else doubts(self.interval(0.9).loc["fvc"], self.unlike)
+        """Why this should not be trusted; empty if nothing speaks against it or was drawn."""
+        if self.complete:
+            return []
+        return doubts(self.interval(0.9).loc["fvc"], self.unlike)
 
     @property
     def trusted(self) -> bool:
@@ -195,77 +326,38 @@ class Reconstruction:
         return not self.warnings
 
     def plot(self) -> Figure:
-        """Volume against time and flow against volume: the observed part, the median, the 50 and 90 % bands."""
+        """Volume against time and flow against volume.
+
+        Both show the observed part in black; the left the median and the 50 and 90 % bands, the
+        right some of the draws.
+        """
         return _plot(self)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write draws and curves to a Parquet file, how they were made and the intervals to a JSON file beside it. Raises DataError."""
+        """Write draws and curves to a Parquet file, and a JSON file beside it.
+
+        The JSON says how they were made and gives the intervals. Raises DataError.
+        """
         _save(self, Path(path), overwrite)
 
-# %% ../../nbs/completion/03_reconstruction.ipynb #0f6ef4ab
-def _save(r: Reconstruction, path: Path, overwrite: bool) -> None:
-    beside = path.with_suffix(".json")
-    if path.suffix.lower() != ".parquet":
-        raise DataError(f"{path} must end in .parquet")
-    check_free([path, beside], overwrite)
-    write_curves(r.table, r.flow.astype(np.float32), path)
-    answer = {
-        "complete": r.complete,
-        "trusted": r.trusted,
-        "warnings": r.warnings,
-        "interval_90": r.interval().to_dict("index"),
-        "interval_50": r.interval(0.5).to_dict("index"),
-    }
-    write_json(beside, {**r.info, **answer})
-
-
-def _plot(r: Reconstruction) -> Figure:
-    import matplotlib.pyplot as plt
-
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-    for level, alpha in ((0.9, 0.2), (0.5, 0.35)):
-        low, middle, high = r.band(level)
-        left.fill_between(
-            CLOCK,
-            low,
-            high,
-            color="tab:blue",
-            alpha=alpha,
-            lw=0,
-            label=f"{100 * level:.0f} % of draws",
-        )
-    left.plot(CLOCK, middle, color="tab:blue", lw=1, label="median")
-    left.plot(r.observed.time, r.observed.volume, color="black", lw=1.5, label="observed")
-    low, middle, high = r.interval()[["low", "median", "high"]].loc["fvc"]
-    left.set(
-        xlabel="time (s)",
-        ylabel="volume (L)",
-        xlim=(0, 15),
-        title=f"FVC {middle:.2f} L (90 %: {low:.2f} to {high:.2f})",
-    )
-    left.legend(frameon=False, fontsize=8, loc="lower right")
-    plot_loops(
-        r.flow[:: max(len(r.flow) // 40, 1)],
-        right,
-        aspect=False,
-        color="tab:blue",
-        alpha=0.25,
-        lw=0.6,
-    )
-    stop = int(np.searchsorted(CLOCK, r.observed.time[-1] + 1e-9, side="right")) - 1
-    right.plot(volume_on_clock(r.flow[0])[0, 1 : stop + 1], r.flow[0, :stop], color="black", lw=1.2)
-    fig.text(
-        0.01,
-        0.005,
-        " ".join([NOTICE, *(f"Not to be trusted: {w}." for w in r.warnings)]),
-        fontsize=7,
-    )
-    fig.tight_layout(rect=(0, 0.03, 1, 1))
-    return fig
-
 # %% ../../nbs/completion/03_reconstruction.ipynb #549935db
+class ModelSource(TypedDict, total=False):
+    """Which completion model draws: the one shipped with the package, or one of these."""
+
+    weights: str | Path | None  # folder of a trained model
+    model: Completion | None  # a loaded one, which counts before weights
+
+
+def _model_of(weights: str | Path | None = None, model: Completion | None = None) -> Completion:
+    if model is not None:
+        return model
+    from spiro_diffusion.completion.model import Completion
+
+    return Completion.from_pretrained(weights)
+
+
 def _values(
-    patients: Mapping[str, Any] | pd.DataFrame | None, variables: Any
+    patients: Mapping[str, Any] | pd.DataFrame | None, variables: tuple[Variable, ...]
 ) -> tuple[np.ndarray, float]:
     """The clinical values (1, K), NaN where not known, and the age."""
     if patients is None:
@@ -276,41 +368,39 @@ def _values(
     return encode_patients(row, variables), float(row["age"].iloc[0])
 
 
-def _tails(
-    blow: Observed,
-    before: np.ndarray,
-    cut: int,
-    values: np.ndarray,
-    model: Completion,
-    draws: int,
-    seed: int,
-    steps: int,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Bridged volume (513,) L, tails (draws, 33) L after the cut, and the distance from people's blows."""
+def _seen(known: OnClock) -> Seen:
+    """What the network sees of one blow."""
+    import torch
+
+    from spiro_diffusion.completion.truncation import look
+
+    volume = torch.from_numpy(known.volume.astype(np.float32))[None]
+    observed = torch.from_numpy(known.observed).float()[None]
+    return look(volume, torch.tensor([min(known.cut, N_BINS - 1)]), observed)
+
+
+def _draw(
+    model: Completion, seen: Seen, values: np.ndarray, noise: np.ndarray, steps: int
+) -> np.ndarray:
+    """Tails (D, 33) L of one blow, from 0, for unit noise (1, D, 32)."""
     import torch
 
     from spiro_diffusion.completion.model import draw_tails
-    from spiro_diffusion.completion.truncation import POSITIONS, bridge, look
     from spiro_diffusion.learning.devices import few_threads
 
-    gap = (np.interp(CLOCK, blow.time, (~blow.seen).astype(float)) > 0) & (
-        np.arange(N_BINS + 1) < cut
-    )
-    change = np.flatnonzero(np.diff(np.r_[False, gap, False].astype(int)))
-    volume = torch.from_numpy(before.astype(np.float32))[None]
-    for start, stop in zip(change[::2], change[1::2]):
-        volume = bridge(volume, torch.tensor([max(start - 1, 0)]), torch.tensor([stop]))
-    filled = before.copy()
-    filled[gap] = volume[0].numpy()[gap]
-    part = look(volume, torch.tensor([cut]), torch.from_numpy(~(gap[:-1] | gap[1:])).float()[None])
-    noise = rng_for(seed, "reconstruct").standard_normal((1, draws, POSITIONS), dtype=np.float32)
+    draws = noise.shape[1]
     with few_threads(draws):
-        ahead = (
-            draw_tails(model, part, torch.from_numpy(values), torch.from_numpy(noise), steps)[0]
-            .numpy()
-            .astype(float)
-        )
-    return filled, np.c_[np.zeros(draws), ahead], float(model.usual(part.features))
+        tails = draw_tails(model, seen, torch.from_numpy(values), torch.from_numpy(noise), steps)
+    return np.c_[np.zeros(draws), tails[0].numpy().astype(float)]
+
+
+def _table(flow: np.ndarray, known: OnClock) -> pd.DataFrame:
+    """A row a draw: its number, `INDICES`, and whether it holds what was observed."""
+    upto = known.cut + 1
+    difference = np.abs(volume_on_clock(flow)[:, :upto] - known.volume[:upto]).max(1)
+    table = indices_on_clock(flow)[list(INDICES)]
+    table.insert(0, "draw", np.arange(len(flow)))
+    return table.assign(meets_observed=difference < 1e-4)
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #e6daaaf0
 def reconstruct(
@@ -321,79 +411,143 @@ def reconstruct(
     seed: int = 0,
     observed: Any = None,
     steps: int = 8,
-    weights: str | Path | None = None,
-    model: Completion | None = None,
+    **source: Unpack[ModelSource],
 ) -> Reconstruction:
     """Whole blows that begin with the observed one, which stopped early or has parts cut out.
 
-    volume (T,) L, exhaled, BTPS; time (T,) s; observed (T,) bool, False for samples that are not to be believed;
-    patients: age, height, sex of the one who blew (and weight, ethnicity, test), or None; steps: network calls a draw;
-    weights: a folder of a trained completion model instead of the shipped one, or model, a loaded one.
+    volume (T,) L, exhaled, BTPS; time (T,) s; observed (T,) bool, False for samples that are not to
+    be believed; patients: age, height, sex of the one who blew (and weight, ethnicity, test), or
+    None; steps: network calls a draw. weights: a folder of a trained completion model instead of
+    the shipped one; model: a loaded one.
     Raises DataError, saying what to put right, as `check_blow` and `check_patients` do.
     """
+    from spiro_diffusion.completion.truncation import OFFSETS, POSITIONS
+
     if draws < 1 or steps < 2 or seed < 0:
         raise DataError("draws must be 1 or more, steps 2 or more, and seed 0 or more")
     blow = check_blow(volume, time, observed)
-    from spiro_diffusion.completion.model import Completion
-
-    folder = Path(weights) if weights is not None else shipped_weights("completion")
-    model = model or Completion.from_pretrained(folder)
+    model = _model_of(**source)
     values, age = _values(patients, model.settings.variables)
-    before, last = (
-        volume_on_clock(to_clock(blow.volume, blow.time))[0],
-        (float(blow.time[-1]), float(blow.volume.max())),
-    )
-    cut, whole = int(np.searchsorted(CLOCK, last[0] + 1e-6, side="right")) - 1, is_whole(blow, age)
-    before, ahead, unlike = _tails(
-        blow, before, min(cut, N_BINS - 1), values, model, draws, seed, steps
-    )
-    if whole:
-        flow = np.tile(np.diff(before) / WIDTHS, (draws, 1))
+    known = on_clock(blow)
+    seen = _seen(known)
+    unlike = float(model.usual(seen.features))
+    complete = is_whole(blow, age)
+    if complete:
+        flow = np.tile(np.diff(known.volume) / WIDTHS, (draws, 1))
     else:
-        from spiro_diffusion.completion.truncation import OFFSETS
-
-        flow = join(before, last, cut, OFFSETS.double().numpy(), ahead)
-    kept = np.abs(volume_on_clock(flow)[:, : cut + 1] - before[: cut + 1]).max(1)
-    table = pd.DataFrame(
-        {
-            "draw": np.arange(draws),
-            **indices_on_clock(flow)[list(INDICES)],
-            "meets_observed": kept < 1e-4,
-        }
-    )
+        rng = rng_for(seed, "reconstruct")
+        noise = rng.standard_normal((1, draws, POSITIONS), dtype=np.float32)
+        to_come = _draw(model, seen, values, noise, steps)
+        flow = join(known, OFFSETS.double().numpy(), to_come)
     info = {
         "notice": NOTICE,
         "synthetic": True,
         "draws": draws,
         "seed": seed,
         "steps": steps,
-        "observed_s": last[0],
-        "observed_l": last[1],
+        "observed_s": known.last_time,
+        "observed_l": known.last_volume,
         "unlike": unlike,
+        "weights_sha256": model.weights_sha256,
     }
-    if (folder / "model.safetensors").is_file():
-        info["weights_sha256"] = sha256_of(folder / "model.safetensors")
-    return Reconstruction(table, flow, blow, whole, unlike, info)
+    return Reconstruction(_table(flow, known), flow, blow, complete, unlike, info)
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #4fc8d9cc
-def extrapolated_fvc(flow: np.ndarray, stop: float, how: str) -> np.ndarray:
-    """FVC (N,) L guessed from flow (N, 512) L/s on the clock up to `stop` s, by "carried", "exponential" or "power" extrapolation.
+HALF_SECOND = 0.5
+"""s, over which the flows are means that an extrapolation goes through."""
+LONGEST_TIME_CONSTANT = 5.0
+"""s, of an exponential."""
+POWERS = (0.5, 6.0)
+"""Bounds of a power law's exponent."""
+POWER_ENDS = 15.0
+"""s, where a power law, whose integral may be infinite, is taken to end."""
 
-    The flow of the last and the last but one half second gives the exponential's time constant (at most 5 s) or the power,
-    which goes on to 15 s. Raises DataError on another name.
+
+def _exponential_rest(flow: np.ndarray, fall: np.ndarray) -> np.ndarray:
+    """Volume (N,) L still to come if flow (N,) L/s of the last half second goes on to fall so."""
+    at_stop = flow * np.exp(-fall / 2)
+    return at_stop * np.minimum(HALF_SECOND / fall, LONGEST_TIME_CONSTANT)
+
+
+def _power_rest(flow: np.ndarray, fall: np.ndarray, stop: float) -> np.ndarray:
+    """The same if flow falls as a power of time, up to 15 s."""
+    middle = stop - 0.5 * HALF_SECOND
+    earlier = stop - 1.5 * HALF_SECOND
+    power = np.clip(fall / np.log(middle / earlier), *POWERS)
+    power = np.where(np.abs(power - 1) < 1e-3, 1.001, power)  # its integral is not a logarithm
+    factor = flow * middle**power
+    return factor * (POWER_ENDS ** (1 - power) - stop ** (1 - power)) / (1 - power)
+
+
+def extrapolated_fvc(flow: np.ndarray, stop: float, how: str) -> np.ndarray:
+    """FVC (N,) L guessed from flow (N, 512) L/s on the clock up to `stop` s.
+
+    how: "carried", "exponential" or "power". Raises DataError on another name.
     """
-    volume = volume_on_clock(flow)
-    at = lambda when: np.array([np.interp(when, CLOCK, v) for v in volume])
-    end, half, whole = at(stop), at(stop - 0.5), at(max(stop - 1.0, 0.0))
-    new, old = np.maximum(2 * (end - half), 1e-4), np.maximum(2 * (half - whole), 2e-4)
-    fall = np.maximum(np.log(old / new), 0.1)
+    times = [max(stop - 2 * HALF_SECOND, 0.0), stop - HALF_SECOND, stop]
+    before, half, end = np.transpose([np.interp(times, CLOCK, v) for v in volume_on_clock(flow)])
+    last = np.maximum((end - half) / HALF_SECOND, 1e-4)
+    earlier = np.maximum((half - before) / HALF_SECOND, 2e-4)
+    fall = np.maximum(np.log(earlier / last), 0.1)
     if how == "carried":
         return end
     if how == "exponential":
-        return end + new * np.exp(-fall / 2) * np.minimum(0.5 / fall, 5.0)
+        return end + _exponential_rest(last, fall)
     if how == "power":
-        power = np.clip(fall / np.log((stop - 0.25) / (stop - 0.75)), 0.5, 6.0)
-        power = np.where(np.abs(power - 1) < 1e-3, 1.001, power)
-        factor = new * (stop - 0.25) ** power
-        return end + factor * (15.0 ** (1 - power) - stop ** (1 - power)) / (1 - power)
+        return end + _power_rest(last, fall, stop)
     raise DataError(f'how is "carried", "exponential" or "power", not {how!r}')
+
+# %% ../../nbs/completion/03_reconstruction.ipynb #66e92dae
+COLOUR = "tab:blue"
+MOST_LOOPS = 40
+"""Loops of draws that are shown at most."""
+
+
+def _plot_volume(r: Reconstruction, ax: Axes) -> None:
+    """Volume against time: the bands, the median, the observed part."""
+    for level, alpha in ((0.9, 0.2), (0.5, 0.35)):
+        low, middle, high = r.band(level)
+        label = f"{100 * level:.0f} % of draws"
+        ax.fill_between(CLOCK, low, high, color=COLOUR, alpha=alpha, lw=0, label=label)
+    ax.plot(CLOCK, middle, color=COLOUR, lw=1, label="median")
+    ax.plot(r.observed.time, r.observed.volume, color="black", lw=1.5, label="observed")
+    fvc = r.interval(0.9).loc["fvc"]
+    ax.set(xlabel="time (s)", ylabel="volume (L)", xlim=(0, 15))
+    ax.set_title(f"FVC {fvc['median']:.2f} L (90 %: {fvc['low']:.2f} to {fvc['high']:.2f})")
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def _plot_loops(r: Reconstruction, ax: Axes) -> None:
+    """Flow against volume: some of the draws, the observed part."""
+    some = r.flow[:: max(len(r.flow) // MOST_LOOPS, 1)]
+    plot_loops(some, ax, aspect=False, color=COLOUR, alpha=0.25, lw=0.6)
+    stop = int(np.searchsorted(CLOCK, r.observed.time[-1] + 1e-9, side="right")) - 1
+    ax.plot(volume_on_clock(r.flow[0])[0, 1 : stop + 1], r.flow[0, :stop], color="black", lw=1.2)
+
+
+def _plot(r: Reconstruction) -> Figure:
+    import matplotlib.pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    _plot_volume(r, left)
+    _plot_loops(r, right)
+    sentences = [NOTICE, *(f"Not to be trusted: {warning}." for warning in r.warnings)]
+    fig.text(0.01, 0.005, " ".join(sentences), fontsize=7)
+    fig.tight_layout(rect=(0, 0.03, 1, 1))
+    return fig
+
+# %% ../../nbs/completion/03_reconstruction.ipynb #0f6ef4ab
+def _save(r: Reconstruction, path: Path, overwrite: bool) -> None:
+    if path.suffix.lower() != ".parquet":
+        raise DataError(f"{path} must end in .parquet")
+    beside = path.with_suffix(".json")
+    check_free([path, beside], overwrite)
+    write_curves(r.table, r.flow.astype(np.float32), path)
+    answer = {
+        "complete": r.complete,
+        "trusted": r.trusted,
+        "warnings": r.warnings,
+        "interval_90": r.interval(0.9).to_dict("index"),
+        "interval_50": r.interval(0.5).to_dict("index"),
+    }
+    write_json(beside, {**r.info, **answer})

@@ -4,213 +4,342 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from ..learning.curves import EDGES
-from ..spirometry.clock import END, N_BINS
+from ..spirometry.clock import END, FINE, N_BINS
 
 # %% auto #0
-__all__ = ['POSITIONS', 'FIRST', 'REACH', 'EARLIEST', 'OFFSETS', 'SHARES', 'SINCE', 'WINDOWS', 'FEATURES', 'FLOOR', 'toy_blows',
-           'volume_at', 'edge_at', 'time_at', 'bridge', 'Seen', 'look', 'tail', 'tail_volume', 'random_cuts',
-           'random_gaps', 'stretch', 'cut_blows']
+__all__ = ['SHORTEST', 'POSITIONS', 'FIRST_STEP', 'REACH', 'OFFSETS', 'LEAST_RISE', 'BRIDGE_WINDOW', 'STEEPEST', 'SHARES',
+           'SINCE', 'WINDOWS', 'GUESS_WINDOWS', 'FEATURES', 'LOG_DURATION', 'PAST_CHANNELS', 'FLOOR', 'PEAK_BINS',
+           'PEAK_WITHIN', 'LEAST_VOLUME', 'LEAST_DURATION', 'SHORTEST_STEP', 'LEAST_FLOW', 'HIGHEST_LOG', 'EARLY_SHARE',
+           'EARLY_SPAN', 'LATEST', 'HESITATION_SHARE', 'SMALLEST_STRETCH', 'toy_blows', 'volume_at', 'time_at',
+           'last_edge', 'edge_at', 'bridge', 'Seen', 'look', 'tail', 'tail_volume', 'random_cuts', 'random_gaps',
+           'stretch', 'cut_blows']
 
 # %% ../../nbs/completion/00_truncation.ipynb #31ad3e36
 def toy_blows(n: int = 256, seed: int = 1) -> tuple[Tensor, pd.DataFrame]:
-    """Toy blows to try things on: a fast and a slow compartment that empty, (n, 513) L, and who blew them."""
+    """Toy blows to try things on, and who blew them.
+
+    Returns volume (n, 513) L of a fast and a slow compartment that empty, and a table of
+    age (years), height (cm) and sex.
+    """
     rng = np.random.default_rng(seed)
-    height, age = rng.uniform(140, 195, (n, 1)), rng.uniform(10, 75, (n, 1))
-    size, slow, t = (
-        (height / 170) ** 2.5 * 4,
-        rng.uniform(0.1, 0.4, (n, 1)),
-        np.maximum(EDGES.numpy()[None] - 0.1, 0),
-    )
-    whole = size * (
-        (1 - slow) * (1 - np.exp(-t / 0.4)) + slow * (1 - np.exp(-t / (0.5 + age / 30)))
-    )
-    return torch.tensor(whole, dtype=torch.float32), pd.DataFrame(
-        {"age": age[:, 0], "height": height[:, 0], "sex": 1}
-    )
+    height = rng.uniform(140, 195, (n, 1))
+    age = rng.uniform(10, 75, (n, 1))
+    size = (height / 170) ** 2.5 * 4
+    slow_share = rng.uniform(0.1, 0.4, (n, 1))
+    time = np.maximum(EDGES.numpy()[None] - 0.1, 0)
+    fast = 1 - np.exp(-time / 0.4)
+    slow = 1 - np.exp(-time / (0.5 + age / 30))
+    volume = size * ((1 - slow_share) * fast + slow_share * slow)
+    people = pd.DataFrame({"age": age[:, 0], "height": height[:, 0], "sex": 1})
+    return torch.tensor(volume, dtype=torch.float32), people
 
 # %% ../../nbs/completion/00_truncation.ipynb #ef1ebfd0
-POSITIONS, FIRST, REACH = 32, 0.05, 19.73  # steps of the grid; the first of them and their sum (s)
-EARLIEST = 0.75  # s, the shortest blow that is completed
+SHORTEST = 0.75
+"""s, the shortest observed part that is completed, and the earliest cut in training (a choice)."""
+POSITIONS = 32
+"""Steps of the grid, as many as the U-Net of 03_cldm has positions."""
+FIRST_STEP = 0.05
+"""s, length of the grid's first step: five bins of the clock."""
+REACH = END - SHORTEST
+"""s, length of all steps together: from the earliest cut to the end of the clock."""
 
 
-def _offsets() -> Tensor:
-    low, high = 1.0, 1.5
-    while high - low > 1e-12:
-        ratio = (low + high) / 2
-        low, high = (
-            (ratio, high) if FIRST * (ratio ** np.arange(POSITIONS)).sum() < REACH else (low, ratio)
-        )
-    return torch.tensor(
-        np.r_[0.0, np.cumsum(FIRST * low ** np.arange(POSITIONS))], dtype=torch.float32
-    )
+def _grid_edges() -> Tensor:
+    """Edges (33,) s of steps whose lengths grow by a constant ratio from FIRST_STEP to REACH."""
+    powers = np.arange(POSITIONS)
+    ratio = brentq(lambda r: FIRST_STEP * (r**powers).sum() - REACH, 1.0, 1.5, xtol=1e-14)
+    edges = np.r_[0.0, np.cumsum(FIRST_STEP * ratio**powers)]
+    return torch.tensor(edges, dtype=torch.float32)
 
 
-OFFSETS: Tensor = _offsets()
+OFFSETS: Tensor = _grid_edges()
 """Edges of the grid, (33,) s from the cut."""
+
+# %% ../../nbs/completion/00_truncation.ipynb #6fcd239c
+LEAST_RISE = 1e-6
+"""L, the smallest rise of volume that a time is interpolated in."""
 
 
 def volume_at(volume: Tensor, time: Tensor) -> Tensor:
-    """Volume (N, K) L at each row's own times (N, K) s, linear between the clock's edges, from volume (N, 513) L."""
-    at = (torch.searchsorted(EDGES, time.contiguous(), right=True) - 1).clamp(0, N_BINS - 1)
-    low, high = volume.gather(1, at), volume.gather(1, at + 1)
-    return low + (high - low) * ((time - EDGES[at]) / (EDGES[at + 1] - EDGES[at])).clamp(0, 1)
-
-
-def edge_at(stop: float) -> int:
-    """Number of the last edge of the clock that is not after `stop` s."""
-    return int(torch.searchsorted(EDGES, stop + 1e-5, right=True)) - 1
+    """Volume (N, K) L of volume (N, 513) L at each row's own times (N, K) s."""
+    left = torch.searchsorted(EDGES, time.contiguous(), right=True) - 1
+    left = left.clamp(0, N_BINS - 1)
+    low = volume.gather(1, left)
+    high = volume.gather(1, left + 1)
+    share = (time - EDGES[left]) / (EDGES[left + 1] - EDGES[left])
+    return low + (high - low) * share.clamp(0, 1)
 
 
 def time_at(volume: Tensor, level: Tensor) -> Tensor:
-    """Time (N, K) s at which each row of volume (N, 513) L first reaches its own levels (N, K) L."""
-    at = torch.searchsorted(volume.contiguous(), level.contiguous()).clamp(1, N_BINS)
-    low, high = volume.gather(1, at - 1), volume.gather(1, at)
-    return EDGES[at - 1] + (EDGES[at] - EDGES[at - 1]) * (
-        (level - low) / (high - low).clamp(min=1e-6)
-    ).clamp(0, 1)
+    """Time (N, K) s at which volume (N, 513) L first reaches each row's own levels (N, K) L."""
+    right = torch.searchsorted(volume.contiguous(), level.contiguous()).clamp(1, N_BINS)
+    low = volume.gather(1, right - 1)
+    high = volume.gather(1, right)
+    share = (level - low) / (high - low).clamp(min=LEAST_RISE)
+    return EDGES[right - 1] + (EDGES[right] - EDGES[right - 1]) * share.clamp(0, 1)
+
+
+def last_edge(time: Tensor) -> Tensor:
+    """Number of the last edge of the clock that is not after each time (s), -1 before the first."""
+    return torch.searchsorted(EDGES, time, right=True) - 1
+
+
+def edge_at(stop: float) -> int:
+    """Number of the last edge of the clock that is not after `stop` s, to 10 microseconds."""
+    return int(last_edge(torch.tensor(stop + 1e-5)))
 
 # %% ../../nbs/completion/00_truncation.ipynb #ba3ff5a5
+BRIDGE_WINDOW = 0.05
+"""s on either side of a gap over which the flow at its ends is a mean."""
+STEEPEST = 3.0
+"""Times the mean flow: cubics with slopes up to here never fall (Fritsch and Carlson, 1980)."""
+
+
 def bridge(volume: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-    """`volume` (N, 513) L with the edges between start and stop (N,) filled smoothly; nothing where stop <= start + 1."""
-    a, b = start.clamp(min=0)[:, None], stop.clamp(min=1)[:, None]
-    ta, tb, va, vb = EDGES[a], EDGES[b], volume.gather(1, a), volume.gather(1, b)
-    long, rise = (tb - ta).clamp(min=1e-3), vb - va
-    before = ((va - volume_at(volume, ta - 0.05)) / 0.05).clamp(min=0).minimum(3 * rise / long)
-    after = ((volume_at(volume, tb + 0.05) - vb) / 0.05).clamp(min=0).minimum(3 * rise / long)
-    u = ((EDGES - ta) / long).clamp(0, 1)
-    smooth = (
-        va
-        + rise * (3 * u**2 - 2 * u**3)
-        + long * (before * (u - 2 * u**2 + u**3) + after * (u**3 - u**2))
-    )
-    index = torch.arange(N_BINS + 1)
-    return torch.where((index > start[:, None]) & (index < stop[:, None]), smooth, volume)
+    """Volume (N, 513) L with the edges between start and stop (N,) filled smoothly.
+
+    A row in which stop is not after start + 1 (-1 and -1 for no gap) stays as it is.
+    """
+    left = start.clamp(min=0)[:, None]
+    right = stop.clamp(min=1)[:, None]
+    left_volume = volume.gather(1, left)
+    right_volume = volume.gather(1, right)
+    duration = (EDGES[right] - EDGES[left]).clamp(min=1e-3)
+    rise = right_volume - left_volume
+    before = left_volume - volume_at(volume, EDGES[left] - BRIDGE_WINDOW)
+    after = volume_at(volume, EDGES[right] + BRIDGE_WINDOW) - right_volume
+    limit = STEEPEST * rise / duration
+    first = (before / BRIDGE_WINDOW).clamp(min=0).minimum(limit)
+    last = (after / BRIDGE_WINDOW).clamp(min=0).minimum(limit)
+    share = ((EDGES - EDGES[left]) / duration).clamp(0, 1)
+    ease = 3 * share**2 - 2 * share**3
+    from_first = share - 2 * share**2 + share**3
+    from_last = share**3 - share**2
+    smooth = left_volume + rise * ease + duration * (first * from_first + last * from_last)
+    edge = torch.arange(N_BINS + 1)
+    inside = (edge > start[:, None]) & (edge < stop[:, None])
+    return torch.where(inside, smooth, volume)
 
 # %% ../../nbs/completion/00_truncation.ipynb #9a7145a7
 SHARES = torch.tensor([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+"""Shares of the observed volume whose times are features: every tenth, and both ends."""
 SINCE = torch.tensor(
     [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.1, 1.3, 1.6, 2, 2.5, 3, 4, 5, 7, 10.0]
-)  # s
-WINDOWS = torch.tensor([0.06, 0.12, 0.25, 0.5, 1.0])  # s
-FEATURES = 41
-FLOOR = 0.004  # of the observed volume; volumes well below are not told apart
+)
+"""s since the start, the times at which volume is a feature: closer where flow changes faster."""
+WINDOWS = torch.tensor([0.06, 0.12, 0.25, 0.5, 1.0])
+"""s before the cut over which flow is a mean: from six samples to more than a heartbeat."""
+GUESS_WINDOWS = slice(1, 3)
+"""Which of WINDOWS (0.12 and 0.25 s) give the flow that the plain guess starts from."""
+FEATURES = 5 + len(WINDOWS) + len(SINCE) + len(SHARES)
+"""Numbers that describe an observed part: 41."""
+LOG_DURATION = 1
+"""Which feature is the logarithm of the time observed (s)."""
+PAST_CHANNELS = 4
+"""Channels of the past on the grid: log flow, volume, extent, observed share."""
+FLOOR = 0.004
+"""Of the observed volume: volumes still to come well below it are not told apart."""
+PEAK_BINS = 5
+"""Bins of 10 ms that peak flow is a mean over, to be no sample's noise."""
+PEAK_WITHIN = 201
+"""Edges of the clock before which peak flow is looked for: the first 2 s, as recorded."""
+LEAST_VOLUME = 0.02
+"""L, what an observed part is at least taken to hold, so that it can be divided by."""
+LEAST_DURATION = 0.1
+"""s, what it is at least taken to last."""
 
 
-class Seen(NamedTuple):
-    """What is seen of N observed parts: features (N, 41), past (N, 4, 32), guess (N, 32) of the log tail, volume (N, 1) L."""
+@dataclass(frozen=True)
+class Seen:
+    """What is seen of N observed parts."""
 
-    features: Tensor
-    past: Tensor
-    guess: Tensor
-    volume: Tensor
+    features: Tensor  # (N, 41)
+    past: Tensor  # (N, 4, 32): log flow, volume, extent, observed share, backwards from the cut
+    guess: Tensor  # (N, 32), the plain guess of the log tail
+    volume: Tensor  # (N, 1) L, exhaled until the cut
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def log_duration(self) -> Tensor:
+        """Logarithm of the time observed in s, (N,)."""
+        return self.features[:, LOG_DURATION]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Seen:
+        return Seen(
+            features=change(self.features),
+            past=change(self.past),
+            guess=change(self.guess),
+            volume=change(self.volume),
+        )
+
+    def rows(self, index: slice | Tensor) -> Seen:
+        """Those at index, slice or mask."""
+        return self._each(lambda part: part[index])
+
+    def repeat(self, times: int) -> Seen:
+        """Each `times` times in a row, (N * times) of them."""
+        return self._each(lambda part: part.repeat_interleave(times, 0))
+
+# %% ../../nbs/completion/00_truncation.ipynb #34712f00
+SHORTEST_STEP = 0.02
+"""s of a step that the record must reach into for the step to count as recorded."""
+LEAST_FLOW = 0.02
+"""Of the mean flow so far, added before the logarithm is taken."""
 
 
-def _past(volume: Tensor, c: Tensor, unit: Tensor, observed: Tensor) -> Tensor:
-    """Log flow, volume, extent and observed share (N, 4, 32) in the steps before the cut."""
-    edges = (c - OFFSETS).clamp(min=0)
-    width, at = edges[:, :-1] - edges[:, 1:], volume_at(volume, edges)
-    inside = (width > 0.02).float()
-    known = nn.functional.pad(torch.cumsum(observed * EDGES.diff(), 1), (1, 0))
-    share = -volume_at(known, edges).diff(dim=1) / width.clamp(min=1e-3)
-    flow = -at.diff(dim=1) / width.clamp(min=1e-3)
-    return torch.stack(
-        [
-            torch.log(flow * unit + 0.02) * inside,
-            2 * at[:, 1:] / volume[:, -1:] - 1,
-            inside,
-            share * inside,
-        ],
-        1,
-    )
+def _past(volume: Tensor, cut_time: Tensor, unit: Tensor, observed: Tensor) -> Tensor:
+    """Log flow, volume, extent and observed share (N, 4, 32) in the steps before the cut.
+
+    volume (N, 513) L, constant after the cut at cut_time (N, 1) s; unit (N, 1) s/L, what flow is
+    multiplied by; observed (N, 512), 1 for a bin that was observed.
+    """
+    edges = (cut_time - OFFSETS).clamp(min=0)
+    width = edges[:, :-1] - edges[:, 1:]
+    inside = (width > SHORTEST_STEP).float()
+    at_edges = volume_at(volume, edges)
+    flow = -at_edges.diff(dim=1) / width.clamp(min=1e-3)
+    seconds_observed = nn.functional.pad(torch.cumsum(observed * EDGES.diff(), 1), (1, 0))
+    share = -volume_at(seconds_observed, edges).diff(dim=1) / width.clamp(min=1e-3)
+    channels = [
+        torch.log(flow * unit + LEAST_FLOW) * inside,
+        2 * at_edges[:, 1:] / volume[:, -1:] - 1,
+        inside,
+        share * inside,
+    ]
+    return torch.stack(channels, 1)
 
 # %% ../../nbs/completion/00_truncation.ipynb #17855cbe
+def _start_and_peak(volume: Tensor) -> tuple[Tensor, Tensor]:
+    """When flow first passes half its peak, less 75 ms (N, 1) s; and peak flow (N, 1) L/s."""
+    rise = volume[:, PEAK_BINS:PEAK_WITHIN] - volume[:, : PEAK_WITHIN - PEAK_BINS]
+    flow = rise / (PEAK_BINS * FINE)
+    peak = flow.amax(1, keepdim=True)
+    half = (flow >= 0.5 * peak).float().argmax(1)
+    return (EDGES[half] - 0.075)[:, None], peak
+
+
 def look(volume: Tensor, cut: Tensor, observed: Tensor) -> Seen:
-    """What is seen of volume (N, 513) L up to the edges `cut` (N,), of which bins (N, 512) were observed (1) or bridged (0)."""
-    c, out = EDGES[cut][:, None], volume.gather(1, cut[:, None]).clamp(min=0.02)
-    volume = torch.minimum(volume, out)
-    fast = (volume[:, 5:201] - volume[:, :196]) / 0.05
-    peak = fast.amax(1, keepdim=True)
-    start = (EDGES[(fast >= 0.5 * peak).float().argmax(1)] - 0.075)[:, None]
-    long = (c - start).clamp(min=0.1)
-    flow = (out - volume_at(volume, (c - WINDOWS).clamp(min=0))) / WINDOWS
-    course = volume_at(volume, torch.minimum(start + SINCE, c)) / out
-    times = ((time_at(volume, SHARES * out) - start + 0.1).clamp(min=0.02) / long).log()
-    ends = [
-        out.log(),
-        long.log(),
-        (flow * long / out + 0.01).log(),
-        (peak / out).log(),
-        volume_at(volume, start) / out,
+    """What is seen of volume (N, 513) L up to the edges `cut` (N,) of the clock.
+
+    observed (N, 512): 1 for bins that were observed, 0 for those of a bridged gap.
+    """
+    cut_time = EDGES[cut][:, None]
+    exhaled = volume.gather(1, cut[:, None]).clamp(min=LEAST_VOLUME)
+    volume = torch.minimum(volume, exhaled)
+    start, peak = _start_and_peak(volume)
+    duration = (cut_time - start).clamp(min=LEAST_DURATION)
+    flow = (exhaled - volume_at(volume, (cut_time - WINDOWS).clamp(min=0))) / WINDOWS
+    course = volume_at(volume, torch.minimum(start + SINCE, cut_time)) / exhaled
+    times = (time_at(volume, SHARES * exhaled) - start + 0.1).clamp(min=0.02)
+    features = [
+        exhaled.log(),
+        duration.log(),
+        (flow * duration / exhaled + 0.01).log(),
+        (peak / exhaled).log(),
+        volume_at(volume, start) / exhaled,
         start,
+        course,
+        (times / duration).log(),
     ]
-    ahead = flow[:, 1:3].mean(1, keepdim=True) * long * OFFSETS[1:] / (long + OFFSETS[1:])
+    flow_now = flow[:, GUESS_WINDOWS].mean(1, keepdim=True)
+    to_come = flow_now * duration * OFFSETS[1:] / (duration + OFFSETS[1:])
     return Seen(
-        torch.cat([*ends, course, times], 1),
-        _past(volume, c, long / out, observed),
-        torch.log(ahead / out + FLOOR),
-        out,
+        features=torch.cat(features, 1),
+        past=_past(volume, cut_time, duration / exhaled, observed),
+        guess=torch.log(to_come / exhaled + FLOOR),
+        volume=exhaled,
     )
 
 # %% ../../nbs/completion/00_truncation.ipynb #228ca769
+HIGHEST_LOG = 3.0
+"""Of the log tail: at most e³, twenty times the observed volume, is ever still to come."""
+
+
 def tail(volume: Tensor, cut: Tensor, seen: Seen) -> Tensor:
-    """The tail of volume (N, 513) L after the edges `cut` (N,), as the network draws it: (N, 32)."""
-    ahead = volume_at(volume, (EDGES[cut][:, None] + OFFSETS[1:]).clamp(max=END)) - volume.gather(
-        1, cut[:, None]
-    )
-    return torch.log(ahead.clamp(min=0) / seen.volume + FLOOR) - seen.guess
+    """The tail (N, 32) of volume (N, 513) L after the edges `cut` (N,), as the network draws it."""
+    time = (EDGES[cut][:, None] + OFFSETS[1:]).clamp(max=END)
+    to_come = volume_at(volume, time) - volume.gather(1, cut[:, None])
+    return torch.log(to_come.clamp(min=0) / seen.volume + FLOOR) - seen.guess
 
 
 def tail_volume(x: Tensor, seen: Seen) -> Tensor:
-    """Volume (N, 32) L exhaled between the cut and the end of each step, from x (N, 32) as `tail` gives it."""
-    ahead = (seen.volume * (torch.exp((x + seen.guess).clamp(max=3)) - FLOOR)).clamp(min=0)
-    return torch.minimum(ahead, ahead[:, -1:]).cummax(1).values
+    """Volume (N, 32) L from the cut to the end of each step, of x (N, 32) as `tail` gives it."""
+    share = torch.exp((x + seen.guess).clamp(max=HIGHEST_LOG)) - FLOOR
+    to_come = (seen.volume * share).clamp(min=0)
+    return torch.minimum(to_come, to_come[:, -1:]).cummax(1).values
 
 # %% ../../nbs/completion/00_truncation.ipynb #4a8dbc5d
+EARLY_SHARE = 0.7
+"""Share of cuts that are early."""
+EARLY_SPAN = 3.5
+"""s after SHORTEST within which early cuts lie, evenly."""
+LATEST = 16.0
+"""s, the latest cut: a little after the 15 s at which a blow counts as whole (Graham 2019)."""
+HESITATION_SHARE = 0.3
+"""Share of gaps that begin with the record."""
+SMALLEST_STRETCH = (3 / 4, 2 / 3)
+"""Factors of size and of time scale, down to which (and up to one over which) blows are varied."""
+
+
 def random_cuts(n: int, generator: torch.Generator | None = None) -> Tensor:
     """Edges of the clock (n,) at which to cut: most before 4.25 s, some up to 16 s."""
-    u = torch.rand(3, n, generator=generator)
-    time = torch.where(
-        u[0] < 0.7, EARLIEST + 3.5 * u[1], EARLIEST * torch.exp(u[2] * math.log(16 / EARLIEST))
-    )
-    return (torch.searchsorted(EDGES, time, right=True) - 1).clamp(75, N_BINS - 1)
+    kind, early, late = torch.rand(3, n, generator=generator).unbind()
+    early_time = SHORTEST + EARLY_SPAN * early
+    late_time = SHORTEST * torch.exp(late * math.log(LATEST / SHORTEST))
+    time = torch.where(kind < EARLY_SHARE, early_time, late_time)
+    return last_edge(time).clamp(edge_at(SHORTEST), N_BINS - 1)
 
 
 def random_gaps(
     cut: Tensor, rate: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """First and last edges (N,) of a gap before each cut; -1 and -1 for most."""
-    u, c = torch.rand(4, len(cut), generator=generator), EDGES[cut]
-    long = 0.05 + 0.4 * u[0]
-    start = torch.where(u[1] < 0.3, 0.0, 0.1 + u[2] * (c - long - 0.25).clamp(min=0))
-    ends = (
-        torch.searchsorted(EDGES, t, right=True) - 1
-        for t in (start, torch.minimum(start + long, c - 0.1))
-    )
-    first, last = (torch.where(u[3] < rate, e, -1) for e in ends)
-    return first, last
+    """First and last edges (N,) of a gap before each cut, for a share `rate`; -1 and -1 for others.
+
+    Gaps last 0.05 to 0.45 s and end 0.1 s or more before the cut.
+    """
+    length, kind, place, chosen = torch.rand(4, len(cut), generator=generator).unbind()
+    cut_time = EDGES[cut]
+    seconds = 0.05 + 0.4 * length
+    anywhere = 0.1 + place * (cut_time - seconds - 0.25).clamp(min=0)
+    start = torch.where(kind < HESITATION_SHARE, 0.0, anywhere)
+    stop = torch.minimum(start + seconds, cut_time - 0.1)
+    has_gap = chosen < rate
+    return torch.where(has_gap, last_edge(start), -1), torch.where(has_gap, last_edge(stop), -1)
 
 
 def stretch(volume: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Volume (N, 513) L with its size times 3/4 to 4/3 and its time scale times 2/3 to 3/2, log-uniform."""
-    u = torch.rand(2, len(volume), 1, generator=generator) * 2 - 1
-    return volume_at(volume, (EDGES * 1.5 ** u[0]).clamp(max=END)) * (4 / 3) ** u[1]
+    """Volume (N, 513) L with its size times 3/4 to 4/3 and its time scale times 2/3 to 3/2.
+
+    Both factors are log-uniform.
+    """
+    time, size = (torch.rand(2, len(volume), 1, generator=generator) * 2 - 1).unbind()
+    smallest_size, smallest_time = SMALLEST_STRETCH
+    at = (EDGES * (1 / smallest_time) ** time).clamp(max=END)
+    return volume_at(volume, at) * (1 / smallest_size) ** size
 
 
 def cut_blows(
     volume: Tensor, rate: float, generator: torch.Generator | None = None
 ) -> tuple[Seen, Tensor]:
-    """What is seen of whole blows (N, 513) L that are cut at random, and their tails (N, 32)."""
+    """What is seen of whole blows (N, 513) L that are cut at random, and their tails (N, 32).
+
+    rate: the share of blows that have a gap.
+    """
     cut = random_cuts(len(volume), generator)
     start, stop = random_gaps(cut, rate, generator)
-    index = torch.arange(N_BINS)
-    observed = ((index < start[:, None]) | (index >= stop[:, None])).float()
+    bins = torch.arange(N_BINS)
+    observed = ((bins < start[:, None]) | (bins >= stop[:, None])).float()
     seen = look(bridge(volume, start, stop), cut, observed)
     return seen, tail(volume, cut, seen)

@@ -16,23 +16,30 @@ __all__ = ['read_csv', 'read_blow']
 
 # %% ../../nbs/formats/05_delimited.ipynb #7b4632c9
 def read_csv(path: str | Path, columns: str) -> pd.DataFrame:
-    """A CSV file as a table; `columns` says what it should hold. Raises DataError if it is missing, empty or no CSV."""
+    """A CSV file as a table; `columns` says what it should hold.
+
+    Raises DataError if it is missing, empty or no CSV.
+    """
     path = need_file(path, f"give a CSV file with columns {columns}")
     try:
         return pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as err:
-        raise DataError(
-            f"{path} is no CSV table ({str(err).strip().splitlines()[0]}): give one with columns {columns}"
-        ) from err
+        why = str(err).strip().splitlines()[0]
+        raise DataError(f"{path} is no CSV table ({why}): give one with columns {columns}") from err
 
 # %% ../../nbs/formats/05_delimited.ipynb #bf7a5c4c
 def read_blow(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Volume (T,) L, time (T,) s and observed (T,) or None of a CSV file or an ATS waveform. Raises DataError."""
+    """Volume (T,) L, time (T,) s and observed (T,) or None of a CSV file or an ATS waveform.
+
+    Raises DataError if the file is missing, no such file, or lacks a column.
+    """
     if Path(path).suffix.lower() == ".wf":
-        return (*read_waveform(need_file(path, "give an ATS waveform")), None)
+        volume, time = read_waveform(path)
+        return volume, time, None
     table = read_csv(path, "time (s) and volume (L)")
-    table.columns = [str(c).strip().lower() for c in table.columns]
-    if missing := [c for c in ("time", "volume") if c not in table]:
+    table.columns = [str(name).strip().lower() for name in table.columns]
+    missing = [name for name in ("time", "volume") if name not in table]
+    if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}: give time (s) and volume (L)")
     observed = table["observed"].to_numpy() if "observed" in table else None
     return table["volume"].to_numpy(), table["time"].to_numpy(), observed

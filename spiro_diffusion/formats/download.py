@@ -3,17 +3,21 @@
 # %% ../../nbs/formats/06_download.ipynb #df97fb3b
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
-from http.client import HTTPException, HTTPResponse
+from dataclasses import asdict, dataclass, field
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
+from typing import IO, NamedTuple
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from tqdm.auto import tqdm
 
@@ -22,160 +26,269 @@ from ..base.files import locked, read_json, sha256_of, write_json, writing
 from .tables import SUFFIXES, find_table, is_simulated, iter_table
 
 # %% auto #0
-__all__ = ['BASE', 'PLACES', 'YEARS', 'TABLES', 'ROWS', 'BLOCK', 'MAX_BYTES', 'addresses', 'NotThere', 'download', 'count_rows',
-           'Fetched', 'fetch']
+__all__ = ['BASE', 'PLACES', 'YEARS', 'TABLES', 'ROWS', 'KNOWN_SHA256', 'BLOCK_BYTES', 'MAX_FILE_BYTES', 'TRIES', 'TIMEOUT_S',
+           'PAUSE_S', 'DAMAGED_ZIP', 'RECORD', 'addresses', 'AnotherHostError', 'NotThereError', 'Kept', 'download',
+           'count_rows', 'Terms', 'Fetched', 'fetch']
 
 # %% ../../nbs/formats/06_download.ipynb #12ad929b
 BASE = "https://wwwn.cdc.gov"
 PLACES = ("Nchs/Nhanes/{years}/{name}", "Nchs/Data/Nhanes/Public/{first}/DataFiles/{name}")
+"""Where on CDC's server its files are, or have been."""
 YEARS = {"E": 2007, "F": 2009, "G": 2011}
+"""By cycle: the first of its two years."""
 TABLES = ("DEMO", "BMX", "SPX", "SPXRAW")
 ROWS = {
-    "DEMO_E": 10_149, "DEMO_F": 10_537, "DEMO_G": 9_756, "BMX_E": 9_762, "BMX_F": 10_253, "BMX_G": 9_338,
-    "SPX_E": 7_743, "SPX_F": 8_195, "SPX_G": 7_495, "SPXRAW_E": 34_857, "SPXRAW_F": 36_421, "SPXRAW_G": 37_661,
-}  # fmt: skip
+    "DEMO_E": 10_149,
+    "DEMO_F": 10_537,
+    "DEMO_G": 9_756,
+    "BMX_E": 9_762,
+    "BMX_F": 10_253,
+    "BMX_G": 9_338,
+    "SPX_E": 7_743,
+    "SPX_F": 8_195,
+    "SPX_G": 7_495,
+    "SPXRAW_E": 34_857,
+    "SPXRAW_F": 36_421,
+    "SPXRAW_G": 37_661,
+}
 """By table: rows, from CDC's codebooks."""
+KNOWN_SHA256 = dict.fromkeys(ROWS, "")
+"""By table: SHA-256 of the file in its place (of SPXRAW unpacked), "" where none is known."""
+
+
+def _check_known(table: str) -> None:
+    """Raise DataError unless `table` ("DEMO_G") is one of `ROWS`."""
+    if table not in ROWS:
+        raise DataError(f"{table} is not one of {', '.join(ROWS)}: only these are fetched")
 
 
 def addresses(table: str, base: str = BASE) -> list[str]:
-    """Where CDC keeps `table` ("DEMO_G"), the documented address first. Raises DataError on a table not in `ROWS`."""
-    if table not in ROWS:
-        raise DataError(f"{table} is not one of {', '.join(ROWS)}: only these are fetched")
+    """Where CDC keeps `table` ("DEMO_G"), the documented address first.
+
+    Raises DataError on a table that is not in `ROWS`.
+    """
+    _check_known(table)
     first = YEARS[table[-1]]
+    years = f"{first}-{first + 1}"
     name = table + (".ZIP" if table.startswith("SPXRAW") else ".XPT")
-    return [
-        f"{base.rstrip('/')}/{place.format(years=f'{first}-{first + 1}', first=first, name=name)}"
-        for place in PLACES
-    ]
+    places = [place.format(years=years, first=first, name=name) for place in PLACES]
+    return [f"{base.rstrip('/')}/{place}" for place in places]
+
+# %% ../../nbs/formats/06_download.ipynb #64a69a77
+class AnotherHostError(DataError):
+    """An address that sends on to another host, which was not allowed."""
+
+
+def _is_elsewhere(url: str, new_url: str) -> bool:
+    """Whether `new_url` is on another host or port than `url`, or less safe."""
+    old = urlsplit(url)
+    new = urlsplit(new_url)
+    return old.netloc != new.netloc or (old.scheme, new.scheme) == ("https", "http")
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects within a host, and to another one only if that is allowed."""
+
+    def __init__(self, allowed: bool):
+        self.allowed = allowed
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        """The next request. Raises AnotherHostError where none may be made."""
+        if _is_elsewhere(req.full_url, newurl):
+            old = urlsplit(req.full_url)
+            new = urlsplit(newurl)
+            way = f"from {old.scheme}://{old.netloc} to {new.scheme}://{new.netloc}"
+            if not self.allowed:
+                fp.close()
+                raise AnotherHostError(
+                    f"{req.full_url} sends on {way}, another host: "
+                    "if you trust it, run spiro_fetch again with --allow-redirects"
+                )
+            print(f"spiro_fetch: sent on {way}", file=sys.stderr)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 # %% ../../nbs/formats/06_download.ipynb #cf9a2b9f
-BLOCK = 1 << 16
-MAX_BYTES = 2 << 30  # bytes; no NHANES table of spirometry is larger
-
-
-class NotThere(DataError):
+class NotThereError(DataError):
     """An address that has no file: an error status or a web page."""
 
 
-def _request(url: str, start: int, same: str, timeout: float) -> HTTPResponse:
-    """The answer to a request for `url` from byte `start` on, if it is still what `same` (ETag or date) says."""
+def _request(
+    opener: OpenerDirector, url: str, first: int, version: str, timeout: float
+) -> HTTPResponse:
+    """The answer to a request for `url` from byte `first` on, if it is still `version` (ETag or
+    date).
+
+    Raises NotThereError where there is no file, ConnectionError where the server fails.
+    """
     headers = {"User-Agent": "spiro_fetch", "Accept-Encoding": "identity"}
-    if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": same}
+    if first:
+        headers |= {"Range": f"bytes={first}-", "If-Range": version}
     try:
-        answer = urlopen(Request(url, headers=headers), timeout=timeout)
+        answer = opener.open(Request(url, headers=headers), timeout=timeout)
     except HTTPError as err:
         err.close()
         if err.code >= 500:
             raise ConnectionError(f"status {err.code}") from err
-        raise NotThere(f"{url} has no file (status {err.code})") from err
+        raise NotThereError(f"{url} has no file (status {err.code})") from err
     if "html" in answer.headers.get("Content-Type", ""):
         answer.close()
-        raise NotThere(f"{url} is a web page, not a data file")
+        raise NotThereError(f"{url} is a web page, not a data file")
     return answer
 
 
-def _same(answer: HTTPResponse) -> str:
+def _version(answer: HTTPResponse) -> str:
     """What marks this version of a file: a strong ETag, else its date, else nothing."""
     tag = answer.headers.get("ETag", "")
     return tag if tag.startswith('"') else answer.headers.get("Last-Modified", "")
 
 # %% ../../nbs/formats/06_download.ipynb #26ca3fcc
+class Kept(NamedTuple):
+    """What is there of an unfinished download."""
+
+    bytes: int = 0
+    """How many bytes."""
+    version: str = ""
+    """The version they are of."""
+    size: int = -1
+    """Bytes of the whole file, -1 where that is unknown."""
+
+
 def _note(part: Path) -> Path:
+    """The file beside `part` that says what it is part of."""
     return part.with_name(f"{part.name}.json")
 
 
-def _kept(part: Path, url: str) -> tuple[int, str, int]:
-    """Bytes of an unfinished download of `url` to go on from, the version they are of, its size; (0, "", -1) if none."""
-    with suppress(DataError, KeyError, TypeError):
-        held = read_json(_note(part))
-        if (
-            part.is_file()
-            and held["url"] == url
-            and held["same"]
-            and part.stat().st_size <= held["size"]
-        ):
-            return part.stat().st_size, held["same"], held["size"]
-    return 0, "", -1
+def _kept(part: Path, url: str) -> Kept:
+    """What is there of a download of `url` that can be resumed."""
+    with suppress(DataError, KeyError, TypeError):  # no note, or a damaged one
+        note = read_json(_note(part))
+        kept = Kept(part.stat().st_size if part.is_file() else -1, note["same"], note["size"])
+        if note["url"] == url and kept.version and 0 <= kept.bytes <= kept.size:
+            return kept
+    return Kept()
 
 
 def _discard(part: Path) -> None:
-    for path in (part, _note(part)):
-        path.unlink(missing_ok=True)
+    """Delete a download and the note on it."""
+    part.unlink(missing_ok=True)
+    _note(part).unlink(missing_ok=True)
 
 # %% ../../nbs/formats/06_download.ipynb #b11bcd4f
-def _receive(answer: HTTPResponse, part: Path, start: int, bar: tqdm) -> None:
-    """Write the bytes of `answer` to `part` from byte `start` on. Raises DataError if the disk is full."""
-    with open(part, "r+b" if start else "wb", buffering=0) as file:
-        file.seek(start)
-        while block := answer.read(BLOCK):
+BLOCK_BYTES = 64 * 1024
+"""Bytes that are taken from the network and written at once."""
+MAX_FILE_BYTES = 2 * 1024**3
+"""No NHANES table of spirometry is larger; a larger answer is something else."""
+
+
+def _write_block(file: IO[bytes], block: bytes, part: Path) -> None:
+    """Write all of `block` at once. Raises DataError if the disk is full."""
+    try:
+        while block:
+            block = block[file.write(block) :]
+    except OSError as err:
+        raise DataError(
+            f"{part} cannot be written ({err.strerror}): "
+            "free some space and run spiro_fetch again, it goes on from here"
+        ) from err
+
+
+def _receive(answer: HTTPResponse, part: Path, first: int, bar: tqdm) -> None:
+    """Write the bytes of `answer` to `part` from byte `first` on.
+
+    Raises DataError if the disk is full, NotThereError if this is no table.
+    """
+    with open(part, "r+b" if first else "wb", buffering=0) as file:
+        file.seek(first)
+        while block := answer.read(BLOCK_BYTES):
             if file.tell() == 0 and block.lstrip()[:1] == b"<":
-                raise NotThere(f"{answer.url} is a web page, not a data file")
-            if file.tell() + len(block) > MAX_BYTES:
-                raise NotThere(f"{answer.url} is larger than any NHANES file of spirometry")
-            try:
-                while block:
-                    block = block[file.write(block) :]
-            except OSError as err:
-                raise DataError(
-                    f"{part} cannot be written ({err.strerror}): free some space and run spiro_fetch again, it goes on from here"
-                ) from err
+                raise NotThereError(f"{answer.url} is a web page, not a data file")
+            if file.tell() + len(block) > MAX_FILE_BYTES:
+                raise NotThereError(f"{answer.url} is larger than any NHANES file of spirometry")
+            _write_block(file, block, part)
             bar.update(file.tell() - bar.n)
 
 # %% ../../nbs/formats/06_download.ipynb #4981a43a
-def _attempt(url: str, part: Path, timeout: float, bar: tqdm) -> bool:
+def _attempt(opener: OpenerDirector, url: str, part: Path, timeout: float, bar: tqdm) -> bool:
     """One request for what `part` still lacks; true if it is whole then."""
-    start, same, size = _kept(part, url)
-    if 0 < start == size:
+    kept = _kept(part, url)
+    if 0 < kept.bytes == kept.size:
         return True
-    with _request(url, start, same, timeout) as answer:
-        if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(
-            f"bytes {start}-"
-        ):
-            start = 0
+    first = kept.bytes
+    with _request(opener, url, first, kept.version, timeout) as answer:
+        span = answer.headers.get("Content-Range", "")
+        if answer.status != 206 or not span.startswith(f"bytes {first}-"):
+            first = 0
             _discard(part)
         length = answer.headers.get("Content-Length", "")
-        size = start + int(length) if length.isdigit() else -1
-        write_json(_note(part), {"url": url, "same": _same(answer), "size": size})
-        bar.total, bar.n = (size if size >= 0 else None), start
-        _receive(answer, part, start, bar)
+        size = first + int(length) if length.isdigit() else -1
+        write_json(_note(part), {"url": url, "same": _version(answer), "size": size})
+        bar.total = size if size >= 0 else None
+        bar.n = first
+        _receive(answer, part, first, bar)
     return size in (-1, part.stat().st_size)
 
 # %% ../../nbs/formats/06_download.ipynb #a18e8777
-def download(url: str, part: Path, tries: int = 5, timeout: float = 30, pause: float = 1) -> None:
-    """Download `url` to `part`, from where an earlier call stopped; breaks are tried again after `pause` s and longer.
+TRIES = 5
+"""Breaks in a row, none of which brought a byte, after which a download ends."""
+TIMEOUT_S = 30.0
+"""Seconds without a byte that count as a break."""
+PAUSE_S = 1.0
+"""Seconds before the first new try; then twice as many, three times as many, and so on."""
 
-    Raises NotThere if there is a web page or nothing at the address, DataError if the disk is full or after `tries`
+
+def download(
+    url: str,
+    part: Path,
+    tries: int = TRIES,
+    timeout: float = TIMEOUT_S,
+    pause: float = PAUSE_S,
+    allow_redirects: bool = False,
+) -> None:
+    """Download `url` to `part`, from where an earlier call stopped; breaks are tried again.
+
+    Raises NotThereError if there is a web page or nothing at the address, AnotherHostError if it
+    sends on to another host and that is not allowed, DataError if the disk is full or after `tries`
     breaks in a row that brought no byte.
     """
-    failed, had, why = 0, 0, "the connection broke off"
+    opener = build_opener(_Redirects(allow_redirects))
+    breaks = 0
+    had = 0
+    why = "the connection broke off"
     with tqdm(desc=part.stem, unit="B", unit_scale=True, miniters=1) as bar:
-        while failed < tries:
+        while breaks < tries:
             try:
-                if _attempt(url, part, timeout, bar):
+                if _attempt(opener, url, part, timeout, bar):
                     return
-            except NotThere:
+            except NotThereError:
                 _discard(part)
                 raise
             except (OSError, HTTPException) as err:
                 why = str(err) or type(err).__name__
             have = part.stat().st_size if part.is_file() else 0
-            failed, had = (0 if have > had else failed + 1), max(have, had)
-            time.sleep(pause * failed)
+            breaks = 0 if have > had else breaks + 1
+            had = max(have, had)
+            time.sleep(pause * breaks)
     raise DataError(
-        f"{url} cannot be read on ({why}): {had:,} bytes are kept; check the connection and run spiro_fetch again"
+        f"{url} cannot be read on ({why}): {had:,} bytes are kept; "
+        "check the connection and run spiro_fetch again"
     )
 
 # %% ../../nbs/formats/06_download.ipynb #f99145e8
 def count_rows(path: Path, shown: str, table: str, any_rows: bool = False) -> int:
-    """Rows of the file at `path`, read to the end. Raises DataError, with the name `shown`, if it is damaged or has not `ROWS`."""
+    """Rows of the file at `path`, read to the end.
+
+    Raises DataError, with the name `shown`, if it is damaged or has another number than `ROWS`.
+    """
     try:
         rows = sum(len(piece) for piece in iter_table(path))
     except DataError as err:
         raise DataError(str(err).replace(str(path), shown)) from err
     if rows != ROWS[table] and not any_rows:
         raise DataError(
-            f"{shown} has {rows:,} rows, CDC's codebook says {ROWS[table]:,}: it is cut short or a later revision; fetch it again, or with --any-rows keep it"
+            f"{shown} has {rows:,} rows, CDC's codebook says {ROWS[table]:,}: "
+            "it is cut short or a later revision; fetch it again, or with --any-rows keep it"
         )
     return rows
 
@@ -183,51 +296,63 @@ def count_rows(path: Path, shown: str, table: str, any_rows: bool = False) -> in
 def _member(box: zipfile.ZipFile, table: str) -> zipfile.ZipInfo:
     """The file of `table` in a ZIP. Raises DataError if there is none or it is far too large."""
     names = [f"{table}{suffix}".lower() for suffix in SUFFIXES]
-    found = [
-        info
-        for info in box.infolist()
-        if info.filename.replace("\\", "/").rsplit("/", 1)[-1].lower() in names
-    ]
-    if not found or found[0].file_size > MAX_BYTES:
-        what = "has no" if not found else "has far too large a"
+    found = None
+    for info in reversed(box.infolist()):
+        if info.filename.replace("\\", "/").rsplit("/", 1)[-1].lower() in names:
+            found = info
+    if found is None or found.file_size > MAX_FILE_BYTES:
+        what = "has no" if found is None else "has far too large a"
+        held = ", ".join(box.namelist()[:5]) or "nothing"
+        raise DataError(f"{box.filename} {what} {names[0]}: it holds {held}; fetch it again")
+    return found
+
+# %% ../../nbs/formats/06_download.ipynb #b8d6bcfb
+@dataclass(frozen=True)
+class Terms:
+    """Where files are fetched from, and which of them are taken."""
+
+    base: str = BASE
+    """The server: scheme and host."""
+    any_rows: bool = False
+    """Keep files with another number of rows than `ROWS`."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """By table: the SHA-256 that is expected of its file."""
+    allow_redirects: bool = False
+    """Follow an address that sends on to another host."""
+    pause: float = PAUSE_S
+    """Seconds before a break is tried again."""
+
+
+def _check_terms(terms: Terms) -> None:
+    """Raise DataError on a server's address or a hash that cannot be one."""
+    if not terms.base.startswith(("http://", "https://")):
+        raise DataError(f"{terms.base!r} is no address of a server: it begins with https://")
+    for table, digest in terms.sha256.items():
+        _check_known(table)
+        if not re.fullmatch("[0-9a-fA-F]{64}", digest):
+            raise DataError(f"{digest!r} is no SHA-256 of {table}: give its 64 hexadecimal digits")
+
+
+def _check_hash(shown: str, digest: str, expected: str) -> None:
+    """Raise DataError if the file `shown` has another SHA-256 than the `expected` one, if any."""
+    if expected and digest != expected.lower():
         raise DataError(
-            f"{box.filename} {what} {names[0]}: it holds {', '.join(box.namelist()[:5]) or 'nothing'}; fetch it again"
+            f"{shown} has the SHA-256 {digest}, not {expected} as expected: "
+            "it is damaged or another revision; fetch it again, or correct what is expected"
         )
-    return found[0]
+
+
+def _checked(path: Path, shown: str, table: str, terms: Terms) -> tuple[int, str]:
+    """Rows and SHA-256 of the file at `path`. Raises DataError if it is not what is expected."""
+    rows = count_rows(path, shown, table, terms.any_rows)
+    digest = sha256_of(path)
+    _check_hash(shown, digest, terms.sha256.get(table) or KNOWN_SHA256[table])
+    return rows, digest
 
 # %% ../../nbs/formats/06_download.ipynb #066dc9a0
-def _place(part: Path, folder: Path, table: str, any_rows: bool) -> tuple[Path, int]:
-    """Put a whole download into `folder`, checked; its path and rows. The download is deleted, whatever it was."""
-    try:
-        with ExitStack() as stack:
-            if table.startswith("SPXRAW"):
-                box = stack.enter_context(zipfile.ZipFile(part))
-                info = _member(box, table)
-                suffix, source = (
-                    Path(info.filename).suffix.lower(),
-                    stack.enter_context(box.open(info)),
-                )
-            else:
-                suffix, source = ".XPT", stack.enter_context(open(part, "rb"))
-            target = folder / f"{table}{suffix}"
-            with writing(target) as tmp:
-                with open(tmp, "wb") as out:
-                    shutil.copyfileobj(source, out, 1 << 20)
-                rows = count_rows(tmp, str(target), table, any_rows)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as err:
-        _discard(part)
-        raise DataError(f"{table}.ZIP is damaged ({err}): run spiro_fetch again") from err
-    except DataError as err:
-        if not isinstance(err.__cause__, OSError):
-            _discard(part)
-        raise
-    _discard(part)
-    return target, rows
-
-# %% ../../nbs/formats/06_download.ipynb #93f6b45d
 @dataclass(frozen=True)
 class Fetched:
-    """A table that is in its place: its file, rows, bytes, SHA-256, and the address it came from ("" if it was there)."""
+    """A table that is in its place; `address` is where it came from, "" if it was there."""
 
     table: str
     file: str
@@ -237,38 +362,97 @@ class Fetched:
     address: str
 
 
-def _fetch_one(folder: Path, table: str, base: str, any_rows: bool, pause: float) -> Fetched:
-    """One table into `folder`, unless it is there."""
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What zipfile raises for a ZIP that is damaged, encrypted or packed in a way it does not know."""
+
+
+def _opened(part: Path, table: str, stack: ExitStack) -> tuple[IO[bytes], str]:
+    """The table in a download, as a stream that `stack` closes, and the ending of its file's
+    name."""
+    if not table.startswith("SPXRAW"):
+        return stack.enter_context(open(part, "rb")), ".XPT"
+    box = stack.enter_context(zipfile.ZipFile(part))
+    info = _member(box, table)
+    return stack.enter_context(box.open(info)), Path(info.filename).suffix.lower()
+
+
+def _place(part: Path, folder: Path, table: str, terms: Terms, address: str) -> Fetched:
+    """Put a whole download into `folder`, checked. The download is deleted, whatever it was.
+
+    Raises DataError if it is not what is expected. After a full disk the download is kept.
+    """
+    try:
+        with ExitStack() as stack:
+            source, suffix = _opened(part, table, stack)
+            target = folder / f"{table}{suffix}"
+            with writing(target) as tmp:
+                with open(tmp, "wb") as out:
+                    shutil.copyfileobj(source, out, BLOCK_BYTES)
+                rows, digest = _checked(tmp, str(target), table, terms)
+    except DAMAGED_ZIP as err:
+        _discard(part)
+        raise DataError(f"{table}.ZIP is damaged ({err}): run spiro_fetch again") from err
+    except DataError as err:
+        if not isinstance(err.__cause__, OSError):
+            _discard(part)
+        raise
+    _discard(part)
+    return Fetched(table, target.name, rows, target.stat().st_size, digest, address)
+
+# %% ../../nbs/formats/06_download.ipynb #93f6b45d
+RECORD = "fetched.json"
+"""The file in a folder that says what was fetched into it."""
+
+
+def _recorded(folder: Path) -> dict[str, dict]:
+    """By table: what `fetched.json` says of it; nothing where there is none, or a damaged one."""
+    with suppress(DataError, KeyError, TypeError):
+        return {one["table"]: one for one in read_json(folder / RECORD)}
+    return {}
+
+
+def _kept_file(path: Path, table: str, terms: Terms) -> Fetched:
+    """A table's file that was there before the call. Raises DataError if it is not as expected."""
+    try:
+        rows, digest = _checked(path, str(path), table, terms)
+    except DataError as err:
+        raise DataError(f"{err} (it was there before: move it away first)") from err
+    noted = _recorded(path.parent).get(table, {})
+    if noted.get("file") == path.name and noted.get("sha256") != digest:
+        raise DataError(
+            f"{path} has changed since it was fetched: its SHA-256 is {digest}, "
+            f"{RECORD} says {noted.get('sha256')}; move it away to fetch it again, "
+            f"or delete {RECORD} to keep it"
+        )
+    return Fetched(table, path.name, rows, path.stat().st_size, digest, "")
+
+
+def _fetch_one(folder: Path, table: str, terms: Terms) -> Fetched:
+    """One table into `folder`, unless it is there. Raises DataError if it cannot be had."""
     there = find_table(folder, *table.split("_"))
     if there is not None and not is_simulated(there):
-        try:
-            rows = count_rows(there, str(there), table, any_rows)
-        except DataError as err:
-            raise DataError(f"{err} (it was there before: move it away first)") from err
-        return Fetched(table, there.name, rows, there.stat().st_size, sha256_of(there), "")
+        return _kept_file(there, table, terms)
+    part = folder / f"{table}.part"
     missing = []
-    for address in addresses(table, base):
-        part = folder / f"{table}.part"
+    for address in addresses(table, terms.base):
         try:
-            download(address, part, pause=pause)
-        except NotThere as err:
+            download(address, part, pause=terms.pause, allow_redirects=terms.allow_redirects)
+        except (NotThereError, AnotherHostError) as err:
             missing.append(str(err))
             continue
-        path, rows = _place(part, folder, table, any_rows)
-        return Fetched(table, path.name, rows, path.stat().st_size, sha256_of(path), address)
+        return _place(part, folder, table, terms, address)
     raise DataError(
-        f"{table} is not where it was: {'; '.join(missing)}; look for it on https://wwwn.cdc.gov/nchs/nhanes and put it into {folder} yourself"
+        f"{table} is not where it was: {'; '.join(missing)}; "
+        f"look for it on https://wwwn.cdc.gov/nchs/nhanes and put it into {folder} yourself"
     )
 
 # %% ../../nbs/formats/06_download.ipynb #2ab6e0c4
 def _record(folder: Path, one: Fetched) -> None:
-    """Note `one` in `fetched.json`; a file that was there before keeps the address it once came from."""
-    held: dict[str, dict] = {}
-    with suppress(DataError, KeyError, TypeError):
-        held = {f["table"]: f for f in read_json(folder / "fetched.json")}
-    if held.get(one.table, {}).get("sha256") != one.sha256:
-        held[one.table] = asdict(one)
-    write_json(folder / "fetched.json", list(held.values()))
+    """Note `one` in `fetched.json`; a file that was there keeps the address it once came from."""
+    noted = _recorded(folder)
+    if noted.get(one.table, {}).get("sha256") != one.sha256:
+        noted[one.table] = asdict(one)
+    write_json(folder / RECORD, list(noted.values()))
 
 
 def fetch(
@@ -277,20 +461,29 @@ def fetch(
     tables: Sequence[str] = TABLES,
     base: str = BASE,
     any_rows: bool = False,
-    pause: float = 1,
+    pause: float = PAUSE_S,
+    sha256: Mapping[str, str] | None = None,
+    allow_redirects: bool = False,
 ) -> list[Fetched]:
-    """Download `tables` of `cycles` into `folder` and say what is there; `fetched.json` in it says the same.
+    """Download `tables` of `cycles` into `folder` and say what is there; `fetched.json` in it says
+    the same.
 
-    base: the server (scheme and host); any_rows: keep files with another number of rows than `ROWS`; pause: s before
-    a break is tried again. Raises DataError if a file cannot be had, is damaged, or another run is at work in `folder`.
+    base: the server (scheme and host); any_rows: keep files with another number of rows than
+    `ROWS`; pause: s before a break is tried again; sha256: the SHA-256 expected of a table's file,
+    by table ("DEMO_G"), where one is known; allow_redirects: follow an address that sends on to
+    another host. Raises DataError if a file cannot be had, is damaged or not the one expected, has
+    changed since `fetched.json` was written, or if another run is at work in `folder`.
     """
-    if not base.startswith(("http://", "https://")):
-        raise DataError(f"{base!r} is no address of a server: it begins with https://")
-    wanted, folder, got = [f"{t}_{c}" for c in cycles for t in tables], Path(folder), []
+    folder = Path(folder)
+    terms = Terms(base, any_rows, sha256 or {}, allow_redirects, pause)
+    _check_terms(terms)
+    wanted = [f"{table}_{cycle}" for cycle in cycles for table in tables]
     for table in wanted:
-        addresses(table, base)
+        _check_known(table)
+    got = []
     with locked(folder):
         for table in wanted:
-            got.append(_fetch_one(folder, table, base, any_rows, pause))
-            _record(folder, got[-1])
+            one = _fetch_one(folder, table, terms)
+            _record(folder, one)
+            got.append(one)
     return got

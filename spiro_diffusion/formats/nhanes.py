@@ -12,20 +12,36 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from .samples import STEP, parse_blows, steps_to_clock
-from .tables import Columns, _pieces, _words, is_simulated, read_table
+from spiro_diffusion.formats.samples import (
+    STEP,
+    parse_blows,
+    steps_to_clock,
+    steps_to_volume,
+)
+from spiro_diffusion.formats.tables import (
+    Columns,
+    as_words,
+    is_simulated,
+    iter_columns,
+    read_table,
+)
 
 # %% auto #0
-__all__ = ['RAW_COLUMNS', 'NO_SEQN', 'NO_NUMBER', 'NO_FACTOR', 'BAD_TEST', 'TESTS', 'DUPLICATE', 'SURVEY', 'PEOPLE', 'KINDS',
+__all__ = ['L_PER_ML', 'RAW_COLUMNS', 'NO_SEQN', 'NO_NUMBER', 'NO_FACTOR', 'BAD_TEST', 'FACTORS', 'TESTS', 'DUPLICATE',
+           'RAW_CHUNK', 'SURVEY', 'PEOPLE', 'PEOPLE_NAMES', 'ML_PER_L', 'BEST_VOLUMES', 'BEST_REST', 'KINDS',
            'RawBlows', 'iter_raw', 'join_blows', 'read_raw', 'read_people', 'read_best', 'Source']
 
 # %% ../../nbs/formats/02_nhanes.ipynb #b660d704
+L_PER_ML = 0.001
+
+
 @dataclass
 class RawBlows:
     """Blows as recorded, and the count of what was left out.
 
-    table: a row a blow (SEQN, test, manoeuvre, btps, position, plateau, acceptable, effort, n_points);
-    values: int16, mL per 10 ms at ATPS, of all blows one after another; dropped: reason -> blows.
+    table: a row a blow (SEQN, test, manoeuvre, btps, position, plateau, acceptable, effort,
+    n_points); values: (M,) int16, mL per 10 ms at ATPS, of all blows one after another; dropped:
+    reason -> blows.
     """
 
     table: pd.DataFrame
@@ -38,6 +54,11 @@ class RawBlows:
         return self.table["n_points"].to_numpy()
 
     @property
+    def factor(self) -> np.ndarray:
+        """What takes mL at ATPS to L BTPS, (N,)."""
+        return L_PER_ML * self.table["btps"].to_numpy()
+
+    @property
     def time(self) -> np.ndarray:
         """Sample times, (T + 1,) s; volume is 0 at the first."""
         return np.arange(self.length.max(initial=1) + 1) * STEP
@@ -45,28 +66,21 @@ class RawBlows:
     @property
     def recorded(self) -> np.ndarray:
         """Cumulative volume (N, T + 1) float64, L BTPS, NaN after each blow's recorded end."""
-        volume = np.zeros((len(self.table), len(self.time)))
-        inside = np.arange(len(self.time)) <= self.length[:, None]
-        volume[:, 1:][inside[:, 1:]] = self.values
-        np.cumsum(volume, axis=1, out=volume)
-        return np.where(inside, volume * (0.001 * self.table["btps"].to_numpy()[:, None]), np.nan)
+        volume = steps_to_volume(self.values, self.length) * self.factor[:, None]
+        inside = np.arange(volume.shape[1]) <= self.length[:, None]
+        return np.where(inside, volume, np.nan)
 
     def on_clock(self) -> np.ndarray:
-        """Flow (N, 512) float32, L/s BTPS, in the bins of `spirometry.CLOCK`; see `steps_to_clock`."""
-        return steps_to_clock(self.values, self.length, 0.001 * self.table["btps"].to_numpy())
+        """Flow (N, 512) float32, L/s BTPS, in the bins of `spirometry.CLOCK`; see
+        `steps_to_clock`."""
+        return steps_to_clock(self.values, self.length, self.factor)
 
     def take(self, keep: np.ndarray) -> RawBlows:
         """Only the blows where `keep` (N,) bool is true."""
-        ends, runs = (
-            np.r_[0, np.cumsum(self.length)],
-            np.flatnonzero(np.diff(np.r_[False, keep, False])).reshape(-1, 2),
-        )
-        values = [
-            self.values[:0],
-            *(self.values[ends[i] : ends[j]] for i, j in runs),
-        ]  # blows that stay come in long runs
         return RawBlows(
-            self.table[keep].reset_index(drop=True), np.concatenate(values), self.dropped
+            self.table[keep].reset_index(drop=True),
+            self.values[np.repeat(keep, self.length)],
+            self.dropped,
         )
 
 # %% ../../nbs/formats/02_nhanes.ipynb #b376691c
@@ -81,68 +95,85 @@ RAW_COLUMNS = (
     "SPXPTS",
     "SPXRAW",
 )
-NO_SEQN, NO_NUMBER, NO_FACTOR, BAD_TEST = (
-    "no SEQN",
-    "no SPAMANU",
-    "SPAFACT missing or not 1.0 to 1.2",
-    "SPATTYPE neither Pre nor Bron",
-)
+"""Columns of SPXRAW that must be there."""
+NO_SEQN = "no SEQN"
+NO_NUMBER = "no SPAMANU"
+NO_FACTOR = "SPAFACT missing or not 1.0 to 1.2"
+BAD_TEST = "SPATTYPE neither Pre nor Bron"
+FACTORS = (1.0, 1.2)
+"""SPAFACT from dry and warm to cold air: BTPS volume is never smaller than ATPS, nor 20 %
+larger."""
 TESTS = {"pre": "pre", "bron": "post"}
+"""`test` by SPATTYPE: before the bronchodilator, after it."""
+
+
+def _text_column(piece: Columns, name: str) -> np.ndarray:
+    """A column of text (N,) object; empty texts where the table has no such column."""
+    return as_words(piece.get(name, [""] * len(piece["SEQN"])))
 
 
 def _blows(piece: Columns) -> RawBlows:
     """Blows of one piece of a SPXRAW table."""
-    test, position, plateau, acceptable, effort = (
-        _words(piece.get(c, [b""] * len(piece["SEQN"])))
-        for c in ("SPATTYPE", "SPAPOS", "SPAPLAT", "SPAACC", "SPAQEFF")
-    )
-    test = np.array([TESTS.get(v.lower(), "") for v in test], dtype=object)
-    seqn, manoeuvre, factor = (piece[c] for c in ("SEQN", "SPAMANU", "SPAFACT"))
+    tests = [TESTS.get(word.lower(), "") for word in _text_column(piece, "SPATTYPE")]
+    efforts = [word if word.isalnum() else "" for word in _text_column(piece, "SPAQEFF")]
     values, length, reason = parse_blows(piece["SPXRAW"], piece["SPXPTS"])
-    reason[test == ""] = BAD_TEST
-    reason[~((factor >= 1.0) & (factor <= 1.2))] = NO_FACTOR
-    reason[np.isnan(manoeuvre)] = NO_NUMBER
-    reason[np.isnan(seqn)] = NO_SEQN
-    table = pd.DataFrame({
-        "SEQN": np.nan_to_num(seqn, nan=-1).astype(np.int64), "test": test, "manoeuvre": manoeuvre, "btps": factor, "position": position,
-        "plateau": plateau == "Y", "acceptable": acceptable == "Y", "effort": [v if v.isalnum() else "" for v in effort], "n_points": length,
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "SEQN": np.nan_to_num(piece["SEQN"], nan=-1).astype(np.int64),
+            "test": np.array(tests, dtype=object),
+            "manoeuvre": piece["SPAMANU"],
+            "btps": piece["SPAFACT"],
+            "position": _text_column(piece, "SPAPOS"),
+            "plateau": _text_column(piece, "SPAPLAT") == "Y",
+            "acceptable": _text_column(piece, "SPAACC") == "Y",
+            "effort": efforts,
+            "n_points": length,
+        }
+    )
+    low, high = FACTORS
+    reason[table["test"] == ""] = BAD_TEST
+    reason[~table["btps"].between(low, high)] = NO_FACTOR
+    reason[table["manoeuvre"].isna()] = NO_NUMBER
+    reason[np.isnan(piece["SEQN"])] = NO_SEQN
     keep = reason == ""
     blows = RawBlows(table, values, Counter(reason[~keep].tolist()))
     return blows if keep.all() else blows.take(keep)
 
 # %% ../../nbs/formats/02_nhanes.ipynb #4bb93fb5
 DUPLICATE = "SEQN, test and manoeuvre seen before"
+RAW_CHUNK = 8_000
+"""Blows of a piece: their numbers and volumes stay well below 1 GB."""
 
 
-def iter_raw(path: str | Path, chunk: int = 8_000) -> Iterator[RawBlows]:
-    """Read SPXRAW (`.sas7bdat` or `.xpt`) in pieces of `chunk` rows; of two rows of one blow the first is kept.
+def iter_raw(path: str | Path, chunk: int = RAW_CHUNK) -> Iterator[RawBlows]:
+    """Read SPXRAW (`.sas7bdat` or `.xpt`) in pieces of `chunk` rows.
 
-    Raises DataError as `iter_table` does.
+    Of two rows of one blow the first is kept. Raises DataError as `iter_table` does.
     """
     seen: set[tuple] = set()
-    for piece in _pieces(path, RAW_COLUMNS, ("SPAPOS",), chunk):
+    for piece in iter_columns(path, RAW_COLUMNS, ("SPAPOS",), chunk):
         blows = _blows(piece)
-        new = np.ones(len(blows.table), dtype=bool)
-        for i, key in enumerate(
-            zip(*(blows.table[c].tolist() for c in ("SEQN", "test", "manoeuvre")))
-        ):
-            new[i] = key not in seen
-            seen.add(key)
-        if not new.all():
-            blows.dropped[DUPLICATE] += len(new) - int(new.sum())
-            blows = blows.take(new)
+        is_new = np.ones(len(blows.table), dtype=bool)
+        names = blows.table[["SEQN", "test", "manoeuvre"]]
+        for i, name in enumerate(names.itertuples(index=False, name=None)):
+            is_new[i] = name not in seen
+            seen.add(name)
+        if not is_new.all():
+            blows.dropped[DUPLICATE] += int((~is_new).sum())
+            blows = blows.take(is_new)
         yield blows
 
 
 def join_blows(parts: Iterable[RawBlows]) -> RawBlows:
     """One `RawBlows` of several."""
     parts = list(parts)
-    tables, values = [p.table for p in parts], [p.values for p in parts]
+    dropped: Counter[str] = Counter()
+    for part in parts:
+        dropped.update(part.dropped)
     return RawBlows(
-        pd.concat(tables, ignore_index=True),
-        np.concatenate(values),
-        sum((p.dropped for p in parts), Counter[str]()),
+        pd.concat([part.table for part in parts], ignore_index=True),
+        np.concatenate([part.values for part in parts]),
+        dropped,
     )
 
 
@@ -154,49 +185,67 @@ def read_raw(path: str | Path) -> RawBlows:
 SURVEY = {"E": 5, "F": 6, "G": 7}
 """SDDSRVYR by cycle: those of 2007 to 2012, which have raw spirometry."""
 PEOPLE = ("SEQN", "age", "height", "gender", "ethnicity", "weight", "sample_weight")
+"""Columns of `read_people`: height in cm, weight in kg, age in years; the rest as NHANES codes
+it."""
+PEOPLE_NAMES = {
+    "RIDAGEYR": "age",
+    "RIAGENDR": "gender",
+    "RIDRETH1": "ethnicity",
+    "WTMEC2YR": "sample_weight",
+    "BMXHT": "height",
+    "BMXWT": "weight",
+}
 
 
 def read_people(demo: str | Path, bmx: str | Path, cycle: str = "G") -> pd.DataFrame:
-    """Participants of DEMO with BMX's height and weight, columns `PEOPLE` (years, cm, kg), a row a SEQN.
+    """Participants of DEMO with BMX's height and weight, columns `PEOPLE`, a row a SEQN.
 
     Raises DataError if a file cannot be read, lacks a column or is of another cycle.
     """
-    names = {
-        "RIDAGEYR": "age",
-        "RIAGENDR": "gender",
-        "RIDRETH1": "ethnicity",
-        "WTMEC2YR": "sample_weight",
-        "BMXHT": "height",
-        "BMXWT": "weight",
-    }
-    left = read_table(
-        demo, ("SEQN", "RIDAGEYR", "RIAGENDR", "RIDRETH1", "SDDSRVYR"), also=("WTMEC2YR",)
-    ).drop_duplicates("SEQN")
+    needed = ("SEQN", "RIDAGEYR", "RIAGENDR", "RIDRETH1", "SDDSRVYR")
+    left = read_table(demo, needed, also=("WTMEC2YR",)).drop_duplicates("SEQN")
     found = sorted(left["SDDSRVYR"].dropna().unique())
     if found != [SURVEY[cycle]]:
+        surveys = ", ".join(f"{survey:g}" for survey in found)
         raise DataError(
-            f"{demo} is not cycle {cycle}'s: SDDSRVYR is {', '.join(f'{v:g}' for v in found)}, not {SURVEY[cycle]}; take the file of the right years"
+            f"{demo} is not cycle {cycle}'s: SDDSRVYR is {surveys}, not {SURVEY[cycle]}; "
+            "take the file of the right years"
         )
     right = read_table(bmx, ("SEQN", "BMXHT", "BMXWT"), also=()).drop_duplicates("SEQN")
-    people = left.merge(right, on="SEQN", how="left").rename(columns=names)
+    people = left.merge(right, on="SEQN", how="left").rename(columns=PEOPLE_NAMES)
     return people.reindex(columns=list(PEOPLE))
 
 # %% ../../nbs/formats/02_nhanes.ipynb #1b38151e
-def read_best(spx: str | Path) -> pd.DataFrame:
-    """Published best values from SPX: SEQN, `fvc fev1 fev3 fev6 pef fef2575 bev fet` (L, L/s, s), `grade_fvc grade_fev1 session`.
+ML_PER_L = 1000
+BEST_VOLUMES = {
+    "SPXNFVC": "fvc",
+    "SPXNFEV1": "fev1",
+    "SPXNFEV3": "fev3",
+    "SPXNFEV6": "fev6",
+    "SPXNPEF": "pef",
+    "SPXNF257": "fef2575",
+    "SPXNEV": "bev",
+}
+"""Published best values in mL or mL/s, and their names here, in L or L/s."""
+BEST_REST = {"SPXNFET": "fet", "SPXNQFVC": "grade_fvc", "SPXNQFV1": "grade_fev1"}
+"""Forced expiratory time in s, and the quality of a session's FVC and FEV1, A to F."""
 
-    `session` is the worse of the two grades, "" where either is missing. Rows without a FVC are left out. Raises DataError as `read_table` does.
+
+def read_best(spx: str | Path) -> pd.DataFrame:
+    """Published best values from SPX, a row a person with an FVC.
+
+    Columns SEQN, `fvc fev1 fev3 fev6 pef fef2575 bev fet` (L, L/s, s), `grade_fvc grade_fev1
+    session`. `session` is the worse of the two grades, "" where either is missing. Raises DataError
+    as `read_table` does.
     """
-    names = {"SPXNFVC": "fvc", "SPXNFEV1": "fev1", "SPXNFEV3": "fev3", "SPXNFEV6": "fev6", "SPXNPEF": "pef", "SPXNF257": "fef2575", "SPXNEV": "bev", "SPXNFET": "fet", "SPXNQFVC": "grade_fvc", "SPXNQFV1": "grade_fev1"}  # fmt: skip
-    table = read_table(spx, ("SEQN", *names), also=()).rename(columns=names)[
-        ["SEQN", *names.values()]
-    ]
-    litres = ["fvc", "fev1", "fev3", "fev6", "pef", "fef2575", "bev"]
-    table[litres] = table[litres] / 1000
+    names = BEST_VOLUMES | BEST_REST
+    columns = ["SEQN", *names.values()]
+    table = read_table(spx, ("SEQN", *names), also=()).rename(columns=names)[columns]
+    volumes = list(BEST_VOLUMES.values())
+    table[volumes] = table[volumes] / ML_PER_L
     grades = table[["grade_fvc", "grade_fev1"]].replace("", None)
-    return table.assign(session=grades.max(axis=1).where(grades.notna().all(axis=1), ""))[
-        table["fvc"].notna()
-    ].reset_index(drop=True)
+    worse = grades.max(axis=1).where(grades.notna().all(axis=1), "")
+    return table.assign(session=worse)[table["fvc"].notna()].reset_index(drop=True)
 
 # %% ../../nbs/formats/02_nhanes.ipynb #e64a49b9
 KINDS = {

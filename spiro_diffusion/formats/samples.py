@@ -3,107 +3,57 @@
 # %% ../../nbs/formats/00_samples.ipynb #69c881ee
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from ..spirometry.clock import CLOCK, N_BINS, N_FINE, WIDTHS
+from ..spirometry.clock import CLOCK, N_BINS, WIDTHS
 
 # %% auto #0
-__all__ = ['LOW', 'HIGH', 'STEP', 'COMMA', 'UNKNOWN', 'BAD_TEXT', 'BAD_RANGE', 'TOO_SHORT', 'BAD_COUNT', 'PLAIN', 'BLANKS',
-           'Part', 'in_blocks', 'parse_blows', 'steps_to_clock']
+__all__ = ['LOW', 'HIGH', 'STEP', 'BAD_TEXT', 'BAD_RANGE', 'TOO_SHORT', 'BAD_COUNT', 'WHOLE_NUMBERS', 'BLOCK_ROWS', 'parse_blows',
+           'steps_to_volume', 'steps_to_clock']
 
 # %% ../../nbs/formats/00_samples.ipynb #410bce9c
-LOW, HIGH, STEP = -64, 192, 0.01  # range of a value (mL per step); seconds a step
-COMMA, UNKNOWN = 44, 255  # ASCII; what the table says of any text that is not a value
+LOW = -64
+"""Smallest value that may stand in SPXRAW, mL a step (CDC's codebook)."""
+HIGH = 192
+"""Largest value that may stand in SPXRAW, mL a step (CDC's codebook)."""
+STEP = 0.01
+"""Time from one sample to the next, s (CDC's codebook)."""
 
+BAD_TEXT = "not whole numbers"
+BAD_RANGE = f"value outside {LOW}..{HIGH}"
+TOO_SHORT = "fewer than two points"
+BAD_COUNT = "SPXPTS disagrees with the string"
 
-def _codes(text: np.ndarray) -> np.ndarray:
-    """The last four of each five characters (M,) uint8 as one code of four times four bits, (M - 4,) uint16."""
-    four_bits = text - np.uint8(COMMA)
-    if four_bits.max(initial=0) > 15:
-        four_bits = np.minimum(four_bits, 15)
-    pairs = four_bits[:-1] * np.uint8(16)
-    pairs |= four_bits[1:]
-    wide = pairs.astype(np.uint16)
-    code = wide[:-3] << 8
-    code |= wide[2:-1]
-    return code
-
-
-@cache
-def _meanings() -> np.ndarray:
-    """The value (mL) of every code, (65536,) int16: those that end in a comma and one of -64..192, else UNKNOWN."""
-    meaning = np.full(1 << 16, UNKNOWN, dtype=np.int16)
-    for value in range(LOW, HIGH + 1):
-        text = f",{value}".encode()
-        bits = 4 * len(text)
-        code = int(_codes(np.frombuffer(text.rjust(4, b",") + b",", np.uint8))[0]) & (
-            (1 << bits) - 1
-        )
-        meaning[code :: 1 << bits] = (
-            value  # whatever stands before the comma belongs to another number
-        )
-    return meaning
+WHOLE_NUMBERS = "^-?[0-9]{1,4}(,-?[0-9]{1,4})*$"
+"""A text that can be read. Four digits fit into int16 and hold every value that may stand there."""
 
 # %% ../../nbs/formats/00_samples.ipynb #9ffb8485
-BAD_TEXT, BAD_RANGE, TOO_SHORT, BAD_COUNT = (
-    "not whole numbers",
-    f"value outside {LOW}..{HIGH}",
-    "fewer than two points",
-    "SPXPTS disagrees with the string",
-)
-PLAIN, BLANKS = rb"-?[0-9]{1,4}(,-?[0-9]{1,4})*", b" " * 32_768
+def _as_text(text: str | bytes | None) -> str:
+    """Text as str, nothing as the empty text. What is not ASCII holds no numbers, so it becomes
+    "?"."""
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    if not isinstance(text, str):
+        return ""
+    return text if text.isascii() else "?"
 
 
-def _with_care(text: bytes) -> tuple[list[int], str]:
-    """The numbers of one row, and what is wrong with it: "", BAD_TEXT (then no numbers) or BAD_RANGE."""
-    words = text.replace(b" ", b"").strip().rstrip(b",")
-    if words and not re.fullmatch(PLAIN, words):
-        return [], BAD_TEXT
-    numbers = [int(w) for w in words.split(b",")] if words else []
-    return numbers, "" if all(LOW <= v <= HIGH for v in numbers) else BAD_RANGE
-
-# %% ../../nbs/formats/00_samples.ipynb #6a0cb154
-def _trimmed(row: bytes) -> bytes:
-    """A row without the blanks that fill it up and without commas before them."""
-    end = row.find(b" ")
-    row = row[:end] if end >= 0 and BLANKS.startswith(row[end:]) else row.rstrip()
-    return row.rstrip(b",") if row.endswith(b",") else row
+def _tidied(texts: Sequence[str | bytes | None]) -> pa.StringArray:
+    """Texts without spaces, without blank characters around them and commas at their end."""
+    rows = pa.array([_as_text(text) for text in texts], pa.string())
+    rows = pc.ascii_trim_whitespace(pc.replace_substring(rows, " ", ""))
+    return pc.ascii_rtrim(rows, ",")
 
 
-def _parse_block(rows: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values (M,) of all rows, length (N,) and fault (N,) of each, as `_with_care` names it."""
-    rows = [_trimmed(row) for row in rows]
-    text = np.frombuffer(b",,,," + b",".join(rows) + b",", dtype=np.uint8)
-    comma, size = text[4:] == COMMA, np.array([len(row) + 1 for row in rows])
-    value = _meanings().take(_codes(text).compress(comma))
-    length = np.add.reduceat(comma.view(np.uint8), np.cumsum(size) - size, dtype=np.uint32).astype(
-        np.int64
-    )
-    fault = np.full(len(rows), "", dtype=object)
-    odd = np.flatnonzero(value == UNKNOWN)
-    if len(odd):
-        parts = np.split(value, np.cumsum(length)[:-1])
-        for i in set(np.searchsorted(np.cumsum(length), odd, side="right")):
-            numbers, fault[i] = _with_care(rows[i])
-            parts[i], length[i] = np.array(numbers, dtype=np.int16), len(numbers)
-        value = np.concatenate(parts)
-    return value, length, fault
-
-# %% ../../nbs/formats/00_samples.ipynb #0e90b8cc
-Part = TypeVar("Part")
-
-
-def in_blocks(work: Callable[[slice], Part], n: int, size: int = 256) -> list[Part]:
-    """`work` on the rows of each block of `size` among `n`, several at a time; the results in the order of the rows."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(work, (slice(i, min(i + size, n)) for i in range(0, n, size))))
+def _numbers_in(rows: pa.StringArray) -> np.ndarray:
+    """The numbers (M,) int16 of all rows one after another; each row matches `WHOLE_NUMBERS`."""
+    if len(rows) == 0:
+        return np.zeros(0, np.int16)
+    return np.fromstring(",".join(rows.to_pylist()), dtype=np.int16, sep=",")
 
 # %% ../../nbs/formats/00_samples.ipynb #7a48ac8b
 def parse_blows(
@@ -111,83 +61,72 @@ def parse_blows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Parse SPXRAW strings at once.
 
-    Returns values (M,) int16, mL per 10 ms, of all rows one after another; length (N,) int64 of each row; and
-    reason (N,) object, "" for a good row, else why it must not be used. n_points: SPXPTS, checked where given.
+    Returns values (M,) int16, mL per 10 ms, of all rows one after another; length (N,) int64 of
+    each row; and reason (N,) object, "" for a good row, else why it must not be used. A row that is
+    not whole numbers has length 0. n_points: SPXPTS (N,), checked where given.
     """
-    rows = [
-        t if isinstance(t, bytes) else t.encode(errors="replace") if isinstance(t, str) else b""
-        for t in texts
-    ]
-    if not rows:
-        return np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, object)
-    value, length, fault = (
-        np.concatenate(parts)
-        for parts in zip(*in_blocks(lambda block: _parse_block(rows[block]), len(rows)))
-    )
+    rows = _tidied(texts)
+    is_whole = np.asarray(pc.match_substring_regex(rows, WHOLE_NUMBERS), dtype=bool)
+    is_empty = np.asarray(pc.equal(rows, ""), dtype=bool)
+    values = _numbers_in(rows.filter(pa.array(is_whole)))
+    commas = np.asarray(pc.count_substring(rows, ","), dtype=np.int64)
+    length = np.where(is_whole, commas + 1, 0)
+
+    out_of_range = np.flatnonzero((values < LOW) | (values > HIGH))
+    row_of_each = np.searchsorted(np.cumsum(length), out_of_range, side="right")
     reason = np.full(len(rows), "", dtype=object)
     if n_points is not None:
-        reason[~(np.asarray(n_points, dtype=float) == length)] = BAD_COUNT
-    reason[fault == BAD_RANGE], reason[length < 2], reason[fault == BAD_TEXT] = (
-        BAD_RANGE,
-        TOO_SHORT,
-        BAD_TEXT,
-    )
-    return value, length, reason
+        reason[np.asarray(n_points, dtype=float) != length] = BAD_COUNT
+    reason[row_of_each] = BAD_RANGE
+    reason[length < 2] = TOO_SHORT
+    reason[~is_whole & ~is_empty] = BAD_TEXT
+    return values, length, reason
 
 # %% ../../nbs/formats/00_samples.ipynb #1118b18f
-def _running_maximum(total: np.ndarray, width: int = 128) -> np.ndarray:
-    """`np.maximum.accumulate` of whole numbers (M,) that seldom fall, in half the time."""
-    stretch = np.append(total, np.full(-len(total) % width, total[-1], total.dtype)).reshape(
-        -1, width
-    )
-    highest = np.maximum.accumulate(stretch.max(1))
-    stretch[1:, 0] = np.maximum(stretch[1:, 0], highest[:-1])
-    flat = stretch.ravel()
-    falls = np.unique(np.flatnonzero(flat[1:] < flat[:-1]) // width)
-    stretch[falls] = np.maximum.accumulate(stretch[falls], axis=1)
-    return flat[: len(total)]
+def steps_to_volume(values: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Volume in whole mL, (N, T + 1) int32, 0 at the start and constant after each blow's end.
+
+    values: (M,) int16, mL per 10 ms, of all blows one after another; length: (N,) samples of each.
+    """
+    inside = np.arange(length.max(initial=1)) < length[:, None]
+    volume = np.zeros((len(length), inside.shape[1] + 1), dtype=np.int32)
+    volume[:, 1:][inside] = values
+    return np.cumsum(volume, axis=1, out=volume)
 
 # %% ../../nbs/formats/00_samples.ipynb #48eb44b2
-def _block_to_clock(values: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Mean flow (N, 512) float32, mL/s, of one block of blows; see `steps_to_clock`."""
-    first = np.cumsum(length) - length
-    steps = values.astype(np.int32)
-    steps[first] += max(0, -int(values.min())) * int(length.max())
-    total = np.cumsum(steps, dtype=np.int32)
-    start = total[first] - values[first]
-    total[first] = np.maximum(total[first], start)
-    highest = _running_maximum(total)
-    place = np.round(CLOCK / STEP, 6)
-    sample, share = place.astype(np.int64), (place[N_FINE:] % 1).astype(np.float32)
-    volume = highest.take(np.r_[sample, sample[N_FINE:] + 1] + (first - 1)[:, None], mode="clip")
-    np.minimum(volume, highest[first + length - 1][:, None], out=volume)
-    volume[:, 0] = start
-    whole, after = volume[:, : N_BINS + 1], volume[:, N_BINS + 1 :]
-    flow = np.diff(whole, axis=1).astype(np.float32)
-    coarse = flow[:, N_FINE:]
-    coarse += np.diff((after - whole[:, N_FINE:]).astype(np.float32) * share, axis=1)
-    np.maximum(coarse, 0, out=coarse)
-    flow *= (1 / WIDTHS).astype(np.float32)
-    return flow
+BLOCK_ROWS = 256
+"""Blows that are put on the clock at once: their volumes, about 2 MB, stay in a processor's
+cache."""
 
-# %% ../../nbs/formats/00_samples.ipynb #625891e8
+_EDGES = np.round(CLOCK / STEP, 6)  # in samples; rounded, for 0.29 / 0.01 is not quite 29
+_SAMPLE = _EDGES.astype(np.int64)
+_SHARE = _EDGES - _SAMPLE
+
+
+def _block_to_clock(values: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Mean flow (N, 512) float64, mL/s, of one block of blows; see `steps_to_clock`."""
+    volume = np.maximum.accumulate(steps_to_volume(values, length), axis=1)
+    last = volume.shape[1] - 1
+    before = volume[:, np.minimum(_SAMPLE, last)]
+    after = volume[:, np.minimum(_SAMPLE + 1, last)]
+    return np.diff(before + (after - before) * _SHARE, axis=1) / WIDTHS
+
+
 def steps_to_clock(
     values: np.ndarray, length: np.ndarray, factor: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Mean flow (N, 512) float32 in the bins of `spirometry.CLOCK`, from the running maximum of volume.
+    """Mean flow (N, 512) float32 in the bins of `spirometry.CLOCK`, from the running maximum of
+    volume.
 
-    values: (M,) int16, mL per 10 ms, of all blows one after another; length: (N,) samples of each, none 0;
-    factor: what each blow is multiplied with, (N,). Flow is in mL/s times `factor` (0.001 SPAFACT: L/s BTPS).
+    values: (M,) int16, mL per 10 ms, of all blows one after another; length: (N,) samples of each;
+    factor: what each blow is multiplied with, (N,). Flow is in mL/s times `factor` (0.001 SPAFACT:
+    L/s BTPS).
     """
-    flow, ends = np.empty((len(length), N_BINS), dtype=np.float32), np.r_[0, np.cumsum(length)]
-    factor = np.broadcast_to(np.asarray(factor, dtype=np.float32), len(length))[:, None]
-
-    def fill(block: slice) -> None:
-        np.multiply(
-            _block_to_clock(values[ends[block.start] : ends[block.stop]], length[block]),
-            factor[block],
-            out=flow[block],
-        )
-
-    in_blocks(fill, len(flow))
+    flow = np.empty((len(length), N_BINS), dtype=np.float32)
+    factor = np.broadcast_to(np.asarray(factor, dtype=float), len(length))[:, None]
+    ends = np.r_[0, np.cumsum(length)]
+    for first in range(0, len(length), BLOCK_ROWS):
+        rows = slice(first, min(first + BLOCK_ROWS, len(length)))
+        block = values[ends[rows.start] : ends[rows.stop]]
+        flow[rows] = _block_to_clock(block, length[rows]) * factor[rows]
     return flow

@@ -3,7 +3,7 @@
 # %% ../../nbs/formats/01_tables.ipynb #c7a7c56e
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,32 @@ import pandas as pd
 from ..base.errors import DataError, need_dir, need_file
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'NUMERIC', 'SAS_ROWS', 'Columns', 'TIMES', 'NO_TIME', 'find_table', 'is_simulated', 'iter_table',
-           'read_table', 'write_xport']
+__all__ = ['SUFFIXES', 'XPORT_BEGINS', 'SAS7BDAT_MAGIC', 'XPORT_RECORD', 'ROWS_HEADER', 'HEADER_BYTES', 'ROWS_AT_ONCE', 'Columns',
+           'NUMERIC', 'READ_CHUNK', 'TIME_PLACES', 'NO_TIME', 'find_table', 'is_simulated', 'iter_columns', 'as_words',
+           'iter_table', 'read_table', 'write_xport']
 
 # %% ../../nbs/formats/01_tables.ipynb #e360cfcf
 SUFFIXES = (".sas7bdat", ".xpt")
+"""How the files of tables end, in lower case; where a folder has both the first is taken."""
 
 
 def find_table(folder: str | Path, name: str, cycle: str = "G") -> Path | None:
-    """The file of table `name` ("DEMO") of NHANES `cycle` ("G") in `folder` or one folder down, or None.
+    """The file of table `name` ("DEMO") of NHANES `cycle` ("G") in `folder` or one folder down, or
+    None.
 
     Names match in any case, `.sas7bdat` or `.xpt`; a real file goes before a `_simulated` one.
+    Raises DataError if `folder` is no folder.
     """
     folder = need_dir(folder, "name a folder that holds the NHANES files")
-    files = [
-        p
-        for p in sorted([*folder.glob("*"), *folder.glob("*/*")])
-        if p.suffix.lower() in SUFFIXES and p.is_file()
-    ]
+    found: dict[str, Path] = {}
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            found.setdefault(path.name.lower(), path)
     for stem in (f"{name}_{cycle}", f"{name}_{cycle}_simulated"):
         for suffix in SUFFIXES:
-            for path in files:
-                if path.stem.lower() == stem.lower() and path.suffix.lower() == suffix:
-                    return path
+            name_sought = f"{stem}{suffix}".lower()
+            if name_sought in found:
+                return found[name_sought]
     return None
 
 
@@ -44,179 +47,181 @@ def is_simulated(path: Path) -> bool:
     return path.stem.lower().endswith("_simulated")
 
 # %% ../../nbs/formats/01_tables.ipynb #c1990654
+XPORT_BEGINS = b"HEADER RECORD"
+SAS7BDAT_MAGIC = bytes(12) + bytes.fromhex("c2ea8160b31411cfbd92080009c7318c181f1011")
+"""The first 32 bytes of every SAS7BDAT file."""
+
+
+def _is_xport(path: Path) -> bool:
+    return path.suffix.lower() == ".xpt"
+
+
 def _check_kind(path: Path) -> None:
-    """Raise DataError unless `path` begins as an XPORT or SAS7BDAT file does."""
+    """Raise DataError unless `path` begins as an XPORT or SAS7BDAT file does, as its name says."""
     with need_file(path, "download it from CDC").open("rb") as file:
         head = file.read(512)
     if not head:
         raise DataError(f"{path} is empty: download it again")
     if head.lstrip()[:1] == b"<" or b"<html" in head.lower():
         raise DataError(
-            f"{path} is a web page, not a data file: download it again from CDC with the file's own address"
+            f"{path} is a web page, not a data file: "
+            "download it again from CDC with the file's own address"
         )
-    xport, sas = (
-        head.startswith(b"HEADER RECORD"),
-        head[:32].endswith(bytes.fromhex("c2ea8160b31411cfbd92080009c7318c181f1011")),
-    )
-    if not (xport if path.suffix.lower() == ".xpt" else sas):
+    if not head.startswith(XPORT_BEGINS if _is_xport(path) else SAS7BDAT_MAGIC):
         raise DataError(
-            f"{path} does not begin as a {path.suffix} file does: it is damaged or something else; download it again"
+            f"{path} does not begin as a {path.suffix} file does: "
+            "it is damaged or something else; download it again"
         )
 
 # %% ../../nbs/formats/01_tables.ipynb #eb187271
-def _layout(path: Path) -> tuple[np.dtype, int, int]:
-    """An XPORT file's record type, where its rows begin (bytes) and how many there are.
+XPORT_RECORD = 80
+"""An XPORT file is a multiple of so many bytes long."""
+ROWS_HEADER = b"HEADER RECORD*******OBS"
+"""The record before the rows begins so; version 8 goes on with "V8" and, from byte 48, their
+number."""
+HEADER_BYTES = 1 << 20
+"""Where rows must have begun: a header takes 140 to 400 bytes a column."""
 
-    Raises DataError if its header is damaged, or promises more than the file holds.
-    """
-    import pyreadstat
 
+def _check_whole(path: Path, width: int) -> None:
+    """Raise DataError if the XPORT file at `path`, whose rows are `width` bytes wide, breaks
+    off."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(1 << 20)
-        file.seek(max(size - 79, 0))
-        blank = 79 - len(file.read().rstrip(b" "))
-    start = head.find(b"HEADER RECORD*******OBS")
-    left = size - start - 80
-    try:
-        meta = pyreadstat.read_xport(str(path), metadataonly=True)[1]
-        numeric, widths = (
-            (lambda n: meta.readstat_variable_types[n] == "double"),
-            meta.variable_storage_width,
-        )
-        record = np.dtype(
-            [
-                (n.upper(), (np.uint8, (min(w, 8),)) if numeric(n) else f"S{w}")
-                for n, w in widths.items()
-            ]
-        )
-        rows = (
-            int(head[start + 48 : start + 80].split()[0])
-            if head[start + 23 : start + 25] == b"V8"
-            else -((blank - left) // record.itemsize)
-        )
-    except Exception as err:  # the parser raises its own and bare errors for damaged files
+        head = file.read(HEADER_BYTES)
+        header = head.find(ROWS_HEADER)
+        begin = header + XPORT_RECORD
+        rest = (size - begin) % max(width, 1)
+        file.seek(size - rest)
+        end = file.read()
+    if head[header:begin].startswith(ROWS_HEADER + b"V8"):
+        rows = head[header + 48 : begin].split()[0]
+        is_whole = rows.isdigit() and begin + int(rows) * width <= size
+    else:
+        is_whole = rest < XPORT_RECORD and not end.strip(b" ")
+    if header < 0 or size % XPORT_RECORD or not is_whole:
         raise DataError(
-            f"{path} has a damaged header ({str(err).strip() or type(err).__name__}): download it again"
-        ) from err
-    if size % 80 or start < 0 or not 0 <= rows * record.itemsize <= left:
-        raise DataError(
-            f"{path} breaks off in the middle ({size:,} bytes): the download stopped early, download it again"
+            f"{path} breaks off in the middle ({size:,} bytes): "
+            "the download stopped early, download it again"
         )
-    return record, start + 80, rows
 
-# %% ../../nbs/formats/01_tables.ipynb #4261039c
-def _from_ibm(stored: np.ndarray) -> np.ndarray:
-    """Numbers (N,) float64 of System/360 doubles (N, 2 to 8) bytes, NaN where missing (SAS Institute, TS-140)."""
-    word = np.zeros((len(stored), 8), dtype=np.uint8)
-    word[:, : stored.shape[1]] = stored
-    bits = word.view(">u8")[:, 0].astype(np.uint64)
-    fraction, sixteens = (
-        (bits & ((1 << 56) - 1)).astype(float),
-        (bits >> 56 & 0x7F).astype(int) - 64,
-    )
-    value = np.ldexp(np.where(bits >> 63, -fraction, fraction), 4 * sixteens - 56)
-    return np.where((fraction == 0) & (stored[:, 0] != 0), np.nan, value)
+
+def _row_width(meta: Any) -> int:
+    """Bytes of a row of an XPORT file, from pyreadstat's metadata."""
+    widths = 0
+    for name, width in meta.variable_storage_width.items():
+        is_number = meta.readstat_variable_types[name] == "double"
+        widths += min(width, 8) if is_number else width
+    return widths
 
 # %% ../../nbs/formats/01_tables.ipynb #60f271d3
-NUMERIC, SAS_ROWS = ("SEQN", "SPAMANU", "SPAFACT", "SPXPTS"), 40_000
-Columns = dict[
-    str, Any
-]  # name in capitals -> numbers (N,) float64, or a list of text, as bytes from an XPORT file
+ROWS_AT_ONCE = 40_000
+"""Rows that one call of pyreadstat reads at most."""
+
+Columns = dict[str, Any]
+"""By name, in capitals: numbers (N,) float64, NaN where missing, or a list of N texts."""
 
 
-def _reader(path: Path) -> tuple[Sequence[str], Callable[[list[str], int, int], Columns]]:
-    """A file's columns, and what reads some of them: from a row on, so many rows or as many as there are."""
+def _call(path: Path, encoding: str | None, first: int) -> tuple[dict[str, list], Any]:
+    """Columns and metadata of up to `ROWS_AT_ONCE` rows from row `first` on, by pyreadstat."""
     import pyreadstat
 
-    _check_kind(path)
-    if path.suffix.lower() == ".xpt":
-        record, offset, rows = _layout(path)
-        table = np.memmap(path, record, "r", offset, (rows,)) if rows else np.zeros(0, record)
+    read = pyreadstat.read_xport if _is_xport(path) else pyreadstat.read_sas7bdat
+    return read(
+        str(path),
+        encoding=encoding,
+        row_offset=first,
+        row_limit=ROWS_AT_ONCE,
+        output_format="dict",
+        disable_datetime_conversion=True,
+    )
 
-        def xport(names: list[str], start: int, count: int) -> Columns:
-            parts = {n: table[n][start : start + count] for n in names}
-            return {
-                n: _from_ibm(part) if part.ndim == 2 else part.tolist() for n, part in parts.items()
-            }
 
-        return record.names or (), xport
+def _read_rows(path: Path, first: int) -> Columns:
+    """Up to `ROWS_AT_ONCE` rows of a table from row `first` on.
 
-    def sas_rows(start: int, count: int) -> Any:
-        return pyreadstat.read_sas7bdat(
-            str(path),
-            row_offset=start,
-            row_limit=count,
-            output_format="dict",
-            disable_datetime_conversion=True,
-        )
-
-    first, meta = sas_rows(0, SAS_ROWS)
-    inner, kinds = {n.upper(): n for n in meta.column_names}, meta.readstat_variable_types
-
-    def sas(names: list[str], start: int, count: int) -> Columns:
-        found = first if (start, count) == (0, SAS_ROWS) else sas_rows(start, count)[0]
-        return {
-            n: found[inner[n]]
-            if kinds[inner[n]] == "string"
-            else np.array(found[inner[n]], dtype=float)
-            for n in names
-        }
-
-    return list(inner), sas
+    Raises DataError if the file breaks off, and what pyreadstat raises for damaged files: its own
+    and bare errors.
+    """
+    try:
+        columns, meta = _call(path, None, first)
+    except UnicodeDecodeError:  # text of an old system; as Latin-1 every byte is a letter
+        columns, meta = _call(path, "latin1", first)
+    if _is_xport(path):
+        _check_whole(path, _row_width(meta))
+    kinds = meta.readstat_variable_types
+    return {
+        name.upper(): values if kinds[name] == "string" else np.array(values, dtype=float)
+        for name, values in columns.items()
+    }
 
 # %% ../../nbs/formats/01_tables.ipynb #be05b6ab
-def _pieces(
+NUMERIC = ("SEQN", "SPAMANU", "SPAFACT", "SPXPTS")
+"""Columns that hold numbers in every table that has them."""
+
+
+def _check_columns(path: Path, columns: Columns, need: Sequence[str]) -> None:
+    """Raise DataError if one of `need` is not among `columns`, or is text where numbers belong."""
+    missing = [name for name in need if name not in columns]
+    if missing:
+        raise DataError(
+            f"{path} has no column {', '.join(missing)}: "
+            "it is not the NHANES table that its name says"
+        )
+    text = [name for name in need if name in NUMERIC and isinstance(columns[name], list)]
+    if text:
+        raise DataError(
+            f"{path} has text where numbers belong, in {', '.join(text)}: "
+            "it is not the NHANES table that its name says"
+        )
+
+
+def _row_count(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
+
+
+def iter_columns(
     path: str | Path, need: Sequence[str], also: Sequence[str] | None, chunk: int
 ) -> Iterator[Columns]:
-    """The columns `need`, and of `also` (None: all) those that are there, `chunk` rows at a time; at least one piece."""
-    path, start = Path(path), 0
-    step = chunk if path.suffix.lower() == ".xpt" else max(chunk, SAS_ROWS)
-    try:
-        names, read = _reader(path)
-        if missing := [c for c in need if c not in names]:
-            raise DataError(
-                f"{path} has no column {', '.join(missing)}: it is not the NHANES table that its name says"
-            )
-        wanted = [n for n in names if also is None or n in need or n in also]
-        while True:
-            part = read(wanted, start, step)
-            if text := [n for n in need if n in NUMERIC and not isinstance(part[n], np.ndarray)]:
-                raise DataError(
-                    f"{path} has text where numbers belong, in {', '.join(text)}: it is not the NHANES table that its name says"
-                )
-            size = len(part[wanted[0]])
-            for i in range(0, size if start else max(size, 1), chunk):
-                yield {n: column[i : i + chunk] for n, column in part.items()}
-            if size < step:
-                return
-            start += size
-    except DataError:
-        raise
-    except Exception as err:  # the parser raises its own and bare errors for damaged files
-        raise DataError(
-            f"{path} cannot be read ({str(err).strip() or type(err).__name__}): download it again"
-        ) from err
+    """The columns `need`, and of `also` (None: all) those that are there, `chunk` rows at a time.
+
+    At least one piece, which may have no rows. Raises DataError as `iter_table` does.
+    """
+    path = Path(path)
+    _check_kind(path)
+    first = 0
+    count = ROWS_AT_ONCE
+    while count == ROWS_AT_ONCE:
+        try:
+            columns = _read_rows(path, first)
+            _check_columns(path, columns, need)
+        except DataError:
+            raise
+        except Exception as err:  # the parser raises its own and bare errors for damaged files
+            why = str(err).strip() or type(err).__name__
+            raise DataError(f"{path} cannot be read ({why}): download it again") from err
+        count = _row_count(columns)
+        if also is not None:
+            columns = {n: v for n, v in columns.items() if n in need or n in also}
+        # a table whose last rows fill a call ends with a call that brings none: no piece of its own
+        for start in range(0, count if first else max(count, 1), chunk):
+            yield {name: values[start : start + chunk] for name, values in columns.items()}
+        first += count
 
 # %% ../../nbs/formats/01_tables.ipynb #ee98fd84
-def _words(values: Iterable[Any]) -> np.ndarray:
-    """Text, or bytes, or nothing, as str without blanks around it, (N,) object."""
-    values = list(values)
-    known = {
-        v: v.decode("latin-1").strip()
-        if isinstance(v, bytes)
-        else v.strip()
-        if isinstance(v, str)
-        else ""
-        for v in set(values)
-    }
-    return np.array([known[v] for v in values], dtype=object)
+READ_CHUNK = 4000
+"""Rows of a piece, where nothing else is said."""
+
+
+def as_words(texts: Iterable[Any]) -> np.ndarray:
+    """Text or nothing as str without blanks around it, (N,) object."""
+    return np.array([t.strip() if isinstance(t, str) else "" for t in texts], dtype=object)
 
 
 def iter_table(
     path: str | Path,
     columns: Sequence[str] = ("SEQN",),
-    chunk: int = 4000,
+    chunk: int = READ_CHUNK,
     also: Sequence[str] | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Read an XPORT or SAS7BDAT table in pieces of `chunk` rows; names in capitals.
@@ -224,9 +229,9 @@ def iter_table(
     columns: those that must be there; also: which others to read where they are there (None: all).
     Raises DataError if the file is missing, a web page, damaged, or lacks one of `columns`.
     """
-    for piece in _pieces(path, columns, also, chunk):
+    for piece in iter_columns(path, columns, also, chunk):
         yield pd.DataFrame(
-            {n: v if isinstance(v, np.ndarray) else _words(v) for n, v in piece.items()}
+            {name: as_words(v) if isinstance(v, list) else v for name, v in piece.items()}
         )
 
 
@@ -234,18 +239,24 @@ def read_table(
     path: str | Path, columns: Sequence[str] = ("SEQN",), also: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """A whole table, its rows without SEQN left out. Raises DataError as `iter_table` does."""
-    frame = pd.concat(list(iter_table(path, columns, 1_000_000, also)), ignore_index=True)
-    return frame[frame["SEQN"].notna()].astype({"SEQN": np.int64}).reset_index(drop=True)
+    pieces = list(iter_table(path, columns, ROWS_AT_ONCE, also))
+    table = pd.concat(pieces, ignore_index=True)
+    return table[table["SEQN"].notna()].astype({"SEQN": np.int64}).reset_index(drop=True)
 
 # %% ../../nbs/formats/01_tables.ipynb #92b5ecb6
-TIMES, NO_TIME = (
-    (144, 160, 464, 480),
-    b"01JAN60:00:00:00",
-)  # places in bytes; the day from which SAS counts
+TIME_PLACES = (144, 160, 464, 480)
+"""Bytes at which an XPORT header of version 8 says when it was written, created and modified,
+twice."""
+NO_TIME = b"01JAN60:00:00:00"
+"""The day from which SAS counts."""
 
 
 def write_xport(table: pd.DataFrame, path: str | Path, name: str, label: str) -> None:
-    """Write a table as SAS transport, version 8, the same bytes for the same table. Raises OSError if it is not whole."""
+    """Write a table as SAS transport, version 8: the same bytes for the same table.
+
+    Raises OSError if it is not whole: on a full disk pyreadstat may say nothing and leave half a
+    file.
+    """
     import pyreadstat
 
     try:
@@ -253,13 +264,10 @@ def write_xport(table: pd.DataFrame, path: str | Path, name: str, label: str) ->
             table, str(path), file_label=label, table_name=name, file_format_version=8
         )
         with open(path, "r+b") as file:
-            for place in TIMES:
+            for place in TIME_PLACES:
                 file.seek(place)
                 file.write(NO_TIME)
-        whole = _layout(Path(path))[2] == len(
-            table
-        )  # on a full disk the writer may say nothing and leave half a file
+        meta = pyreadstat.read_xport(str(path), metadataonly=True)[1]
+        _check_whole(Path(path), _row_width(meta))
     except Exception as err:  # it raises its own and bare errors
         raise OSError(f"{path} could not be written") from err
-    if not whole:
-        raise OSError(f"{path} is not whole")

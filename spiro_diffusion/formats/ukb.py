@@ -12,38 +12,47 @@ from ..base.errors import DataError, need_file
 from .samples import STEP
 
 # %% auto #0
-__all__ = ['read_ukb']
+__all__ = ['ML_PER_L', 'read_ukb']
 
 # %% ../../nbs/formats/04_ukb.ipynb #62aa74d7
+ML_PER_L = 1000
+
+
+def _lines_of(path: str | Path) -> list[str]:
+    """The lines of a text file that are not blank. Raises DataError if it is missing."""
+    path = need_file(path, "name a file of field 3066")
+    return [line for line in path.read_text(encoding="latin-1").splitlines() if line.strip()]
+
+
+def _volume_of(line: str, number: int) -> np.ndarray:
+    """Volume (T,) L of line `number`: 0, then what follows the zeros in front. Raises DataError."""
+    words = line.strip().strip('"').rstrip(",").split(",")
+    if words[0].strip().lower() == "blow":
+        words = words[2:]
+    try:
+        volume = np.array(words, dtype=float) / ML_PER_L
+    except ValueError as err:
+        raise DataError(f"line {number} holds something that is no number ({err})") from err
+    after_the_zeros = volume[np.cumsum(volume != 0) > 0]
+    if len(after_the_zeros) < 2 or not np.isfinite(volume).all():
+        raise DataError(
+            f"line {number} holds no blow: cumulative mL, comma separated, are expected"
+        )
+    return np.r_[0.0, after_the_zeros]
+
+
 def read_ukb(lines: Iterable[str] | str | Path) -> tuple[np.ndarray, np.ndarray]:
     """UK Biobank field 3066 blows: volume (N, T) L, NaN after a blow's end, and time (T,) s.
 
-    lines: strings of comma-separated cumulative mL per 10 ms, zeros in front, `blow,N,` allowed before them; or
-    the path of a text file of such lines. Volume is as recorded there. Raises DataError with the line's number.
+    lines: strings of comma-separated cumulative mL per 10 ms, zeros in front, `blow,N,` allowed
+    before them; or the path of a text file of such lines. Volume is as recorded there. Raises
+    DataError with the line's number.
     """
     if isinstance(lines, (str, Path)):
-        lines = [
-            s
-            for s in need_file(lines, "name a file of field 3066")
-            .read_text(encoding="latin-1")
-            .splitlines()
-            if s.strip()
-        ]
-    blows = []
-    for i, line in enumerate(lines):
-        words = line.strip().strip('"').rstrip(",").split(",")
-        words = words[2:] if words[0].strip().lower() == "blow" else words
-        try:
-            volume = np.array(words, dtype=float) / 1000
-        except ValueError as err:
-            raise DataError(f"line {i + 1} holds something that is no number ({err})") from err
-        started = np.flatnonzero(volume)
-        if len(started) == 0 or len(volume) - started[0] < 2 or not np.isfinite(volume).all():
-            raise DataError(
-                f"line {i + 1} holds no blow: cumulative mL, comma separated, are expected"
-            )
-        blows.append(np.r_[0.0, volume[started[0] :]])
-    out = np.full((len(blows), max((len(b) for b in blows), default=2)), np.nan)
-    for row, blow in zip(out, blows):
+        lines = _lines_of(lines)
+    blows = [_volume_of(line, number) for number, line in enumerate(lines, start=1)]
+    longest = max((len(blow) for blow in blows), default=2)
+    volume = np.full((len(blows), longest), np.nan)
+    for row, blow in zip(volume, blows, strict=True):
         row[: len(blow)] = blow
-    return out, np.arange(out.shape[1]) * STEP
+    return volume, np.arange(longest) * STEP

@@ -13,29 +13,32 @@ from ..base.errors import DataError, need_file
 __all__ = ['waveform_header', 'read_waveform']
 
 # %% ../../nbs/formats/03_waveform.ipynb #ce52766e
-def _waveform_parts(path: str | Path) -> tuple[dict[str, str], np.ndarray]:
+def _header_and_values(path: str | Path) -> tuple[dict[str, str], np.ndarray]:
+    """The header of a waveform file, and its numbers (T,). Raises DataError as `read_waveform`
+    does."""
     path = need_file(path, "name an ATS waveform file (.wf)")
-    head, mark, data = path.read_text(encoding="latin-1").replace("\x1a", "").partition("[Data]")
+    text = path.read_text(encoding="latin-1").replace("\x1a", "")  # an old end-of-file mark
+    head, mark, data = text.partition("[Data]")
     header = dict(line.strip().split("=", 1) for line in head.splitlines() if "=" in line)
     try:
         values = np.array(data.split(), dtype=float)
     except ValueError as err:
         raise DataError(f"{path} holds something that is no number under [Data] ({err})") from err
-    if (
-        not mark
-        or len(values) < 2
-        or header.get("Type") not in ("VT", "FT")
-        or not header.get("Freq", "").isdigit()
-    ):
+    is_known = header.get("Type") in ("VT", "FT") and header.get("Freq", "").isdigit()
+    if not (mark and is_known and len(values) >= 2):
         raise DataError(
-            f"{path} is no ATS waveform: Type=VT or FT, Freq=... and [Data] with numbers are expected"
+            f"{path} is no ATS waveform: "
+            "Type=VT or FT, Freq=... and [Data] with numbers are expected"
         )
     return header, values
 
 
 def waveform_header(path: str | Path) -> dict[str, str]:
-    """The header of an ATS waveform file: its name, type, rate, and the indices it should give."""
-    return _waveform_parts(path)[0]
+    """The header of an ATS waveform file: its name, type, rate, and the indices it should give.
+
+    Raises DataError as `read_waveform` does.
+    """
+    return _header_and_values(path)[0]
 
 
 def read_waveform(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +46,9 @@ def read_waveform(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises DataError if the file is missing or no such waveform.
     """
-    header, values = _waveform_parts(path)
-    rate = float(header["Freq"])
-    volume = values if header["Type"] == "VT" else np.r_[0.0, np.cumsum(values) / rate]
-    return volume, np.arange(len(volume)) / rate
+    header, values = _header_and_values(path)
+    samples_per_s = float(header["Freq"])
+    volume = values
+    if header["Type"] == "FT":
+        volume = np.r_[0.0, np.cumsum(values) / samples_per_s]
+    return volume, np.arange(len(volume)) / samples_per_s

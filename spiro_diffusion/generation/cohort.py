@@ -22,186 +22,202 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['FIRST_SEQN', 'FACTOR', 'MOST_POINTS', 'WRITERS', 'spxraw', 'format_of', 'files_of', 'write_curves', 'Cohort',
-           'read_cohort', 'warnings_of', 'summary']
+__all__ = ['CURVES_AT_ONCE', 'FIRST_SEQN', 'FACTOR', 'MOST_POINTS', 'LARGEST_STEP', 'REST_POINTS', 'WRITERS', 'ENDINGS',
+           'TARGET_MISSED', 'Z_MISSED', 'Z_MISSED_CONDITIONED', 'Z_ODD', 'SUMMARISED', 'spxraw', 'format_of',
+           'default_name', 'files_of', 'write_curves', 'Cohort', 'read_cohort', 'warnings_of', 'summary']
 
 # %% ../../nbs/generation/02_cohort.ipynb #3b834419
-def _parquet(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
+def _write_parquet(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
     """One file: the table, and `flow` as a list of 512 float32 a row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    values = pa.array(np.ascontiguousarray(flow, dtype=np.float32).reshape(-1))
     offsets = pa.array(np.arange(len(table) + 1, dtype=np.int32) * N_BINS)
-    curves = pa.ListArray.from_arrays(
-        offsets, pa.array(np.ascontiguousarray(flow, dtype=np.float32).reshape(-1))
-    )
-    pq.write_table(
-        pa.Table.from_pandas(table, preserve_index=False).append_column("flow", curves), path
-    )
+    curves = pa.ListArray.from_arrays(offsets, values)
+    columns = pa.Table.from_pandas(table, preserve_index=False)
+    pq.write_table(columns.append_column("flow", curves), path)
 
 
-def _npz(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
-    """One file of numpy arrays: `flow`, `clock` (bin edges, s) and each column of the table; text as fixed width."""
-    columns = {
-        c: table[c].to_numpy()
-        if pd.api.types.is_numeric_dtype(table[c])
-        else table[c].fillna("").astype(str).to_numpy(dtype=np.str_)
-        for c in table
-    }
+def _write_npz(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
+    """One file of arrays: `flow`, `clock` (bin edges, s) and each column of the table."""
+    columns = {}
+    for name in table:
+        column = table[name]
+        if not pd.api.types.is_numeric_dtype(column):
+            column = column.fillna("").astype(str)
+            columns[name] = column.to_numpy(dtype=np.str_)
+        else:
+            columns[name] = column.to_numpy()
     with open(path, "wb") as file:
         np.savez_compressed(file, flow=np.asarray(flow, dtype=np.float32), clock=CLOCK, **columns)
 
 # %% ../../nbs/generation/02_cohort.ipynb #0beaf590
-def _csv(table: pd.DataFrame, flow: np.ndarray, path: Path, beside: Path, block: int = 256) -> None:
+CURVES_AT_ONCE = 256  # in memory as volume at 100 Hz while CSV is written
+
+
+def _write_csv(table: pd.DataFrame, flow: np.ndarray, path: Path, beside: Path) -> None:
     """Two files: volume (L) over time (s) at 100 Hz in long form, and beside it the table."""
     import pyarrow as pa
     from pyarrow import csv
 
     table.to_csv(beside, index=False)
     keys = pa.Table.from_pandas(table[["patient", "draw"]], preserve_index=False)
-    schema = pa.schema(
-        [
-            *(keys.schema.field(i) for i in (0, 1)),
-            ("time_s", pa.float64()),
-            ("volume_L", pa.float64()),
-        ]
-    )
-    with csv.CSVWriter(path, schema) as out:
-        for start in range(0, len(table), block):
-            volume, time = from_clock(flow[start : start + block])
-            part = keys.take(pa.array(np.repeat(np.arange(start, start + len(volume)), len(time))))
-            columns = [
-                part[0],
-                part[1],
-                pa.array(np.tile(time.round(2), len(volume))),
-                pa.array(volume.round(5).ravel()),
-            ]
-            out.write_table(
-                pa.Table.from_arrays(
-                    [c.combine_chunks() if hasattr(c, "combine_chunks") else c for c in columns],
-                    schema=schema,
-                )
-            )
+    schema = pa.schema([*keys.schema, ("time_s", pa.float64()), ("volume_L", pa.float64())])
+    with csv.CSVWriter(path, schema) as file:
+        for start in range(0, len(table), CURVES_AT_ONCE):
+            volume, time = from_clock(flow[start : start + CURVES_AT_ONCE])
+            whose = np.repeat(np.arange(start, start + len(volume)), len(time))
+            samples = keys.take(pa.array(whose)).combine_chunks()
+            times = pa.array(np.tile(time.round(2), len(volume)))
+            samples = samples.append_column("time_s", times)
+            samples = samples.append_column("volume_L", pa.array(volume.round(5).ravel()))
+            file.write_table(samples.cast(schema))
 
 # %% ../../nbs/generation/02_cohort.ipynb #bef7dea1
 FIRST_SEQN = 900_000_001  # of the first patient; NHANES's own have at most six digits
 FACTOR = 1.085  # ATPS to BTPS, the median of SPAFACT
-MOST_POINTS = 2044  # of a recorded blow
+MOST_POINTS = 2044  # of a recorded curve
+LARGEST_STEP = 192  # mL per 10 ms, the range of SPXRAW
+REST_POINTS = 100  # recorded after the last mL: one second
+
+
+def _grades(table: pd.DataFrame, criteria: pd.DataFrame) -> pd.Series:
+    """Effort grades: as requested, else A with a plateau, C without, D if FEV1 is unacceptable."""
+    ended = np.where(criteria["plateau"], "A", "C")
+    found = pd.Series(np.where(criteria["fev1_acceptable"], ended, "D"), index=table.index)
+    if "effort" not in table:
+        return found
+    return table["effort"].where(table["effort"].isin(list("ABCD")), found)
 
 
 def spxraw(table: pd.DataFrame, flow: np.ndarray, seqn: np.ndarray) -> pd.DataFrame:
-    """Curves (N, 512) L/s as rows of SPXRAW: mL per 10 ms at ATPS as text, and what NHANES writes beside it.
+    """Curves (N, 512) L/s as rows of SPXRAW: mL per 10 ms at ATPS as text, and what is beside it.
 
-    seqn: (N,), whose blow it is. A blow ends one second after its last mL. Where no effort was asked for, the grade
-    is A with a plateau, C without, and D if ATS/ERS 2019 (Graham 2019) would not accept its FEV1.
+    seqn: (N,), whose curve it is. It ends one second after its last mL. Where no effort was
+    requested, the grade is A with a plateau, C without, and D if ATS/ERS 2019 (Graham 2019) would
+    not accept its FEV1.
     """
     whole = np.rint(from_clock(flow)[0] * (1000 / FACTOR)).astype(np.int64)
-    steps = np.clip(np.diff(whole[:, : MOST_POINTS + 1], axis=1), 0, 192)
-    length = np.minimum(MOST_POINTS - (steps[:, ::-1] > 0).argmax(1) + 100, MOST_POINTS)
-    good = acceptability_on_clock(flow)
-    grade = pd.Series(
-        np.where(good["fev1_acceptable"], np.where(good["plateau"], "A", "C"), "D"),
-        index=table.index,
-    )
-    if "effort" in table:
-        grade = table["effort"].where(table["effort"].isin(list("ABCD")), grade)
-    post = (
-        (table["test"] == "post").to_numpy()
-        if "test" in table
-        else np.zeros(len(table), dtype=bool)
-    )
-    return pd.DataFrame({
-        "SEQN": seqn.astype(float), "SPATTYPE": np.where(post, "Bron", "Pre"), "SPAMANU": table["draw"].to_numpy(dtype=float) + 1,
-        "SPAFACT": FACTOR, "SPAPOS": "Standing", "SPAPLAT": np.where(good["plateau"], "Y", "N"), "SPAACC": np.where(grade == "D", "N", "Y"),
-        "SPAQEFF": grade.to_numpy(), "SPXPTS": length.astype(float), "SPXRAW": [",".join(map(str, s[:n].tolist())) for s, n in zip(steps, length)],
-    })  # fmt: skip
+    steps = np.clip(np.diff(whole[:, : MOST_POINTS + 1], axis=1), 0, LARGEST_STEP)
+    after_last = (steps[:, ::-1] > 0).argmax(axis=1)
+    length = np.minimum(MOST_POINTS - after_last + REST_POINTS, MOST_POINTS)
+    texts = []
+    for row, points in zip(steps, length, strict=True):
+        texts.append(",".join(map(str, row[:points].tolist())))
+    criteria = acceptability_on_clock(flow)
+    grade = _grades(table, criteria)
+    test = pd.Series("Pre", index=table.index)
+    if "test" in table:
+        test = test.mask(table["test"] == "post", "Bron")
+    columns = {
+        "SEQN": np.asarray(seqn, dtype=float),
+        "SPATTYPE": test.to_numpy(),
+        "SPAMANU": table["draw"].to_numpy(dtype=float) + 1,
+        "SPAFACT": FACTOR,
+        "SPAPOS": "Standing",
+        "SPAPLAT": np.where(criteria["plateau"], "Y", "N"),
+        "SPAACC": np.where(grade == "D", "N", "Y"),
+        "SPAQEFF": grade.to_numpy(),
+        "SPXPTS": length.astype(float),
+        "SPXRAW": texts,
+    }
+    return pd.DataFrame(columns)
 
 # %% ../../nbs/generation/02_cohort.ipynb #ee2610e7
-def _nhanes(
+def _nhanes_people(first: pd.DataFrame, seqn: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """DEMO and BMX of people: a row of the cohort's table and a SEQN each."""
+    from spiro_diffusion.formats.nhanes import SURVEY
+
+    def known(name: str) -> pd.Series:
+        if name not in first:
+            return pd.Series(np.nan, index=first.index)
+        return pd.to_numeric(first[name], errors="coerce").astype(float)
+
+    demo = {
+        "SEQN": seqn,
+        "SDDSRVYR": float(SURVEY["G"]),
+        "RIDSTATR": 2.0,  # interviewed and examined
+        "RIAGENDR": first["sex"].map({"male": 1.0, "female": 2.0, 1: 1.0, 2: 2.0}),
+        "RIDAGEYR": known("age"),
+        "RIDRETH1": known("ethnicity"),
+        "WTMEC2YR": 1.0,
+    }
+    bmx = {"SEQN": seqn, "BMXWT": known("weight"), "BMXHT": known("height")}
+    return pd.DataFrame(demo), pd.DataFrame(bmx)
+
+
+def _write_nhanes(
     table: pd.DataFrame, flow: np.ndarray, raw: Path, demo: Path, bmx: Path, names: Path
 ) -> None:
-    """Four files: SPXRAW, DEMO and BMX of cycle G as SAS transport, version 8, and whose SEQN is whose as CSV."""
+    """SPXRAW, DEMO and BMX of cycle G as SAS transport, and whose SEQN is whose as CSV."""
     from spiro_diffusion.formats.tables import write_xport
-    from spiro_diffusion.simulator.survey import SURVEY
 
     place, patients = pd.factorize(table["patient"])
-    first = table.groupby(place, sort=True).first()
-    seqn, known = (
-        FIRST_SEQN + np.arange(len(patients), dtype=float),
-        lambda c: pd.to_numeric(first[c], errors="coerce").astype(float) if c in first else np.nan,
-    )
-    sex = first["sex"].map({"male": 1.0, "female": 2.0, 1: 1.0, 2: 2.0})
-    people = {
-        "DEMO_G": pd.DataFrame(
-            {
-                "SEQN": seqn,
-                "SDDSRVYR": float(SURVEY["G"]),
-                "RIDSTATR": 2.0,
-                "RIAGENDR": sex,
-                "RIDAGEYR": known("age"),
-                "RIDRETH1": known("ethnicity"),
-                "WTMEC2YR": 1.0,
-            }
-        ),
-        "BMX_G": pd.DataFrame({"SEQN": seqn, "BMXWT": known("weight"), "BMXHT": known("height")}),
-        "SPXRAW_G": spxraw(table, flow, seqn[place]),
-    }
-    for (name, frame), path in zip(people.items(), (demo, bmx, raw)):
-        write_xport(frame, path, name, "Synthetic, not NHANES data")
-    pd.DataFrame({"SEQN": seqn.astype(int), "patient": patients}).to_csv(names, index=False)
+    seqn = FIRST_SEQN + np.arange(len(patients))
+    people, bodies = _nhanes_people(table.groupby(place, sort=True).first(), seqn.astype(float))
+    label = "Synthetic, not NHANES data"
+    write_xport(people, demo, "DEMO_G", label)
+    write_xport(bodies, bmx, "BMX_G", label)
+    write_xport(spxraw(table, flow, seqn[place]), raw, "SPXRAW_G", label)
+    pd.DataFrame({"SEQN": seqn, "patient": patients}).to_csv(names, index=False)
 
 # %% ../../nbs/generation/02_cohort.ipynb #141d8549
 WRITERS: dict[str, Callable[..., None]] = {
-    "parquet": _parquet,
-    "csv": _csv,
-    "npz": _npz,
-    "nhanes": _nhanes,
+    "parquet": _write_parquet,
+    "csv": _write_csv,
+    "npz": _write_npz,
+    "nhanes": _write_nhanes,
 }
 """By format: a function of the table, the curves and the paths to write to."""
 
+ENDINGS = {"": "", ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".npz": "npz"}
+
 
 def format_of(path: str | Path, file_format: str | None = None) -> str:
-    """The format asked for, else the one that the name of the file means. Raises DataError if that is none."""
-    by_name = {"": "", ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".npz": "npz"}
-    found = file_format or by_name.get(Path(path).suffix.lower())
-    if found not in WRITERS:
-        what = (
-            f"format {file_format!r} is not known"
-            if file_format
-            else f"{path} does not say its format"
-        )
-        raise DataError(
-            f"{what}: choose one of {', '.join(WRITERS)}, or a name that ends in .parquet, .csv or .npz"
-        )
-    return found
+    """The format named, else the one that the file's name means. Raises DataError if none."""
+    found = file_format or ENDINGS.get(Path(path).suffix.lower())
+    if found in WRITERS:
+        return found
+    what = f"{path} does not say its format"
+    if file_format:
+        what = f"format {file_format!r} is not known"
+    raise DataError(
+        f"{what}: choose one of {', '.join(WRITERS)}, or a name that ends in .parquet, .csv or .npz"
+    )
+
+
+def default_name(file_format: str | None = None) -> str:
+    """What a cohort is called if nobody says: "cohort.parquet", or as its format wants it."""
+    kind = format_of("cohort.parquet", file_format)
+    return "cohort" if kind == "nhanes" else f"cohort.{kind}"
 
 
 def files_of(path: str | Path, file_format: str | None = None) -> tuple[Path, ...]:
     """The files that a cohort saved as `path` consists of, its JSON record last."""
-    path, kind = Path(path), format_of(path, file_format)
+    path = Path(path)
     record = path.with_suffix(".json")
+    kind = format_of(path, file_format)
     if kind == "nhanes":
-        return (
-            *(path / f"{n}_G_simulated.xpt" for n in ("SPXRAW", "DEMO", "BMX")),
-            path / "patients.csv",
-            record,
-        )
-    return (
-        (path, path.with_name(f"{path.stem}_table.csv"), record)
-        if kind == "csv"
-        else (path, record)
-    )
+        tables = [path / f"{name}_G_simulated.xpt" for name in ("SPXRAW", "DEMO", "BMX")]
+        return (*tables, path / "patients.csv", record)
+    if kind == "csv":
+        return (path, path.with_name(f"{path.stem}_table.csv"), record)
+    return (path, record)
 
 # %% ../../nbs/generation/02_cohort.ipynb #09b934c0
 def write_curves(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
-    """Write a table and its curves (N, 512) L/s to a Parquet file without a record, whole or not at all; raises DataError if that cannot be done."""
+    """Write a table and its curves (N, 512) L/s as Parquet without a record, whole or not at all.
+
+    Raises DataError if that cannot be done.
+    """
     with writing_all(path, [path]) as (part,):
-        _parquet(table, flow, part)
+        _write_parquet(table, flow, part)
 
 # %% ../../nbs/generation/02_cohort.ipynb #5a1916d8
 @dataclass
 class Cohort:
-    """Curves: `table` (a row a curve), `flow` (N, 512) float32 L/s on the clock, and `info`, how they were made."""
+    """Curves: `table` (a row a curve), `flow` (N, 512) float32 L/s, `info` (how they were made)."""
 
     table: pd.DataFrame
     flow: np.ndarray
@@ -215,111 +231,135 @@ class Cohort:
         return plot_report(self, patient)
 
     def warnings(self) -> list[str]:
-        """What a reader of this cohort should know before using it, a sentence each; see `warnings_of`."""
+        """What a reader of this cohort should know before using it; see `warnings_of`."""
         return warnings_of(self)
 
     def save(
         self, path: str | Path, overwrite: bool = False, file_format: str | None = None
     ) -> Path:
-        """Write the cohort as `path` in one of `WRITERS` (by its name if no format is given), with the record as JSON.
+        """Write the cohort as `path` in a format of `WRITERS`, with its record as JSON beside it.
 
-        Raises DataError if a file is there and overwrite is false, if the folder cannot be written to or is full.
+        Without file_format the name of the file says which. Raises DataError if a file is there
+        and overwrite is false, or if the folder cannot be written to or is full.
         """
-        path, kind, files = Path(path), format_of(path, file_format), files_of(path, file_format)
+        path = Path(path)
+        kind = format_of(path, file_format)
+        files = files_of(path, kind)
         check_free(files, overwrite)
         with writing_all(path, files) as (*parts, record):
-            write_json(record, self.info | {"format": kind, "files": [p.name for p in files[:-1]]})
+            names = [file.name for file in files[:-1]]
+            write_json(record, self.info | {"format": kind, "files": names})
             WRITERS[kind](self.table, self.flow, *parts)
         return path
 
 # %% ../../nbs/generation/02_cohort.ipynb #b4c23f11
+def _read_rows(files: Sequence[Path], most: int | None) -> pd.DataFrame:
+    """The rows of Parquet files as one table, or at most `most` of them, evenly spread."""
+    import pyarrow.parquet as pq
+
+    sizes = [pq.read_metadata(file).num_rows for file in files]
+    total = sum(sizes)
+    keep = np.arange(total) if most is None else evenly(total, most)
+    parts = []
+    start = 0
+    for file, size in zip(files, sizes, strict=True):
+        here = keep[(keep >= start) & (keep < start + size)] - start
+        if len(here):
+            parts.append(pq.read_table(file).take(here).to_pandas())
+        start += size
+    return pd.concat(parts, ignore_index=True)
+
+
 def read_cohort(path: str | Path, most: int | None = None) -> Cohort:
-    """The cohort in a Parquet file or a folder of Parquet files, or at most `most` of its rows, evenly spread.
+    """The cohort in a Parquet file or a folder of them, or at most `most` rows, evenly spread.
 
     Raises DataError if it is missing or something else.
     """
-    import pyarrow.parquet as pq
-
     path = Path(path)
-    files = (
-        sorted(path.glob("part-*.parquet"))
-        if path.is_dir()
-        else [need_file(path, "name a cohort that was saved as Parquet")]
-    )
+    if path.is_dir():
+        files = sorted(path.glob("part-*.parquet"))
+    else:
+        files = [need_file(path, "name a cohort that was saved as Parquet")]
     try:
-        sizes = [pq.read_metadata(f).num_rows for f in files]
-        keep = np.arange(sum(sizes)) if most is None else evenly(sum(sizes), most)
-        ends, parts = np.cumsum(sizes), []
-        for file, end, size in zip(files, ends, sizes):
-            here = keep[(keep >= end - size) & (keep < end)] - (end - size)
-            if len(here):
-                parts.append(pq.read_table(file).take(here).to_pandas())
-        table = pd.concat(parts, ignore_index=True)
+        table = _read_rows(files, most)
         flow = np.stack(table.pop("flow").to_numpy()).astype(np.float32)
     except (OSError, ValueError, KeyError) as err:
         raise DataError(
-            f"{path} is no cohort in Parquet ({str(err).splitlines()[0]}): name a file or folder that spiro_generate wrote"
+            f"{path} is no cohort in Parquet ({str(err).splitlines()[0]}): "
+            "name a file or folder that spiro_generate wrote"
         ) from err
     record = path.with_suffix(".json")
     return Cohort(table, flow, read_json(record) if record.is_file() else {})
 
 # %% ../../nbs/generation/02_cohort.ipynb #ad7659da
+TARGET_MISSED = 0.02  # of the target, from which a curve counts as missing it
+Z_MISSED = 0.1  # of a z-score that was steered to
+Z_MISSED_CONDITIONED = 0.5  # of a z-score that was conditioned on only
+Z_ODD = 5.0  # from which a z-score is called odd
+
+
+def _missed_targets(cohort: Cohort) -> list[str]:
+    """A sentence for each target (an index, or a z-score) that some curves miss."""
+    table = cohort.table
+    limits = {}
+    for name, value in (cohort.info.get("target") or {}).items():
+        if name in INDICES and name in table:
+            missed = (table[name] - value).abs() > TARGET_MISSED * abs(value)
+            limits[f"the target of {name} = {value:g} by more than 2 %"] = missed
+    limit = Z_MISSED if cohort.info.get("exact", True) else Z_MISSED_CONDITIONED
+    for column in table:
+        name = str(column).removesuffix("_asked")
+        if str(column).endswith("_z_asked") and name in table:
+            missed = (table[name] - table[column]).abs() > limit
+            limits[f"the requested {name} by more than {limit:g}"] = missed
+    total = len(table)
+    return [f"{m.sum()} of {total} curves miss {what}." for what, m in limits.items() if m.any()]
+
+
 def warnings_of(cohort: Cohort) -> list[str]:
-    """What to know about a cohort, a sentence each: extrapolation, assumptions, targets missed (by over 2 %, or 0.1 of a z-score; 0.5 if it was only told), odd curves."""
-    table, n, out = cohort.table, len(cohort), []
-    if "extrapolated" in table and (beyond := int((table["extrapolated"] != "").sum())):
-        out.append(
-            f"{beyond} of {n} curves are of people older, younger, taller or shorter than those the model was trained on (column extrapolated)."
+    """What to know about a cohort, a sentence each.
+
+    Extrapolation, assumptions, targets missed (by over 2 %, or 0.1 of a z-score; 0.5 of one that
+    was conditioned on only), curves without z-scores and odd ones.
+    """
+    table = cohort.table
+    total = len(table)
+    sentences = []
+    if "extrapolated" in table and (table["extrapolated"] != "").any():
+        beyond = (table["extrapolated"] != "").sum()
+        sentences.append(
+            f"{beyond} of {total} curves are of people older, younger, taller or shorter than "
+            "those the model was trained on (column extrapolated)."
         )
     if assumed := cohort.info.get("assumed"):
-        out.append(
-            f"Not given, and so assumed: {', '.join(f'{k} {v}' for k, v in assumed.items())}."
+        values = ", ".join(f"{name} {value}" for name, value in assumed.items())
+        sentences.append(f"Not given, and so assumed: {values}.")
+    sentences += _missed_targets(cohort)
+    if "fev1_z" in table and table["fev1_z"].isna().any():
+        unknown = table["fev1_z"].isna().sum()
+        sentences.append(
+            f"{unknown} of {total} curves have no z-score: "
+            "GLI Global 2022 does not reach their age or height."
         )
-    for name, value in (cohort.info.get("target") or {}).items():
-        if (
-            name in INDICES
-            and name in table
-            and (missed := int((abs(table[name] - value) > 0.02 * abs(value)).sum()))
-        ):
-            out.append(
-                f"{missed} of {n} curves miss the target of {name} = {value:g} by more than 2 %."
-            )
-    limit = 0.1 if cohort.info.get("exact", True) else 0.5
-    for name in [c.removesuffix("_asked") for c in table if c.endswith("_z_asked")]:
-        if name in table and (
-            missed := int((abs(table[name] - table[f"{name}_asked"]) > limit).sum())
-        ):
-            out.append(f"{missed} of {n} curves miss the {name} asked for by more than {limit:g}.")
-    if "fev1_z" in table and (unknown := int(table["fev1_z"].isna().sum())):
-        out.append(
-            f"{unknown} of {n} curves have no z-score: GLI Global 2022 does not reach their age or height."
+    z = table[[name for name in ("fev1_z", "fvc_z") if name in table]]
+    odd = (z.abs() > Z_ODD).any(axis=1).sum()
+    if odd:
+        sentences.append(
+            f"{odd} of {total} curves are more than 5 z-scores from what GLI Global 2022 predicts."
         )
-    z = table[[c for c in ("fev1_z", "fvc_z") if c in table]]
-    if odd := int((z.abs() > 5).any(axis=1).sum()):
-        out.append(
-            f"{odd} of {n} curves are more than 5 z-scores from what GLI Global 2022 predicts."
-        )
-    return out
+    return sentences
 
 
-def summary(
-    cohort: Cohort,
-    columns: Sequence[str] = (
-        "fvc",
-        "fev1",
-        "fev1_fvc",
-        "pef",
-        "fef2575",
-        "fev1_z",
-        "fvc_z",
-        "fev1_fvc_z",
-    ),
-) -> pd.DataFrame:
-    """The median and, in brackets, the middle 90 % of each patient's curves, a row a patient; text."""
+SUMMARISED = ("fvc", "fev1", "fev1_fvc", "pef", "fef2575", "fev1_z", "fvc_z", "fev1_fvc_z")
 
-    def described(x: pd.Series) -> str:
-        low, middle, high = x.quantile([0.05, 0.5, 0.95])
-        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
+def _described(values: pd.Series) -> str:
+    """The median and, in brackets, the middle 90 %."""
+    low, middle, high = values.quantile([0.05, 0.5, 0.95])
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def summary(cohort: Cohort, columns: Sequence[str] = SUMMARISED) -> pd.DataFrame:
+    """The median and, in brackets, the middle 90 % of each patient's curves, a row a patient."""
     by_patient = cohort.table.groupby(["patient", "age", "height", "sex"], sort=False)
-    return by_patient[[c for c in columns if c in cohort.table]].agg(described)
+    return by_patient[[name for name in columns if name in cohort.table]].agg(_described)

@@ -6,20 +6,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pandas as pd
 
+from .. import __version__
 from ..base.errors import DataError, need_file
 from ..base.files import sha256_of, shipped_weights
 from ..base.seeds import rng_for
 from .cohort import Cohort
 from ..learning.conditions import encode_patients
-from ..learning.devices import few_threads
 from ..learning.patients import OPTIONAL, check_patients, patient_name
 from ..spirometry.clock import N_BINS
 from ..spirometry.indices import INDICES, indices_on_clock
@@ -27,12 +28,15 @@ from ..spirometry.quality import acceptability_on_clock
 from ..spirometry.reference import value_at, zscores
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from spiro_diffusion.cldm import CLDM, CLDMSettings
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['USUAL', 'ALIKE', 'STEERED', 'DECODED', 'Models', 'load_models', 'DrawSettings', 'read_target', 'asked_patients',
-           'steered_to', 'starting_noise', 'draw_curves', 'draw_rows', 'record_of']
+__all__ = ['USUAL', 'Models', 'ModelFolders', 'load_models', 'DrawSettings', 'read_target', 'GenerateOptions', 'check_options',
+           'settings_of', 'models_of', 'asked_patients', 'steered_to', 'starting_noise', 'draw_curves', 'version_of',
+           'record_of', 'draw_rows']
 
 # %% ../../nbs/generation/01_drawing.ipynb #4a7d9651
 @dataclass
@@ -43,54 +47,89 @@ class Models:
     cldm: CLDM
     sha256: dict[str, str]
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Flow (N, 512) L/s of drawn latents (N, C, 32), which are not rounded to codes."""
+        return self.vqvae.decode_latents(latents, quantise=False)
+
+    def move_to(self, device: Any) -> None:
+        """Move both models to a device, unless they are there."""
+        for model in (self.vqvae, self.cldm):
+            first = next(model.parameters(), None)
+            if first is None or str(first.device) != str(device):
+                model.to(device)
+
+
+class ModelFolders(TypedDict, total=False):
+    """Where trained models are, as keywords of `load_models`."""
+
+    run_dir: str | Path | None
+    vqvae: str | Path | None
+    cldm: str | Path | None
+
+
+def _find_models(
+    run_dir: str | Path | None, vqvae: str | Path | None, cldm: str | Path | None
+) -> dict[str, Path]:
+    """The folder of each model. Raises DataError if one is neither named nor found."""
+    roots = [shipped_weights()]
+    if run_dir is not None:
+        roots.insert(0, Path(run_dir) / "checkpoints")
+    folders = {}
+    for name, folder in (("vqvae", vqvae), ("cldm", cldm)):
+        if folder:
+            folders[name] = Path(folder)
+            continue
+        for root in roots:
+            if all((root / model / "config.json").is_file() for model in ("vqvae", "cldm")):
+                folders[name] = root / name
+                break
+        else:
+            raise DataError(
+                f"no trained models in {' or '.join(map(str, roots))}: "
+                "run 01_vqvae to 03_cldm first, or name the folders that hold them"
+            )
+    return folders
+
 
 def load_models(
     run_dir: str | Path | None = None,
     vqvae: str | Path | None = None,
     cldm: str | Path | None = None,
 ) -> Models:
-    """The models from the folders named, else from `<run_dir>/checkpoints`, else those shipped with the package.
+    """The models in the folders named, else in `<run_dir>/checkpoints`, else those shipped.
 
     Raises DataError if there are none, a file is damaged, or the two do not belong together.
     """
-    roots = [Path(run_dir) / "checkpoints"] if run_dir is not None else []
-    roots.append(shipped_weights())
-    root = next(
-        (r for r in roots if all((r / m / "config.json").is_file() for m in ("vqvae", "cldm"))),
-        None,
-    )
-    if root is None and (vqvae is None or cldm is None):
-        raise DataError(
-            f"no trained models in {' or '.join(map(str, roots))}: run 01_vqvae to 03_cldm first, or name the folders that hold them"
-        )
-    folders = {"vqvae": Path(vqvae or f"{root}/vqvae"), "cldm": Path(cldm or f"{root}/cldm")}
-    sha256 = {
-        k: sha256_of(need_file(f / "model.safetensors", "name a folder with a trained model"))
-        for k, f in folders.items()
-    }
+    folders = _find_models(run_dir, vqvae, cldm)
+    sha256 = {}
+    for name, folder in folders.items():
+        weights = need_file(folder / "model.safetensors", "name a folder with a trained model")
+        sha256[name] = sha256_of(weights)
 
     from spiro_diffusion.cldm import CLDM
     from spiro_diffusion.vqvae import VQVAE
 
-    models = Models(
-        VQVAE.from_pretrained(folders["vqvae"]).requires_grad_(False),
-        CLDM.from_pretrained(folders["cldm"]),
-        sha256,
-    )
-    if models.cldm.settings.vqvae_sha256 != sha256["vqvae"]:
+    codec = VQVAE.from_pretrained(folders["vqvae"])
+    codec.requires_grad_(False)
+    network = CLDM.from_pretrained(folders["cldm"])
+    if network.settings.vqvae_sha256 != sha256["vqvae"]:
         raise DataError(
-            f"the cLDM in {folders['cldm']} was trained on latents of another VQ-VAE than {folders['vqvae']}: use the two of one run"
+            f"the cLDM in {folders['cldm']} was trained on latents of another VQ-VAE than "
+            f"{folders['vqvae']}: use the two of one run"
         )
-    return models
+    return Models(codec, network, sha256)
 
 # %% ../../nbs/generation/01_drawing.ipynb #c44f1a3b
 @dataclass(frozen=True)
 class DrawSettings:
-    """What a cohort is drawn with, besides its patients and the models: the same settings, the same curves.
+    """What a cohort is drawn with, besides its patients and the models: same settings, same curves.
 
-    target: indices in L or L/s that each curve is steered to, and z-scores that the network is told; exact: steer to
-    z-scores as well; redraws: how often a curve asked for with effort grade A is drawn again if it breaks an ATS/ERS
-    rule. Raises DataError on what cannot be.
+    draws: curves of each patient; guidance: scale of classifier-free guidance, 1 for none
+    (Ho 2022); steps: of the sampler, each but the first a call of the U-Net; target: requested
+    indices (L, L/s) and z-scores; extrapolate: let ages and heights beyond the trained ones
+    through; redraws: how often a curve of effort grade A that fails an acceptability criterion is
+    drawn again; exact: steer to requested z-scores, rather than condition on them alone.
+    Raises DataError on what cannot be.
     """
 
     draws: int = 1
@@ -102,140 +141,174 @@ class DrawSettings:
     redraws: int = 3
     exact: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.draws < 1 or self.steps < 1 or self.seed < 0 or self.redraws < 0:
             raise DataError("draws and steps must be 1 or more, seed and redraws 0 or more")
         if not np.isfinite([self.guidance, *self.target.values()]).all():
             raise DataError("guidance and targets must be numbers")
-        from spiro_diffusion.generation.steering import steer
+        from spiro_diffusion.generation.steering import check_targets
 
-        steer(
-            lambda x, sigma: x, lambda z: z, self.steered
-        )  # raises DataError on an index that it does not know
+        check_targets(self.steered)
 
     @property
     def steered(self) -> dict[str, float]:
         """The targets in L and L/s; the rest are z-scores."""
-        return {k: v for k, v in self.target.items() if k not in OPTIONAL}
+        return {name: value for name, value in self.target.items() if name not in OPTIONAL}
 
 # %% ../../nbs/generation/01_drawing.ipynb #ad3539d3
 def read_target(text: str) -> dict[str, float]:
-    """ "fev1=2.1,fvc_z=-1" as a dict; raises DataError on anything else."""
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    try:
-        return {name.strip(): float(value) for name, _, value in pairs}
-    except ValueError:
-        raise DataError(
-            f"a target is an index and a number, as in fev1=2.1 or fev1_z=-2, not {text!r}"
-        ) from None
+    """Targets written as in "fev1=2.1,fvc_z=-1"; raises DataError on anything else."""
+    target = {}
+    for part in text.split(","):
+        if not part.strip():
+            continue
+        name, _, value = part.partition("=")
+        try:
+            target[name.strip()] = float(value)
+        except ValueError:
+            raise DataError(
+                f"a target is an index and a number, as in fev1=2.1 or fev1_z=-2, not {text!r}"
+            ) from None
+    return target
+
+# %% ../../nbs/generation/01_drawing.ipynb #be24adec
+class GenerateOptions(ModelFolders, total=False):
+    """Keywords of `generate` besides its own parameters: of `DrawSettings` and `load_models`."""
+
+    guidance: float
+    steps: int
+    target: Mapping[str, float] | None
+    extrapolate: bool
+    redraws: int
+    exact: bool
+
+
+def check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise TypeError, with the nearest name that is known, on an option that is not."""
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            raise TypeError(f"there is no option {name!r}: {hint}")
+
+
+def settings_of(draws: int, seed: int, options: GenerateOptions) -> DrawSettings:
+    """The settings of a cohort from the keywords of `generate`. Raises DataError, TypeError."""
+    own = ("patients", "draws", "seed", "models", "device", "batch")
+    check_options(options, [*own, *GenerateOptions.__annotations__])
+    chosen: dict[str, Any] = {
+        name: value for name, value in options.items() if name not in ModelFolders.__annotations__
+    }
+    chosen["target"] = dict(options.get("target") or {})
+    return DrawSettings(draws, seed, **chosen)
+
+
+def models_of(options: GenerateOptions) -> Models:
+    """The models from the keywords of `generate`. Raises DataError as `load_models` does."""
+    return load_models(options.get("run_dir"), options.get("vqvae"), options.get("cldm"))
 
 # %% ../../nbs/generation/01_drawing.ipynb #78e752d0
 USUAL = {"effort": "A", "test": "pre", "blow": "best"}
+"""What is assumed where nothing is given."""
 
 
 def asked_patients(
     patients: Mapping[str, Any] | pd.DataFrame, how: DrawSettings, model: CLDMSettings
 ) -> pd.DataFrame:
-    """The patients as `check_patients` gives them, with the z-scores of `how.target` in columns of their own.
+    """The patients as `check_patients` gives them, with requested z-scores in columns of their own.
 
     Raises DataError as `check_patients` does, and on a variable that the model was trained without.
     """
     table = check_patients(patients, model.height_range, how.extrapolate)
-    table = table.assign(**{k: v for k, v in how.target.items() if k in OPTIONAL})
-    known = {v.name for v in model.variables}
-    if unknown := [c for c in OPTIONAL if c in table and c not in known and table[c].notna().any()]:
+    for name, value in how.target.items():
+        if name in OPTIONAL:
+            table[name] = value
+    known = {variable.name for variable in model.variables}
+    unknown = [c for c in OPTIONAL if c in table and c not in known and table[c].notna().any()]
+    if unknown:
         raise DataError(
-            f"this model was trained without {', '.join(unknown)}: leave that out, or name the checkpoints of a model that knows it"
+            f"this model was trained without {', '.join(unknown)}: leave that out, "
+            "or name the checkpoints of a model that knows it"
         )
     return table
 
 # %% ../../nbs/generation/01_drawing.ipynb #081842ec
 def steered_to(rows: pd.DataFrame, how: DrawSettings) -> dict[str, np.ndarray]:
-    """What each of `rows` (patients, as `asked_patients` gives them) is steered to, (N,) by index (L, L/s, a ratio), NaN where it is left alone.
+    """What each of `rows` is steered to: (N,) by index (L, L/s, a ratio), NaN where left alone.
 
-    A value in L or L/s counts before a z-score, FEV1 and FVC before their ratio.
+    rows: patients as `asked_patients` gives them. A value in L or L/s counts before a z-score,
+    FEV1 and FVC before their ratio.
     """
     wanted = {name: np.full(len(rows), value) for name, value in how.steered.items()}
+    if not how.exact:
+        return wanted
     for name in ("fvc", "fev1", "fev1_fvc"):
-        if how.exact and name not in wanted and f"{name}_z" in rows:
-            z = pd.to_numeric(rows[f"{name}_z"], errors="coerce").to_numpy(dtype=float)
-            if name == "fev1_fvc" and {"fvc", "fev1"} <= set(wanted):
-                z = np.where(np.isnan(wanted["fvc"] + wanted["fev1"]), z, np.nan)
-            if np.isfinite(z).any():
-                wanted[name] = value_at(rows, name, z)
+        if name in wanted or f"{name}_z" not in rows:
+            continue
+        z = pd.to_numeric(rows[f"{name}_z"], errors="coerce").to_numpy(dtype=float)
+        if name == "fev1_fvc" and "fvc" in wanted and "fev1" in wanted:
+            fixed = np.isfinite(wanted["fvc"]) & np.isfinite(wanted["fev1"])
+            z = np.where(fixed, np.nan, z)
+        if np.isfinite(z).any():
+            wanted[name] = value_at(rows, name, z)
     return wanted
 
 # %% ../../nbs/generation/01_drawing.ipynb #f825dfb2
+def _stream_key(name: int | str) -> int:
+    """A patient's name as a key of a random stream."""
+    if isinstance(name, int):
+        return name
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
+
+
 def starting_noise(
     patients: Sequence[Any], draws: Sequence[int], seed: int, shape: tuple[int, ...], again: int = 0
 ) -> np.ndarray:
-    """Unit noise (N, *shape) float32, each row a function of seed, its patient's name, its draw and which redraw it is."""
-    names = {p: patient_name(p) for p in set(patients)}
-    keys = {
-        p: n
-        if isinstance(n, int)
-        else int.from_bytes(hashlib.sha256(n.encode()).digest()[:16], "big")
-        for p, n in names.items()
-    }
-    more = (again,) if again else ()
-    return np.stack(
-        [
-            rng_for(seed, "draw", keys[p], int(d), *more).standard_normal(shape, dtype=np.float32)
-            for p, d in zip(patients, draws)
-        ]
-    )
+    """Unit noise (N, *shape) float32 from the seed and each row's patient, draw and redraw `again`.
 
-# %% ../../nbs/generation/01_drawing.ipynb #536c9af0
-ALIKE, STEERED, DECODED = (
-    2,
-    4,
-    16,
-)  # latents are drawn in multiples of the first (steered: the second), decoded in blocks of the third: the same bits
+    patients: (N,) names, 7, 7.0 and "7" being one and the same; draws: (N,) numbers from 0.
+    """
+    keys = {patient: _stream_key(patient_name(patient)) for patient in set(patients)}
+    redraw = (again,) if again else ()
+    noise = []
+    for patient, draw in zip(patients, draws, strict=True):
+        stream = rng_for(seed, "draw", keys[patient], int(draw), *redraw)
+        noise.append(stream.standard_normal(shape, dtype=np.float32))
+    return np.stack(noise)
 
 # %% ../../nbs/generation/01_drawing.ipynb #37433446
 def _draw_batch(
     models: Models,
     rows: pd.DataFrame,
-    wanted: Mapping[str, np.ndarray],
+    targets: Mapping[str, np.ndarray],
     how: DrawSettings,
     device: Any,
     again: int,
 ) -> np.ndarray:
-    """Curves (N, 512) for rows and what they are steered to, filled up to a multiple of `ALIKE` or `STEERED` while they are computed."""
+    """Curves (N, 512) L/s for rows and what they are steered to, drawn for the `again`-th time."""
     import torch
 
     from spiro_diffusion.cldm import sample
     from spiro_diffusion.generation.steering import steer
+    from spiro_diffusion.learning.devices import few_threads
 
-    alike, settings = STEERED if wanted else ALIKE, models.cldm.settings
-    place = np.minimum(np.arange(-(-len(rows) // alike) * alike), len(rows) - 1)
-    full = rows.iloc[place]
-    noise = starting_noise(
-        full["patient"].tolist(),
-        full["draw"].tolist(),
-        how.seed,
-        (settings.channels, settings.positions),
-        again,
-    )
-    denoise = models.cldm.denoiser(
-        torch.from_numpy(encode_patients(full, settings.variables)).to(device), how.guidance
-    )
-    if wanted:
-        denoise = steer(
-            denoise,
-            models.vqvae.decode_latents,
-            {
-                name: torch.from_numpy(value[place]).to(device, torch.float32)
-                for name, value in wanted.items()
-            },
-        )
-    with torch.no_grad(), few_threads(len(full)):
+    model = models.cldm.settings
+    shape = (model.channels, model.positions)
+    names = rows["patient"].tolist()
+    noise = starting_noise(names, rows["draw"].tolist(), how.seed, shape, again)
+    conditions = torch.from_numpy(encode_patients(rows, model.variables)).to(device)
+    denoise = models.cldm.denoiser(conditions, how.guidance)
+    if targets:
+        wanted = {k: torch.from_numpy(v).to(device, torch.float32) for k, v in targets.items()}
+        denoise = steer(denoise, models.decode, wanted)
+    with torch.no_grad(), few_threads(len(rows)):
         latents = sample(denoise, torch.from_numpy(noise).to(device), how.steps)
-        latents = latents[
-            torch.arange(-(-len(rows) // DECODED) * DECODED).clamp(max=len(rows) - 1).to(device)
-        ]
-        curves = torch.cat([models.vqvae.decode_latents(z) for z in latents.split(DECODED)])
-    return curves.float().cpu().numpy()[: len(rows)]
+        return models.decode(latents).float().cpu().numpy()
+
+
+def _with_usual(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the columns of `USUAL`, where they are not given."""
+    return rows.assign(**{name: value for name, value in USUAL.items() if name not in rows})
 
 
 def draw_curves(
@@ -246,47 +319,64 @@ def draw_curves(
     batch: int = 256,
     progress: bool = False,
 ) -> np.ndarray:
-    """Curves (N, 512) float32 L/s for rows with `patient`, `draw` and the columns of VARIABLES, a row a curve."""
+    """Curves (N, 512) float32 L/s, one for each of `rows`, `batch` at a time.
+
+    rows: `patient`, `draw` and the columns of `asked_patients`. Raises DataError if batch < 1.
+    """
     from tqdm.auto import tqdm
 
-    for model in (models.vqvae, models.cldm):
-        own = next(model.parameters(), None)
-        if own is None or str(own.device) != str(
-            device
-        ):  # to look through all modules takes milliseconds
-            model.to(device)
-    rows, batch = (
-        rows.assign(**{k: v for k, v in USUAL.items() if k not in rows}),
-        -(-batch // STEERED) * STEERED,
-    )
-    flow, left, wanted = (
-        np.empty((len(rows), N_BINS), dtype=np.float32),
-        np.arange(len(rows)),
-        steered_to(rows, how),
-    )
+    if batch < 1:
+        raise DataError("batch must be 1 or more")
+    models.move_to(device)
+    rows = _with_usual(rows)
+    targets = steered_to(rows, how)
+    rejectable = (rows["effort"] == "A").to_numpy()
+    flow = np.empty((len(rows), N_BINS), dtype=np.float32)
+    remaining = np.arange(len(rows))
     for again in range(how.redraws + 1):
-        for start in tqdm(
-            range(0, len(left), batch),
+        starts = tqdm(
+            range(0, len(remaining), batch),
             desc="drawn again" if again else "curves",
             unit="batch",
-            disable=not progress or len(left) <= batch,
-        ):
-            part = left[start : start + batch]
-            flow[part] = _draw_batch(
-                models,
-                rows.iloc[part],
-                {name: value[part] for name, value in wanted.items()},
-                how,
-                device,
-                again,
-            )
-        if again == how.redraws or not len(left):
+            disable=not progress or len(remaining) <= batch,
+        )
+        for start in starts:
+            part = remaining[start : start + batch]
+            wanted = {name: value[part] for name, value in targets.items()}
+            flow[part] = _draw_batch(models, rows.iloc[part], wanted, how, device, again)
+        accepted = acceptability_on_clock(flow[remaining])["acceptable"].to_numpy()
+        remaining = remaining[~accepted & rejectable[remaining]]
+        if not len(remaining):
             break
-        good = acceptability_on_clock(flow[left])["acceptable"].to_numpy()
-        left = left[~good & (rows["effort"].iloc[left] == "A").to_numpy()]
     return flow
 
 # %% ../../nbs/generation/01_drawing.ipynb #3bb1320c
+@lru_cache
+def version_of(package: str) -> str:
+    """The version of an installed package, or of this one's source; "unknown" if it has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return __version__ if package == "spiro-diffusion" else "unknown"
+
+
+def record_of(table: pd.DataFrame, how: DrawSettings, models: Models) -> dict[str, Any]:
+    """How a cohort was made: settings, what was assumed, SHA-256 of the weights, versions."""
+    known = {variable.name for variable in models.cldm.settings.variables}
+    assumed = {k: v for k, v in USUAL.items() if k in known and k not in table}
+    packages = ("spiro-diffusion", "torch", "numpy", "pyspiro")
+    return {
+        "synthetic": True,
+        "patients": len(table),
+        "curves": len(table) * how.draws,
+        **asdict(how),
+        "sampler": "dpmpp",
+        "assumed": assumed,
+        "weights_sha256": models.sha256,
+        "versions": {package: version_of(package) for package in packages},
+    }
+
+
 def draw_rows(
     table: pd.DataFrame,
     how: DrawSettings,
@@ -297,32 +387,17 @@ def draw_rows(
     batch: int = 256,
     progress: bool = True,
 ) -> Cohort:
-    """Rows start to stop of the cohort of all patients in `table` (see `asked_patients`): drawn and measured.
+    """Rows start to stop of the cohort of all patients in `table`: drawn and measured.
 
-    The table has `patient, draw, age, height, sex`, the optional columns given (z-scores asked for as `<name>_asked`),
-    `INDICES` (L, L/s, s) and z-scores (GLI), ordered by patient as given, then draw.
+    table: as `asked_patients` gives it. The cohort's table has `patient, draw, age, height, sex`,
+    the optional columns given (requested z-scores as `<name>_asked`), `INDICES` (L, L/s, s) and
+    z-scores (GLI), ordered by patient as given, then draw. Raises DataError if batch < 1.
     """
     place = np.arange(start, len(table) * how.draws if stop is None else stop)
     rows = table.iloc[place // how.draws].reset_index(drop=True)
     rows.insert(1, "draw", place % how.draws)
     flow = draw_curves(models, rows, how, device, batch, progress)
-    rows = rows.assign(sex=rows["sex"].map({1: "male", 2: "female"})).rename(
-        columns={c: f"{c}_asked" for c in OPTIONAL if c.endswith("_z")}
-    )
+    requested = {name: f"{name}_asked" for name in OPTIONAL if name.endswith("_z")}
+    rows = rows.assign(sex=rows["sex"].map({1: "male", 2: "female"})).rename(columns=requested)
     rows = rows.join(indices_on_clock(flow)[list(INDICES)])
     return Cohort(rows.join(zscores(rows)), flow, record_of(table, how, models))
-
-
-_version = lru_cache(version)
-
-
-def record_of(table: pd.DataFrame, how: DrawSettings, models: Models) -> dict[str, Any]:
-    """How a cohort was made: settings, what was assumed, SHA-256 of the weights, versions."""
-    names, known = (
-        ("spiro-diffusion", "torch", "numpy", "pyspiro"),
-        {v.name for v in models.cldm.settings.variables},
-    )
-    return {
-        "synthetic": True, "patients": len(table), "curves": len(table) * how.draws, **asdict(how), "sampler": "dpmpp",
-        "assumed": {k: v for k, v in USUAL.items() if k in known and k not in table}, "weights_sha256": models.sha256, "versions": {k: _version(k) for k in names},
-    }  # fmt: skip

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
@@ -20,46 +21,84 @@ from ..base.files import locked, read_json, write_json
 from .cohort import write_curves
 from spiro_diffusion.generation.drawing import (
     DrawSettings,
+    ModelFolders,
     Models,
     asked_patients,
+    check_options,
     draw_rows,
     load_models,
     record_of,
 )
-from ..learning.devices import device_for
 
 if TYPE_CHECKING:
-    from dask.distributed import Client
+    from dask.distributed import Client, Future
 
 # %% auto #0
-__all__ = ['CURVES', 'BYTES', 'Plan', 'task_of', 'write_partition', 'missing', 'claim', 'connected', 'generate_partitions']
+__all__ = ['CURVES', 'BYTES', 'LEAST_WAITING', 'Workplace', 'Task', 'Plan', 'write_partition', 'missing', 'claim', 'connected',
+           'generate_partitions']
 
 # %% ../../nbs/generation/04_partitions.ipynb #b97711ca
 CURVES = 5000  # a partition: about 11 MB, half a minute on one core
 BYTES = 2300  # a curve in Parquet, roughly
 
 
+@lru_cache(maxsize=1)
+def _load_once(run_dir: str | None, vqvae: str | None, cldm: str | None) -> Models:
+    """`load_models`, of which a worker needs one result however many partitions it draws."""
+    return load_models(run_dir, vqvae, cldm)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a worker finds the models, as `load_models` takes it, and on which device it draws."""
+
+    run_dir: str | None = None
+    vqvae: str | None = None
+    cldm: str | None = None
+    device: str | None = None
+
+    def models(self) -> Models:
+        """The models, loaded once a process. Raises DataError as `load_models` does."""
+        return _load_once(self.run_dir, self.vqvae, self.cldm)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows start to stop of the cohort of the patients in `table`, to be written to `path`.
+
+    sha256: of the weights that every worker must have.
+    """
+
+    path: Path
+    table: pd.DataFrame
+    how: DrawSettings
+    start: int
+    stop: int
+    where: Workplace
+    sha256: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Plan:
     """A cohort cut into partitions of `size` curves, the last of which may be smaller.
 
-    table: everybody who is asked for (`asked_patients`); where: names of run_dir, vqvae, cldm and device;
-    sha256: of the weights that every worker must have.
+    table: all patients, as `asked_patients` gives them; sha256: of the models' weights.
     """
 
     folder: Path
     table: pd.DataFrame
     how: DrawSettings
     size: int
-    where: dict[str, str | None]
+    where: Workplace
     sha256: dict[str, str]
 
     @property
     def curves(self) -> int:
+        """The number of curves in all."""
         return len(self.table) * self.how.draws
 
     def __len__(self) -> int:
-        return -(-self.curves // self.size)
+        return -(-self.curves // self.size)  # rounded up
 
     def path(self, k: int) -> Path:
         """The file of partition k."""
@@ -69,51 +108,34 @@ class Plan:
         """First and last row, the latter excluded, of partition k."""
         return k * self.size, min((k + 1) * self.size, self.curves)
 
-# %% ../../nbs/generation/04_partitions.ipynb #abb9d9c4
-def task_of(plan: Plan, k: int) -> dict[str, Any]:
-    """The arguments of `write_partition` for partition k."""
-    start, stop = plan.rows(k)
-    first, last = start // plan.how.draws, (stop - 1) // plan.how.draws
-    table, shift = plan.table.iloc[first : last + 1].reset_index(drop=True), first * plan.how.draws
-    return {
-        "path": plan.path(k),
-        "table": table,
-        "how": plan.how,
-        "start": start - shift,
-        "stop": stop - shift,
-        "where": plan.where,
-        "sha256": plan.sha256,
-    }
+    def task(self, k: int) -> Task:
+        """Partition k as a task: its rows are counted from its own first patient."""
+        start, stop = self.rows(k)
+        first = start // self.how.draws
+        last = (stop - 1) // self.how.draws
+        before = first * self.how.draws
+        table = self.table.iloc[first : last + 1].reset_index(drop=True)
+        rows = (start - before, stop - before)
+        return Task(self.path(k), table, self.how, *rows, self.where, self.sha256)
 
 # %% ../../nbs/generation/04_partitions.ipynb #48bd4498
-@lru_cache(maxsize=1)
-def _models(run_dir: str | None, vqvae: str | None, cldm: str | None) -> Models:
-    return load_models(run_dir, vqvae, cldm)
+def write_partition(task: Task) -> str:
+    """Draw a partition and write its file, whole or not at all; returns the file's name.
 
-
-def write_partition(
-    path: Path,
-    table: pd.DataFrame,
-    how: DrawSettings,
-    start: int,
-    stop: int,
-    where: dict[str, str | None],
-    sha256: dict[str, str],
-) -> str:
-    """Draw rows start to stop of the patients in `table` and write them to `path`, whole or not at all; returns its name.
-
-    Raises DataError if the disk is full or this machine has other weights than those of `sha256`.
+    Raises DataError if the disk is full or this machine has other weights than those named.
     """
-    models = _models(*(where.get(k) for k in ("run_dir", "vqvae", "cldm")))
-    if models.sha256 != sha256:
+    from spiro_diffusion.learning.devices import device_for
+
+    models = task.where.models()
+    if models.sha256 != task.sha256:
         raise DataError(
-            f"{socket.gethostname()} has other weights than the machine that asked: install the same version there, or name a folder that both see"
+            f"{socket.gethostname()} has other weights than the machine that asked: "
+            "install the same version there, or name a folder that both see"
         )
-    cohort = draw_rows(
-        table, how, models, device_for(where.get("device")), start, stop, progress=False
-    )
-    write_curves(cohort.table, cohort.flow, path)
-    return path.name
+    device = device_for(task.where.device)
+    cohort = draw_rows(task.table, task.how, models, device, task.start, task.stop, progress=False)
+    write_curves(cohort.table, cohort.flow, task.path)
+    return task.path.name
 
 # %% ../../nbs/generation/04_partitions.ipynb #fa031fb8
 def _is_whole(plan: Plan, k: int) -> bool:
@@ -131,40 +153,70 @@ def missing(plan: Plan) -> list[int]:
     return [k for k in range(len(plan)) if not _is_whole(plan, k)]
 
 # %% ../../nbs/generation/04_partitions.ipynb #a0a26781
-def claim(plan: Plan, record: dict[str, Any], overwrite: bool = False) -> dict[str, Any]:
-    """Write the record of this cohort beside its folder, or find it there; returns it.
-
-    Raises DataError if the folder holds another cohort and overwrite is false, or the disk has no room for this one.
-    """
-    beside = plan.folder.with_suffix(".json")
-    digest = hashlib.sha256(
-        pd.util.hash_pandas_object(plan.table, index=False).to_numpy().tobytes()
-    ).hexdigest()
-    record = record | {
+def _described(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a cohort with what its partitions are and who its patients are."""
+    rows = pd.util.hash_pandas_object(plan.table, index=False).to_numpy()
+    return record | {
         "format": "parquet",
         "partitions": len(plan),
         "partition_curves": plan.size,
-        "patients_sha256": digest,
+        "patients_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
     }
-    old = sorted(plan.folder.glob("*")) if plan.folder.is_dir() else []
-    same = (
-        beside.is_file()
-        and {k: v for k, v in read_json(beside).items() if k != "complete"} == record
-    )
-    if not same and (old or beside.exists() or plan.folder.exists() and not plan.folder.is_dir()):
-        if not overwrite:
-            raise DataError(
-                f"{plan.folder} holds another cohort, or another version's: choose another folder, or say that it may be overwritten (overwrite)"
-            )
-        for path in plan.folder.glob("*part-*.parquet"):
-            path.unlink()
-    todo = len(missing(plan)) * plan.size * BYTES
-    existing = next(p for p in (plan.folder, *plan.folder.absolute().parents) if p.is_dir())
-    if (free := shutil.disk_usage(existing).free) < todo:
+
+
+def _is_claimed(beside: Path, record: dict[str, Any]) -> bool:
+    """Whether the file of a record is there and says the same, complete or not."""
+    if not beside.is_file():
+        return False
+    old = read_json(beside)
+    old.pop("complete", None)
+    return bool(old == record)
+
+
+def _need_free(plan: Plan, overwrite: bool) -> None:
+    """Empty the folder of another cohort; raise DataError if it may not be overwritten."""
+    folder = plan.folder
+    if folder.is_dir():
+        taken = any(not path.name.startswith(".") for path in folder.iterdir())
+    else:
+        taken = folder.exists()
+    if not taken and not folder.with_suffix(".json").exists():
+        return
+    if not overwrite:
         raise DataError(
-            f"{plan.folder} needs about {todo / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: free some space or choose another folder"
+            f"{folder} holds another cohort, or another version's: choose another folder, "
+            "or say that it may be overwritten (overwrite)"
         )
-    if not same:
+    for path in folder.glob("*part-*.parquet"):
+        path.unlink()
+
+
+def _need_room(plan: Plan) -> None:
+    """Raise DataError if the disk has no room for the partitions that are missing."""
+    needed = len(missing(plan)) * plan.size * BYTES
+    folder = plan.folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise DataError(
+            f"{plan.folder} needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+            "free some space or choose another folder"
+        )
+
+
+def claim(plan: Plan, record: dict[str, Any], overwrite: bool = False) -> dict[str, Any]:
+    """Write the record of this cohort beside its folder, or find it there; returns it.
+
+    Raises DataError if the folder holds another cohort and overwrite is false, or if the disk has
+    no room for this one.
+    """
+    beside = plan.folder.with_suffix(".json")
+    record = _described(plan, record)
+    claimed = _is_claimed(beside, record)
+    if not claimed:
+        _need_free(plan, overwrite)
+    _need_room(plan)
+    if not claimed:
         write_json(beside, record | {"complete": False})
     return record
 
@@ -194,29 +246,71 @@ def connected(scheduler: str | Client | None, timeout: float = 10) -> Iterator[C
         yield client
 
 # %% ../../nbs/generation/04_partitions.ipynb #3d33d8e7
-def _on_dask(plan: Plan, todo: list[int], client: Client) -> Iterator[str]:
-    """Names of partitions as workers finish them; raises DataError if workers keep dying or write where nobody sees it."""
-    from dask.distributed import KilledWorker, as_completed
+LEAST_WAITING = 4  # tasks handed out, however few workers there are
 
-    room, waiting = max(2 * sum(client.nthreads().values()), 4), iter(todo)
-    submit = lambda k: client.submit(write_partition, **task_of(plan, k), pure=False)
-    running = as_completed([submit(k) for _, k in zip(range(room), waiting)])
+
+def _result_of(future: Future, folder: Path) -> str:
+    """The name of the file that a worker wrote. Raises DataError if it died, or wrote elsewhere."""
+    from dask.distributed import KilledWorker
+
+    try:
+        name = str(future.result())
+    except KilledWorker as err:
+        raise DataError(
+            f"workers keep dying ({err}): give them more memory and run this again, "
+            "it goes on where it was"
+        ) from err
+    if not (folder / name).is_file():
+        raise DataError(
+            f"a worker wrote {name} where this machine does not see it: "
+            "choose a folder that all machines share"
+        )
+    return name
+
+
+def _on_dask(plan: Plan, todo: list[int], client: Client) -> Iterator[str]:
+    """Names of partitions as workers finish them. Raises DataError as `_result_of`."""
+    from dask.distributed import as_completed
+
+    def submit(k: int) -> Future:
+        return client.submit(write_partition, plan.task(k), pure=False)
+
+    handed_out = max(2 * sum(client.nthreads().values()), LEAST_WAITING)
+    waiting = iter(todo)
+    running = as_completed([submit(k) for k in islice(waiting, handed_out)])
     for future in running:
-        try:
-            name = future.result()
-        except KilledWorker as err:
-            raise DataError(
-                f"workers keep dying ({err}): give them more memory and run this again, it goes on where it was"
-            ) from err
-        if not (plan.folder / name).is_file():
-            raise DataError(
-                f"a worker wrote {name} where this machine does not see it: choose a folder that all machines share"
-            )
-        yield name
-        if (k := next(waiting, None)) is not None:
+        yield _result_of(future, plan.folder)
+        for k in islice(waiting, 1):
             running.add(submit(k))
 
+
+def _in_turn(plan: Plan, todo: list[int]) -> Iterator[str]:
+    """Names of partitions as this process finishes them."""
+    for k in todo:
+        yield write_partition(plan.task(k))
+
 # %% ../../nbs/generation/04_partitions.ipynb #6050570e
+def _finish(plan: Plan, record: dict[str, Any], client: Client | None) -> None:
+    """Write what is missing, delete what killed workers left, and complete the record."""
+    from tqdm.auto import tqdm
+
+    todo = missing(plan)
+    done = _in_turn(plan, todo) if client is None else _on_dask(plan, todo, client)
+    progress = tqdm(
+        done,
+        desc=plan.folder.name,
+        unit="partition",
+        initial=len(plan) - len(todo),
+        total=len(plan),
+        disable=len(todo) < 2,
+    )
+    for _ in progress:
+        pass
+    for path in plan.folder.glob(".part-*"):
+        path.unlink()
+    write_json(plan.folder.with_suffix(".json"), record | {"complete": True})
+
+
 def generate_partitions(
     patients: Mapping[str, Any] | pd.DataFrame,
     folder: str | Path,
@@ -225,45 +319,28 @@ def generate_partitions(
     scheduler: str | Client | None = None,
     overwrite: bool = False,
     device: str | None = None,
-    run_dir: str | Path | None = None,
-    vqvae: str | Path | None = None,
-    cldm: str | Path | None = None,
+    **folders: Unpack[ModelFolders],
 ) -> Path:
-    """Write the cohort that `generate` would give into `folder`, `size` curves a Parquet file; returns the folder.
+    """Write the cohort that `generate` would give into `folder`, `size` curves a Parquet file.
 
-    scheduler: address of a Dask scheduler ("tcp://...") or a Client; None for this process alone. Files that are
-    whole are kept; a folder with another cohort is refused unless overwrite is true. Raises DataError as `generate`,
-    and if another run is at work in the folder.
+    scheduler: address of a Dask scheduler ("tcp://...") or a Client; None for this process alone.
+    folders: run_dir, vqvae, cldm, see `load_models`. Returns the folder. Files that are whole are
+    kept; a folder with another cohort is refused unless overwrite is true. Raises DataError as
+    `generate` does, and if another run is at work in the folder; TypeError on an unknown option.
     """
-    from tqdm.auto import tqdm
-
     if size < 1:
         raise DataError("a partition must have 1 curve or more")
-    how, folder = how or DrawSettings(), Path(folder).absolute()
-    where = {
-        k: str(Path(v).absolute()) if v else None
-        for k, v in (("run_dir", run_dir), ("vqvae", vqvae), ("cldm", cldm))
-    } | {"device": device}
-    models = _models(*(where[k] for k in ("run_dir", "vqvae", "cldm")))
+    check_options(folders, list(ModelFolders.__annotations__))
+    how = how or DrawSettings()
+    folder = Path(folder).absolute()
+    absolute = {
+        k: str(Path(v).absolute()) for k, v in folders.items() if isinstance(v, str | Path) and v
+    }
+    where = Workplace(**absolute, device=device)
+    models = where.models()
     table = asked_patients(patients, how, models.cldm.settings).infer_objects()
     plan = Plan(folder, table, how, size, where, models.sha256)
     with locked(folder), connected(scheduler) as client:
-        record, todo = claim(plan, record_of(table, how, models), overwrite), missing(plan)
-        done = (
-            (write_partition(**task_of(plan, k)) for k in todo)
-            if client is None
-            else _on_dask(plan, todo, client)
-        )
-        for _ in tqdm(
-            done,
-            desc=folder.name,
-            unit="partition",
-            initial=len(plan) - len(todo),
-            total=len(plan),
-            disable=len(todo) < 2,
-        ):
-            pass
-    for path in folder.glob(".part-*"):  # what killed workers left
-        path.unlink()
-    write_json(folder.with_suffix(".json"), record | {"complete": True})
+        record = claim(plan, record_of(table, how, models), overwrite)
+        _finish(plan, record, client)
     return folder

@@ -3,7 +3,7 @@
 # %% ../../nbs/generation/03_report.ipynb #2bba2054
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from spiro_diffusion.generation.cohort import Cohort
-
 # %% auto #0
-__all__ = ['NORMAL', 'COLORS', 'AGE_GROUPS', 'median_loop', 'evenly', 'normal_sets', 'normal_curves', 'plot_report',
-           'plot_by_age']
+__all__ = ['NORMAL', 'PEF_AGES', 'FEV6_SHARE', 'BEV_SHARE', 'FET', 'CORNER', 'WIGGLES', 'COLORS', 'MEDIAN_OF', 'STYLES',
+           'SHOWN_SECONDS', 'AGE_GROUPS', 'median_loop', 'evenly', 'normal_sets', 'normal_curves', 'Curves',
+           'plot_report', 'plot_by_age']
 
 # %% ../../nbs/generation/03_report.ipynb #93c13b37
 def median_loop(flow: np.ndarray, points: int = 201) -> tuple[np.ndarray, np.ndarray]:
-    """Volume (points,) L and flow (points,) L/s of the median loop of flow (N, 512): medians at equal shares of FVC."""
+    """Volume (points,) L and flow (points,) L/s of the median loop of flow (N, 512) L/s.
+
+    Both are medians at equal shares of FVC.
+    """
     volume = volume_on_clock(flow)
-    middle, share = (volume[:, :-1] + volume[:, 1:]) / 2, np.linspace(0, 1, points)
-    loops = [
-        np.interp(share * v[-1], np.r_[0, m, v[-1]], np.r_[0, f, 0])
-        for v, m, f in zip(volume, middle, flow)
-    ]
+    middle = (volume[:, :-1] + volume[:, 1:]) / 2
+    share = np.linspace(0, 1, points)
+    loops = []
+    for fvc, volumes, flows in zip(volume[:, -1], middle, flow, strict=True):
+        loops.append(np.interp(share * fvc, np.r_[0, volumes, fvc], np.r_[0, flows, 0]))
     return share * np.median(volume[:, -1]), np.median(loops, axis=0)
 
 
@@ -41,123 +43,146 @@ def evenly(n: int, most: int) -> np.ndarray:
 
 # %% ../../nbs/generation/03_report.ipynb #813a758a
 NORMAL = ("fvc", "fev1", "pef", "fef2575")
-COLORS = {"female": "C1", "male": "C0"}
+"""Indices that a curve at the predicted values or at the LLN has."""
+
+PEF_AGES = (8, 80)  # years, to which the equation for PEF applies (Hankinson 1999)
+FEV6_SHARE = 0.995  # of FVC, in a curve that is drawn as normal
+BEV_SHARE = 0.03  # of FVC: back-extrapolated volume
+FET = 8.0  # s, forced expiratory time
+CORNER = 0.025  # how gradually flow limitation takes over from effort
+WIGGLES = 12  # of a simulated blow's flow limitation; none here
+
+
+def _normal_values(people: pd.DataFrame) -> pd.DataFrame:
+    """The indices `NORMAL`, predicted and at the LLN: rows 2 k and 2 k + 1 of person k."""
+    gli = predicted(people, ("fvc", "fev1", "fef2575"))
+    nearest = people.assign(age=people["age"].clip(*PEF_AGES))
+    normal = gli.join(predicted(nearest, ("pef",)))
+    kinds = [
+        normal[[f"{name}_{kind}" for name in NORMAL]].set_axis(list(NORMAL), axis=1)
+        for kind in ("pred", "lln")
+    ]
+    values = pd.concat(kinds).sort_index(kind="stable").reset_index(drop=True)
+    ratio = (normal["fef2575_pred"] / normal["fvc_pred"]).to_numpy()
+    values["fef2575"] = ratio.repeat(2) * values["fvc"]
+    return values
 
 
 def normal_sets(people: pd.DataFrame) -> np.ndarray:
-    """Flow (N, 2, 512) L/s: for each of people a blow at the predicted values and one at the LLN; NaN where there are no predictions.
+    """Flow (N, 2, 512) L/s: for each of `people` a curve at the predicted values, one at the LLN.
 
-    people: age (years), height (cm), sex ("male", "female"). FEV6 is taken as 99.5 % of FVC, PEF as that of the nearest
-    age from 8 to 80 years, where its equation holds.
+    people: age (years), height (cm), sex ("male", "female"). NaN where there are no predictions.
     """
     from spiro_diffusion.simulator.expiration import match, quiet_blows, reachable, volumes
 
     people = people.reset_index(drop=True)
-    all_ = pd.concat(
-        [
-            predicted(people, ("fvc", "fev1", "fef2575")),
-            predicted(people.assign(age=people["age"].clip(8, 80)), ("pef",)),
-        ],
-        axis=1,
-    )
-    target = (
-        pd.concat(
-            [
-                all_[[f"{n}_{kind}" for n in NORMAL]].set_axis(list(NORMAL), axis=1)
-                for kind in ("pred", "lln")
-            ],
-            keys=(0, 1),
-        )
-        .swaplevel()
-        .sort_index()
-    )
-    target["fef2575"] = (
-        np.repeat((all_["fef2575_pred"] / all_["fvc_pred"]).to_numpy(), 2) * target["fvc"]
-    )
-    whole = (target.notna() & (target > 0)).all(axis=1).groupby(level=0).all().to_numpy()
-    out, asked = (
-        np.full((len(people), 2, N_BINS), np.nan, dtype=np.float32),
-        target[np.repeat(whole, 2)].reset_index(drop=True),
-    )
-    if len(asked):
-        goal, end = reachable(
-            asked.assign(fev6=0.995 * asked["fvc"], fet=8.0, bev=0.03 * asked["fvc"])
-        )
-        blows = match(
-            goal, quiet_blows(end, np.full(len(asked), 0.025), np.zeros((len(asked), 12))), steps=3
-        )
-        out[whole] = rows_to_clock(volumes(blows, CLOCK), CLOCK).reshape(-1, 2, N_BINS)
-    return out
+    values = _normal_values(people)
+    positive = (values > 0).all(axis=1).to_numpy()  # NaN is not
+    known = positive.reshape(-1, 2).all(axis=1)
+    curves = np.full((len(people), 2, N_BINS), np.nan, dtype=np.float32)
+    if not known.any():
+        return curves
+    wanted = values[known.repeat(2)].reset_index(drop=True)
+    fvc = wanted["fvc"]
+    wanted = wanted.assign(fev6=FEV6_SHARE * fvc, fet=FET, bev=BEV_SHARE * fvc)
+    goal, end = reachable(wanted)
+    quiet = quiet_blows(end, np.full(len(wanted), CORNER), np.zeros((len(wanted), WIGGLES)))
+    matched = match(goal, quiet, steps=3)
+    curves[known] = rows_to_clock(volumes(matched, CLOCK), CLOCK).reshape(-1, 2, N_BINS)
+    return curves
 
 
 def normal_curves(age: float, height: float, sex: str | int) -> np.ndarray | None:
-    """`normal_sets` (2, 512) L/s of one person, sex "male", "female", 1 or 2; None where there are no predictions."""
-    curves = normal_sets(
-        pd.DataFrame(
-            {
-                "age": [float(age)],
-                "height": [float(height)],
-                "sex": [{"1": "male", "2": "female"}.get(str(sex), str(sex))],
-            }
-        )
-    )[0]
+    """`normal_sets` (2, 512) L/s of one person; None where there are no predictions.
+
+    age in years, height in cm, sex "male", "female", 1 or 2.
+    """
+    word = {"1": "male", "2": "female"}.get(str(sex), str(sex))
+    person = pd.DataFrame({"age": [float(age)], "height": [float(height)], "sex": [word]})
+    curves = normal_sets(person)[0]
     return None if np.isnan(curves).any() else curves
 
 # %% ../../nbs/generation/03_report.ipynb #dbaf3be5
-def _fan(
-    flow: np.ndarray, loops: Axes, spirogram: Axes | None, color: str, label: str, most: int = 100
-) -> None:
-    """Draw at most `most` of the curves (N, 512) and the median of at most 2,000, evenly spread."""
-    some, all_ = flow[evenly(len(flow), most)], flow[evenly(len(flow), 2000)]
-    style: dict[str, Any] = {
-        "color": color,
-        "alpha": float(np.clip(8 / len(some), 0.06, 0.5)),
-        "lw": 0.7,
-    }
-    plot_loops(some, loops, **style)
-    loops.plot(*median_loop(all_), color=color, lw=2.2, label=label)
+COLORS = {"female": "C1", "male": "C0"}
+MEDIAN_OF = 2000  # curves at most that a median is taken of
+STYLES = {"predicted": "--", "LLN": ":"}
+
+
+def _fan(flow: np.ndarray, loops: Axes, spirogram: Axes | None, color: str, most: int) -> None:
+    """Draw at most `most` of the curves (N, 512), and the median of all, which is labelled."""
+    shown = flow[evenly(len(flow), most)]
+    counted = flow[evenly(len(flow), MEDIAN_OF)]
+    alpha = float(np.clip(8 / len(shown), 0.06, 0.5))
+    thin: dict[str, Any] = {"color": color, "alpha": alpha, "lw": 0.7}
+    thick: dict[str, Any] = {"color": color, "lw": 2.2, "label": "median"}
+    plot_loops(shown, loops, **thin)
+    loops.plot(*median_loop(counted), **thick)
     if spirogram is not None:
-        plot_volume_time(some, spirogram, **style)
-        spirogram.plot(CLOCK, np.median(volume_on_clock(all_), axis=0), color=color, lw=2.2)
+        plot_volume_time(shown, spirogram, **thin)
+        spirogram.plot(CLOCK, np.median(volume_on_clock(counted), axis=0), **thick)
 
 
 def _normal(person: pd.Series, loops: Axes, spirogram: Axes | None = None) -> None:
     """Draw the predicted and the LLN curve of a person (age, height, sex), if there are any."""
     curves = normal_curves(person["age"], person["height"], person["sex"])
-    for flow, name, style in zip(
-        () if curves is None else curves, ("predicted", "LLN"), ("--", ":")
-    ):
-        plot_loops(flow, loops, color="k", ls=style, lw=1.1, label=name, zorder=3)
+    if curves is None:
+        return
+    for flow, (name, dashes) in zip(curves, STYLES.items(), strict=True):
+        style: dict[str, Any] = {"color": "k", "ls": dashes, "lw": 1.1, "zorder": 3}
+        plot_loops(flow, loops, label=name, **style)
         if spirogram is not None:
-            plot_volume_time(flow, spirogram, color="k", ls=style, lw=1.1, label=name, zorder=3)
+            plot_volume_time(flow, spirogram, label=name, **style)
+
+
+def _legend(ax: Axes, size: int) -> None:
+    ax.legend(fontsize=size, loc="upper right", framealpha=0.85, edgecolor="none")
 
 # %% ../../nbs/generation/03_report.ipynb #10ea50df
-def plot_report(cohort: Cohort, patient: Any = None, most: int = 100) -> Figure:
-    """Flow-volume loops and volume-time curves side by side: a fan of at most `most` draws of each sex, and the median of all.
+class Curves(Protocol):
+    """What can be shown: `table`, a row a curve, and `flow` (N, 512) L/s on the clock."""
 
-    patient: one of the cohort's `patient` names; without it the whole cohort, by sex. Curves at the predicted values and the LLN (`normal_curves`) are drawn
-    if there is one patient. Raises DataError on a name that is not there.
+    table: pd.DataFrame
+    flow: np.ndarray
+
+
+SHOWN_SECONDS = 8.2  # of a spirogram
+
+
+def _rows_of(cohort: Curves, patient: Any) -> pd.DataFrame:
+    """The rows of one patient, or all (None), numbered as `flow` is. Raises DataError on no one."""
+    table = cohort.table.reset_index(drop=True)
+    if patient is None:
+        return table
+    rows = table[table["patient"] == patient]
+    if rows.empty:
+        some = ", ".join(map(str, table["patient"].unique()[:10]))
+        raise DataError(f"patient {patient!r} is not in this cohort: it has {some}")
+    return rows
+
+
+def plot_report(cohort: Curves, patient: Any = None, most: int = 100) -> Figure:
+    """Loops and spirograms side by side: a fan of at most `most` draws of each sex, and a median.
+
+    patient: one of the cohort's names; without it the whole cohort. Curves at the predicted values
+    and the LLN are drawn if there is one patient. Raises DataError on a name that is not there.
     """
     import matplotlib.pyplot as plt
 
-    table, flow = cohort.table.reset_index(drop=True), cohort.flow
-    if patient is not None and not (table["patient"] == patient).any():
-        raise DataError(
-            f"patient {patient!r} is not in this cohort: it has {', '.join(map(str, table['patient'].unique()[:10]))}"
-        )
-    table = table if patient is None else table[table["patient"] == patient]
+    table = _rows_of(cohort, patient)
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
     for sex, rows in table.groupby("sex", sort=False):
-        _fan(flow[rows.index], left, right, COLORS[sex], f"median, {sex} (n = {len(rows)})", most)
-    first, people = table.iloc[0], table["patient"].nunique()
-    fig.suptitle(f"{len(table)} synthetic curves of {people} digital patients")
-    if people == 1:
-        _normal(first, left, right)
-        fig.suptitle(
-            f"{len(table)} synthetic curves: {first['sex']}, {first['age']:g} years, {first['height']:g} cm"
-        )
-    right.set_xlim(0, 8.2)
-    left.legend(fontsize=8, loc="upper right", framealpha=0.85, edgecolor="none")
+        _fan(cohort.flow[rows.index], left, right, COLORS[str(sex)], most)
+        left.lines[-1].set_label(f"median, {sex} (n = {len(rows)})")
+    who = table.iloc[0]
+    number = table["patient"].nunique()
+    title = f"{len(table)} synthetic curves of {number} digital patients"
+    if number == 1:
+        _normal(who, left, right)
+        person = f"{who['sex']}, {who['age']:g} years, {who['height']:g} cm"
+        title = f"{len(table)} synthetic curves: {person}"
+    fig.suptitle(title)
+    right.set_xlim(0, SHOWN_SECONDS)
+    _legend(left, 8)
     fig.tight_layout()
     return fig
 
@@ -172,52 +197,49 @@ AGE_GROUPS = {
 """Years, the lower included."""
 
 
-def plot_by_age(cohort: Cohort, most: int = 50) -> Figure:
-    """Flow-volume loops by sex (rows) and age (columns): a fan of at most `most` draws, the median, predicted and LLN.
+def _panel(cohort: Curves, rows: pd.DataFrame, ax: Axes, sex: str, most: int) -> None:
+    """One sex and age group: a fan, and the normal curves of the median age and height."""
+    _fan(cohort.flow[rows.index], ax, None, COLORS[sex], most)
+    median = rows[["age", "height"]].median()
+    _normal(pd.Series({"age": median["age"], "height": median["height"], "sex": sex}), ax)
 
-    The normal curves are those of the median age and height in a panel.
-    """
+
+def _label_panels(axes: np.ndarray) -> None:
+    """Label the outer panels of a full grid, and each panel of a grid that has holes."""
+    full = all(ax.get_visible() for ax in axes.flat)
+    for ax in axes.flat:
+        if full:
+            ax.label_outer()
+        else:
+            ax.tick_params(labelbottom=True, labelleft=True)
+    first = next(ax for ax in axes.flat if ax.lines)
+    _legend(first, 7)
+
+
+def plot_by_age(cohort: Curves, most: int = 50) -> Figure:
+    """Flow-volume loops by sex (rows) and age (columns): a fan of at most `most` draws a panel,
+    their median, predicted and LLN of the panel's median age and height."""
     import matplotlib.pyplot as plt
 
-    table, flow = cohort.table.reset_index(drop=True), cohort.flow
-    groups = {
-        name: table["age"].between(low, high, inclusive="left")
-        for name, (low, high) in AGE_GROUPS.items()
-    }
-    groups, sexes = (
-        {name: rows for name, rows in groups.items() if rows.any()},
-        [s for s in ("female", "male") if (table["sex"] == s).any()],
-    )
-    fig, axes = plt.subplots(
-        len(sexes),
-        len(groups),
-        figsize=(1 + 2.2 * len(groups), 0.6 + 2.6 * len(sexes)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for row, sex in zip(axes, sexes):
-        for ax, (name, in_group) in zip(row, groups.items()):
-            rows = table[in_group & (table["sex"] == sex)]
+    table = cohort.table.reset_index(drop=True)
+    sexes = [sex for sex in COLORS if (table["sex"] == sex).any()]
+    groups = {}
+    for name, (low, high) in AGE_GROUPS.items():
+        inside = table["age"].between(low, high, inclusive="left")
+        if inside.any():
+            groups[name] = inside
+    shape = (len(sexes), len(groups))
+    size = (1 + 2.2 * len(groups), 0.6 + 2.6 * len(sexes))
+    fig, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for row, sex in zip(axes, sexes, strict=True):
+        for ax, (name, inside) in zip(row, groups.items(), strict=True):
+            rows = table[inside & (table["sex"] == sex)]
             ax.set_visible(len(rows) > 0)
             if len(rows):
                 ax.set_title(f"{sex}, {name}", fontsize=9)
-                _fan(flow[rows.index], ax, None, COLORS[sex], "median", most)
-                _normal(
-                    pd.Series(
-                        {"age": rows["age"].median(), "height": rows["height"].median(), "sex": sex}
-                    ),
-                    ax,
-                )
-    for ax in axes.flat:
-        ax.label_outer() if all(a.get_visible() for a in axes.flat) else ax.tick_params(
-            labelbottom=True, labelleft=True
-        )
-    next(ax for ax in axes.flat if ax.lines).legend(
-        fontsize=7, loc="upper right", framealpha=0.85, edgecolor="none"
-    )
-    fig.suptitle(
-        f"{len(table)} synthetic curves of {table['patient'].nunique()} digital patients, by sex and age"
-    )
+                _panel(cohort, rows, ax, sex, most)
+    _label_panels(axes)
+    number = table["patient"].nunique()
+    fig.suptitle(f"{len(table)} synthetic curves of {number} digital patients, by sex and age")
     fig.tight_layout()
     return fig

@@ -3,7 +3,7 @@
 # %% ../../nbs/generation/00_steering.ipynb #fe977f92
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,73 +13,118 @@ from ..learning.curves import BIN_WIDTHS, EDGES, volume_of
 from ..spirometry.clock import END, N_BINS
 
 # %% auto #0
-__all__ = ['soft_indices', 'steer']
+__all__ = ['STEERABLE', 'SMALL', 'STEERED_BELOW', 'SEVERAL_BELOW', 'RIDGE', 'soft_indices', 'check_targets', 'steer']
 
 # %% ../../nbs/generation/00_steering.ipynb #c3bf949d
-def soft_indices(flow: Tensor) -> dict[str, Tensor]:
-    """FVC, FEV1 (L), FEV1/FVC and PEF (L/s) of flow (N, 512) L/s on the clock, (N,) each, with gradients (Graham 2019)."""
-    widths, edges = BIN_WIDTHS.to(flow.device), EDGES.to(flow.device)
-    volume = volume_of(flow)
+STEERABLE = ("fvc", "fev1", "fev1_fvc", "pef")
+"""Indices with gradients, to which a curve can be steered: L, L, a ratio, L/s."""
+
+SMALL = 1e-6  # L or L/s: the least that anything is divided by
+
+
+def _volume_at(volume: Tensor, time: Tensor) -> Tensor:
+    """Volume (N,) L at a time (N,) s of each row of volume (N, 513) L; linear within a bin."""
+    edges = EDGES.to(volume.device)
+    widths = BIN_WIDTHS.to(volume.device)
+    right = torch.searchsorted(edges, time.detach()).clamp(1, N_BINS)
+    left = right - 1
+    low = volume.gather(1, left[:, None])[:, 0]
+    high = volume.gather(1, right[:, None])[:, 0]
+    return low + (high - low) * (time - edges[left]) / widths[left]
+
+
+def _time_zero(flow: Tensor, volume: Tensor) -> Tensor:
+    """Time zero (N,) s by back-extrapolation from the middle of the bin of PEF (Graham 2019)."""
+    edges = EDGES.to(flow.device)
     pef, peak = flow.max(1)
-    level = (volume.gather(1, peak[:, None]) + volume.gather(1, peak[:, None] + 1))[:, 0] / 2
-    t0 = ((edges[peak] + edges[peak + 1]) / 2 - level / pef.clamp_min(1e-6)).clamp_min(0)
-    when = (t0 + 1).clamp_max(END - 1e-3)
-    right = torch.searchsorted(edges, when.detach()).clamp(1, N_BINS)[:, None]
-    low, high = volume.gather(1, right - 1)[:, 0], volume.gather(1, right)[:, 0]
-    fev1 = low + (high - low) * (when - edges[right[:, 0] - 1]) / widths[right[:, 0] - 1]
+    before = volume.gather(1, peak[:, None])[:, 0]
+    after = volume.gather(1, peak[:, None] + 1)[:, 0]
+    time_of_peak = (edges[peak] + edges[peak + 1]) / 2
+    return (time_of_peak - (before + after) / 2 / pef.clamp_min(SMALL)).clamp_min(0)
+
+
+def soft_indices(flow: Tensor) -> dict[str, Tensor]:
+    """FVC, FEV1 (L), FEV1/FVC and PEF (L/s), (N,) each, of flow (N, 512) L/s; differentiable."""
+    volume = volume_of(flow)
+    fvc = volume[:, -1]
+    one_second = (_time_zero(flow, volume) + 1).clamp_max(END - 1e-3)
+    fev1 = _volume_at(volume, one_second)
     return {
-        "fvc": volume[:, -1],
+        "fvc": fvc,
         "fev1": fev1,
-        "fev1_fvc": fev1 / volume[:, -1].clamp_min(1e-6),
-        "pef": pef,
+        "fev1_fvc": fev1 / fvc.clamp_min(SMALL),
+        "pef": flow.max(1).values,
     }
 
-# %% ../../nbs/generation/00_steering.ipynb #5d74487d
+# %% ../../nbs/generation/00_steering.ipynb #7472d98d
+STEERED_BELOW = 10.0  # sigma, where a standardised latent has an SD of 1
+SEVERAL_BELOW = 5.0  # sigma, for curves with more than one target
+RIDGE = 1e-3  # added to the diagonal, as a share of it: two targets may ask for nearly the same
+
+
+def check_targets(names: Iterable[str]) -> None:
+    """Raise DataError if a curve cannot be steered to one of these indices."""
+    unknown = sorted(set(names) - set(STEERABLE))
+    if unknown:
+        raise DataError(
+            f"no target can be set for {', '.join(unknown)}: "
+            "use fvc, fev1 (L), fev1_fvc or pef (L/s)"
+        )
+
+
+def _likeliest_change(gaps: Tensor, gradients: Tensor, spreads: Tensor, sigma: float) -> Tensor:
+    """The change of an estimate, (N, 1, D), that closes gaps (N, T) of T targets, NaN for none.
+
+    gradients (N, T, D): g, a row a target; spreads (N, T, D): C g / sigma².
+    """
+    closed = ~gaps.isnan()
+    if sigma > SEVERAL_BELOW:
+        closed = closed & (closed.sum(1, keepdim=True) == 1)
+    gaps = gaps.nan_to_num() * closed
+    gradients = gradients * closed[..., None]
+    spreads = spreads * closed[..., None]
+    gram = gradients @ spreads.transpose(1, 2)
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-8)
+    weights = torch.linalg.solve(gram + ridge.diag_embed(), gaps[..., None])
+    return weights.transpose(1, 2) @ spreads
+
+
 def steer(
     denoise: Callable[[Tensor, float], Tensor],
     decode: Callable[[Tensor], Tensor],
     target: Mapping[str, float | Tensor],
-    below: float = 10.0,
+    below: float = STEERED_BELOW,
 ) -> Callable[[Tensor, float], Tensor]:
-    """A denoiser whose decoded estimate meets `target`, e.g. {"fev1": 2.1} (fvc, fev1 in L, fev1_fvc, pef in L/s; Song 2023).
+    """A denoiser whose decoded estimate meets `target`, e.g. {"fev1": 2.1}.
 
-    denoise and decode are those of the model (decode: latents to flow). A target is a number, or (N,) numbers, NaN for
-    curves that are left alone. Above sigma = `below`, where an estimate is no curve yet, nothing is done.
-    Costs a backward pass for each target. Raises DataError on an unknown index.
+    denoise: D of x (N, C, 32) and sigma; decode: latents to flow (N, 512) L/s, differentiable;
+    target: indices of `STEERABLE`, each a number or (N,) numbers, NaN for curves that are left
+    alone; below: above this sigma nothing is done. A target costs one backward pass a call.
+    Raises DataError on an index that is not steerable. (Boys 2023, after Song 2023.)
     """
-    if unknown := set(target) - {"fvc", "fev1", "fev1_fvc", "pef"}:
-        raise DataError(
-            f"no target can be set for {', '.join(sorted(unknown))}: use fvc, fev1 (L), fev1_fvc or pef (L/s)"
-        )
+    check_targets(target)
 
     @torch.enable_grad()
     def steered(x: Tensor, sigma: float) -> Tensor:
         if sigma > below:
             return denoise(x, sigma).detach()
         x = x.detach().requires_grad_()
-        d = denoise(x, sigma)
-        found = soft_indices(decode(d))
-        gap = torch.stack(
-            [
-                torch.as_tensor(value, dtype=x.dtype, device=x.device) - found[name]
-                for name, value in target.items()
-            ],
-            1,
-        ).detach()  # (N, T)
-        both = [
-            torch.autograd.grad(found[name].sum(), [d, x], retain_graph=True) for name in target
-        ]
-        g, cg = (
-            torch.stack([b[i].flatten(1) for b in both], 1) * ~gap.isnan()[..., None]
-            for i in (0, 1)
-        )  # (N, T, C * 32): g and C g / sigma²
-        gram = g @ cg.transpose(1, 2)
-        gram = gram + 1e-3 * gram.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-8).diag_embed()
-        return (
-            d
-            + (torch.linalg.solve(gram, gap.nan_to_num()[..., None]).transpose(1, 2) @ cg).view_as(
-                d
+        estimate = denoise(x, sigma)
+        found = soft_indices(decode(estimate))
+        gaps = []
+        gradients = []
+        spreads = []
+        for name, value in target.items():
+            wanted = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+            gradient, spread = torch.autograd.grad(
+                found[name].sum(), [estimate, x], retain_graph=True
             )
-        ).detach()
+            gaps.append((wanted - found[name]).detach())
+            gradients.append(gradient.flatten(1))
+            spreads.append(spread.flatten(1))
+        change = _likeliest_change(
+            torch.stack(gaps, 1), torch.stack(gradients, 1), torch.stack(spreads, 1), sigma
+        )
+        return (estimate + change.view_as(estimate)).detach()
 
     return steered

@@ -14,99 +14,138 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
 from ..base.errors import DataError
+from ..base.seeds import rng_for
 from ..learning.training import TrainConfig, train
 from ..simulator.expiration import match, quiet_blows, reachable, volumes
 from ..simulator.people import BEST_INDICES, CHAIN, from_chain, to_chain
-from ..spirometry.clock import N_BINS, to_clock
+from ..spirometry.clock import END, N_BINS, to_clock
+from ..spirometry.indices import indices_on_clock
 
 if TYPE_CHECKING:
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import SplineTransformer
 
+    from spiro_diffusion.vqvae import VQVAE
+
 # %% auto #0
-__all__ = ['AGE_KNOTS', 'SplineRegression', 'neighbours', 'CopulaBaseline', 'curves_from_indices', 'VAESettings', 'person_values',
-           'ConditionalVAE', 'train_vae']
+__all__ = ['AGE_KNOTS', 'MIDDLE_LOG_HEIGHT', 'MIDDLE_LOG_WEIGHT', 'LEAST_RESIDUAL', 'ETHNICITIES', 'RIPPLES', 'RIPPLE_SD',
+           'LOG_ROUNDNESS', 'SAMPLE', 'CHUNK', 'MIDDLE_AGE', 'AGE_SD', 'LOG_HEIGHT_SD', 'PERSON', 'SplineRegression',
+           'neighbours', 'CopulaBaseline', 'curves_from_indices', 'VAESettings', 'person_values', 'ConditionalVAE',
+           'train_vae', 'Baselines', 'fit_baselines']
 
 # %% ../../nbs/metrics/01_baselines.ipynb #5112bcf8
-AGE_KNOTS = (6, 9, 12, 15, 18, 22, 30, 45, 60, 80)  # years
+AGE_KNOTS = (6, 9, 12, 15, 18, 22, 30, 45, 60, 80)
+"""Knots of the spline of age (years): close where children grow."""
+
+MIDDLE_LOG_HEIGHT = 5.08
+"""Log of 161 cm, about the middle of all people, from which log height is counted."""
+
+MIDDLE_LOG_WEIGHT = 4.1
+"""Log of 60 kg, about the middle of all people, from which log weight is counted."""
+
+LEAST_RESIDUAL = 1e-3
+"""Added to absolute residuals (log scale) before their logarithm is taken, so that none is
+infinite.
+"""
+
+ETHNICITIES = np.arange(1, 6)
+"""Codes of RIDRETH1."""
 
 
 @dataclass
 class SplineRegression:
-    """A number given age (years), height (cm) and gender (1, 2), with weight (kg) and ethnicity too if `extra`."""
+    """A number given age (years), height (cm) and gender (1, 2), with weight (kg) and ethnicity too
+    if `extra`.
+    """
 
     extra: bool = False
-    ridge: tuple[float, float] = (0.05, 3.0)  # penalties on the mean and on the log spread
-
-    def _design(self, people: pd.DataFrame) -> np.ndarray:
-        age, tall = (
-            self.by_age.transform(people[["age"]].to_numpy(dtype=float)),
-            np.log(people[["height"]].to_numpy(dtype=float)),
-        )
-        male = (people["gender"] == 1).to_numpy(dtype=float)[:, None]
-        height = self.by_height.transform(tall)
-        parts = [age, height, age * male, height * male, male, age * (tall - 5.08)]
-        if self.extra:
-            group = (people[["ethnicity"]].to_numpy() == np.arange(1, 6)).astype(float)
-            heavy = np.log(people[["weight"]].fillna(self.weight).to_numpy(dtype=float)) - 4.1
-            parts += [group, group * male, heavy, heavy**2, heavy * age, heavy * male]
-        return np.hstack(parts)
+    mean_penalty: float = 0.05  # ridge penalty on the coefficients of the mean
+    spread_penalty: float = 3.0  # the same for the log spread
+    by_age: SplineTransformer = field(init=False, repr=False)
+    by_height: SplineTransformer = field(init=False, repr=False)
+    usual_weight: float = field(init=False, default=np.nan)  # kg, of who has no weight
+    mean: Ridge = field(init=False, repr=False)
+    log_spread: Ridge = field(init=False, repr=False)
+    scores: np.ndarray = field(init=False, repr=False)  # (N,) residuals over their spread
 
     def fit(self, people: pd.DataFrame, y: np.ndarray) -> SplineRegression:
         """Fit y (N,) of people (N rows); returns itself, with the scaled residuals in `scores`."""
         from sklearn.linear_model import Ridge
         from sklearn.preprocessing import SplineTransformer
 
-        self.by_age: SplineTransformer = SplineTransformer(
-            degree=3, knots=np.array(AGE_KNOTS, dtype=float)[:, None], extrapolation="linear"
-        ).fit(people[["age"]].to_numpy(dtype=float))
-        self.by_height: SplineTransformer = SplineTransformer(
-            5, degree=2, knots="quantile", extrapolation="linear"
-        ).fit(np.log(people[["height"]].to_numpy(dtype=float)))
-        self.weight = float(people["weight"].median()) if self.extra else np.nan
-        x = self._design(people)
-        self.mean: Ridge = Ridge(self.ridge[0]).fit(x, y)
-        left = y - self.mean.predict(x)
-        self.spread: Ridge = Ridge(self.ridge[1]).fit(x, np.log(np.abs(left) + 1e-3))
-        self.scores = left / np.exp(self.spread.predict(x))
+        knots = np.array(AGE_KNOTS, dtype=float)[:, None]
+        self.by_age = SplineTransformer(degree=3, knots=knots, extrapolation="linear")
+        self.by_age.fit(people[["age"]].to_numpy(dtype=float))
+        self.by_height = SplineTransformer(5, degree=2, knots="quantile", extrapolation="linear")
+        self.by_height.fit(np.log(people[["height"]].to_numpy(dtype=float)))
+        if self.extra:
+            self.usual_weight = float(people["weight"].median())
+        x = self.design(people)
+        self.mean = Ridge(self.mean_penalty).fit(x, y)
+        residuals = y - self.mean.predict(x)
+        self.log_spread = Ridge(self.spread_penalty)
+        self.log_spread.fit(x, np.log(np.abs(residuals) + LEAST_RESIDUAL))
+        self.scores = residuals / np.exp(self.log_spread.predict(x))
         return self
+
+    def design(self, people: pd.DataFrame) -> np.ndarray:
+        """What the regressions see of people: (P, columns)."""
+        age = self.by_age.transform(people[["age"]].to_numpy(dtype=float))
+        log_height = np.log(people[["height"]].to_numpy(dtype=float))
+        height = self.by_height.transform(log_height)
+        male = (people["gender"] == 1).to_numpy(dtype=float)[:, None]
+        taller = log_height - MIDDLE_LOG_HEIGHT
+        columns = [age, height, age * male, height * male, male, age * taller]
+        if self.extra:
+            group = (people[["ethnicity"]].to_numpy() == ETHNICITIES).astype(float)
+            weight = people[["weight"]].fillna(self.usual_weight).to_numpy(dtype=float)
+            heavier = np.log(weight) - MIDDLE_LOG_WEIGHT
+            columns += [group, group * male]
+            columns += [heavier, heavier**2, heavier * age, heavier * male]
+        return np.hstack(columns)
 
     def parts(self, people: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Mean and spread (P,) for each of people."""
-        x = self._design(people)
-        return self.mean.predict(x), np.exp(self.spread.predict(x))
+        x = self.design(people)
+        return self.mean.predict(x), np.exp(self.log_spread.predict(x))
 
     def draw(self, people: pd.DataFrame, draws: int, rng: np.random.Generator) -> np.ndarray:
         """Draws (P, draws) of y for each of people."""
         mean, spread = self.parts(people)
-        return mean[:, None] + spread[:, None] * rng.choice(self.scores, (len(people), draws))
+        scores = rng.choice(self.scores, (len(people), draws))
+        return mean[:, None] + spread[:, None] * scores
 
 # %% ../../nbs/metrics/01_baselines.ipynb #464d30c0
+def _age_and_log_height(people: pd.DataFrame) -> np.ndarray:
+    """(N, 2): years, and log of cm."""
+    age = people["age"].to_numpy(dtype=float)
+    return np.column_stack([age, np.log(people["height"].to_numpy(dtype=float))])
+
+
 def neighbours(
     seen: pd.DataFrame, people: pd.DataFrame, draws: int, rng: np.random.Generator, among: int = 25
 ) -> np.ndarray:
-    """Row numbers (P, draws) of `seen`, drawn from the `among` nearest of the same gender in age and log height.
+    """Row numbers (P, draws) of `seen`, drawn from the `among` nearest of the same gender in age
+    and log height.
 
-    Both tables have age (years), height (cm), gender. Raises DataError if a gender of `people` is not in `seen`.
+    Both tables have age (years), height (cm), gender. Raises DataError if a gender of `people` is
+    not in `seen`.
     """
-    place = lambda t: np.column_stack(
-        [t["age"].to_numpy(dtype=float), np.log(t["height"].to_numpy(dtype=float))]
-    )
-    scale, out = place(seen).std(0), np.empty((len(people), draws), dtype=int)
+    seen_places = _age_and_log_height(seen)
+    places = _age_and_log_height(people)
+    scale = seen_places.std(0)
+    out = np.empty((len(people), draws), dtype=int)
     for gender in people["gender"].unique():
-        mine, rows = (
-            np.flatnonzero(people["gender"] == gender),
-            np.flatnonzero(seen["gender"] == gender),
-        )
+        asked = np.flatnonzero(people["gender"] == gender)
+        rows = np.flatnonzero(seen["gender"] == gender)
         if not len(rows):
             raise DataError(
                 f"nobody of gender {gender} is among the training people: give more of them"
             )
-        gap = (((place(people)[mine, None] - place(seen)[None, rows]) / scale) ** 2).sum(2)
-        near = np.argsort(gap, axis=1, kind="stable")[:, : min(among, len(rows))]
-        out[mine] = rows[
-            np.take_along_axis(near, rng.integers(near.shape[1], size=(len(mine), draws)), 1)
-        ]
+        squares = (((places[asked, None] - seen_places[None, rows]) / scale) ** 2).sum(2)
+        near = np.argsort(squares, axis=1, kind="stable")[:, : min(among, len(rows))]
+        chosen = rng.integers(near.shape[1], size=(len(asked), draws))
+        out[asked] = rows[np.take_along_axis(near, chosen, axis=1)]
     return out
 
 # %% ../../nbs/metrics/01_baselines.ipynb #2ef48fc3
@@ -118,10 +157,11 @@ class CopulaBaseline:
     correlation: np.ndarray = field(default_factory=lambda: np.eye(len(CHAIN)))
 
     def fit(self, people: pd.DataFrame) -> CopulaBaseline:
-        """Fit to people with age, height, gender and the indices of `people.BEST_INDICES` (L, L/s, s); returns itself."""
-        known = people[
-            people[list(BEST_INDICES)].gt(0).drop(columns="bev").all(axis=1) & people["bev"].notna()
-        ]
+        """Fit to people with age, height, gender and the indices of `people.BEST_INDICES` (L, L/s,
+        s); returns itself.
+        """
+        positive = people[list(BEST_INDICES)].drop(columns="bev").gt(0).all(axis=1)
+        known = people[positive & people["bev"].notna()]
         y = to_chain(known)
         self.laws = {name: SplineRegression().fit(known, y[name]) for name in CHAIN}
         ranks = np.stack([pd.Series(self.laws[name].scores).rank().to_numpy() for name in CHAIN])
@@ -129,119 +169,202 @@ class CopulaBaseline:
         return self
 
     def indices(self, people: pd.DataFrame, draws: int, rng: np.random.Generator) -> pd.DataFrame:
-        """Sets of indices, columns `people.BEST_INDICES`, P * draws rows: the draws of the first person, then of the next."""
-        normal = (
-            rng.standard_normal((len(people) * draws, len(CHAIN)))
-            @ np.linalg.cholesky(self.correlation).T
-        )
+        """Sets of indices, columns `people.BEST_INDICES`, P * draws rows: the draws of the first
+        person, then of the next.
+        """
+        independent = rng.standard_normal((len(people) * draws, len(CHAIN)))
+        normal = independent @ np.linalg.cholesky(self.correlation).T
         y = {}
-        for j, name in enumerate(CHAIN):
-            mean, spread = (np.repeat(part, draws) for part in self.laws[name].parts(people))
-            y[name] = mean + spread * np.quantile(self.laws[name].scores, ndtr(normal[:, j]))
+        for column, name in enumerate(CHAIN):
+            law = self.laws[name]
+            mean, spread = law.parts(people)
+            score = np.quantile(law.scores, ndtr(normal[:, column]))
+            y[name] = np.repeat(mean, draws) + np.repeat(spread, draws) * score
         return from_chain(y)
+
+# %% ../../nbs/metrics/01_baselines.ipynb #f8889fdc
+RIPPLES = 12
+"""How many places along the limb have a ripple of their own (`simulator.expiration.CENTRES`)."""
+
+RIPPLE_SD = 0.05
+"""SD of the ripples (log scale)."""
+
+LOG_ROUNDNESS = (-3.7, 0.4)
+"""Mean and SD of the log of how round the corner between effort and limit is."""
+
+SAMPLE = 0.01
+"""s between samples of a curve before it is put on the clock."""
+
+CHUNK = 512
+"""Curves that are computed at a time."""
 
 
 def curves_from_indices(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Flow (N, 512) L/s of blows with the indices of `table` (columns `people.BEST_INDICES`), by `mechanics.match`."""
+    """Flow (N, 512) L/s of blows with the indices of `table` (columns `people.BEST_INDICES`), by
+    `expiration.match`.
+    """
     target, end = reachable(table)
-    wiggle = 0.05 * rng.standard_normal((len(table), 12))
-    blows = match(
-        target, quiet_blows(end, np.exp(-3.7 + 0.4 * rng.standard_normal(len(table))), wiggle)
-    )
-    fine = np.arange(0, 20.49, 0.01)
+    ripples = RIPPLE_SD * rng.standard_normal((len(table), RIPPLES))
+    mean, sd = LOG_ROUNDNESS
+    roundness = np.exp(mean + sd * rng.standard_normal(len(table)))
+    blows = match(target, quiet_blows(end, roundness, ripples))
+    time = np.arange(0, END + SAMPLE, SAMPLE)
     flow = np.empty((len(table), N_BINS), dtype=np.float32)
-    for start in range(0, len(table), 512):
-        rows = np.arange(start, min(start + 512, len(table)))
-        flow[rows] = to_clock(volumes(blows.take(rows), fine), fine)
+    for start in range(0, len(table), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(table)))
+        flow[rows] = to_clock(volumes(blows.take(rows), time), time)
     return flow
 
 # %% ../../nbs/metrics/01_baselines.ipynb #c388e9f2
+MIDDLE_AGE = 35.0
+"""Years, about the middle of all people, from which age is counted here."""
+
+AGE_SD = 20.0
+"""Years, about the SD of age over all people."""
+
+LOG_HEIGHT_SD = 0.13
+"""About the SD of log height over all people."""
+
+
 @dataclass(frozen=True)
 class VAESettings:
-    """The size of the conditional VAE and how it is trained; 430 wide has about as many parameters as the cLDM."""
+    """The size of the conditional VAE and how it is trained; 430 wide has about as many parameters
+    as the cLDM.
+    """
 
     width: int = 430
     hidden: int = 16
     steps: int = 1500
     seed: int = 0
+    ema: float = 0.99  # decay of the averaged weights
 
 
 def person_values(people: pd.DataFrame) -> Tensor:
     """Age, log height and gender of people as (N, 3) float32, near zero and of order one."""
-    height = np.log(people["height"].to_numpy(dtype=float))
-    return torch.tensor(
-        np.column_stack(
-            [(people["age"] - 35) / 20, (height - 5.08) / 0.13, people["gender"] - 1.5]
-        ),
-        dtype=torch.float32,
-    )
+    age = (people["age"].to_numpy(dtype=float) - MIDDLE_AGE) / AGE_SD
+    log_height = np.log(people["height"].to_numpy(dtype=float))
+    height = (log_height - MIDDLE_LOG_HEIGHT) / LOG_HEIGHT_SD
+    gender = people["gender"].to_numpy(dtype=float) - 1.5
+    return torch.tensor(np.column_stack([age, height, gender]), dtype=torch.float32)
 
 # %% ../../nbs/metrics/01_baselines.ipynb #d4a77a38
+def _perceptron(n_in: int, n_out: int, width: int) -> nn.Sequential:
+    """Three hidden layers."""
+    return nn.Sequential(
+        nn.Linear(n_in, width),
+        nn.SiLU(),
+        nn.Linear(width, width),
+        nn.SiLU(),
+        nn.Linear(width, width),
+        nn.SiLU(),
+        nn.Linear(width, n_out),
+    )
+
+
+PERSON = 3
+"""Numbers that describe a person, see `person_values`."""
+
+
 class ConditionalVAE(nn.Module):
     """Latents (N, C, P) given people's values (N, 3), drawn through a hidden code (N, hidden)."""
 
     def __init__(self, shape: tuple[int, ...], settings: VAESettings = VAESettings()):
         super().__init__()
-        self.shape, self.hidden, size, w = (
-            shape,
-            settings.hidden,
-            int(np.prod(shape)),
-            settings.width,
-        )
-        body = lambda n_in, n_out: nn.Sequential(
-            nn.Linear(n_in, w),
-            nn.SiLU(),
-            nn.Linear(w, w),
-            nn.SiLU(),
-            nn.Linear(w, w),
-            nn.SiLU(),
-            nn.Linear(w, n_out),
-        )
-        self.encoder, self.decoder = (
-            body(size + 3, 2 * settings.hidden),
-            body(settings.hidden + 3, size),
-        )
+        size = int(np.prod(shape))
+        self.shape = shape
+        self.hidden = settings.hidden
+        self.encoder = _perceptron(size + PERSON, 2 * self.hidden, settings.width)
+        self.decoder = _perceptron(self.hidden + PERSON, size, settings.width)
         self.log_noise = nn.Parameter(torch.zeros(size))
 
     def loss(self, z: Tensor, person: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Negative evidence lower bound per entry of z (N, C, P), for person (N, 3) standardised; a scalar."""
+        """Negative evidence lower bound per entry of z (N, C, P), for person (N, 3) standardised; a
+        scalar.
+        """
         flat = z.flatten(1)
         mean, log_sd = self.encoder(torch.cat([flat, person], 1)).chunk(2, 1)
         h = mean + log_sd.exp() * torch.randn(mean.shape, generator=generator, device=mean.device)
         error = (flat - self.decoder(torch.cat([h, person], 1))) * torch.exp(-self.log_noise)
+        misfit = (error**2 / 2 + self.log_noise).sum(1)
         divergence = (mean**2 + torch.exp(2 * log_sd) - 1 - 2 * log_sd).sum(1) / 2
-        return ((error**2 / 2 + self.log_noise).sum(1) + divergence).mean() / flat.shape[1]
+        return (misfit + divergence).mean() / flat.shape[1]
 
     @torch.no_grad()
     def draw(self, person: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents (N, C, P), one for each row of person (N, 3)."""
         h = torch.randn(len(person), self.hidden, generator=generator)
         z = self.decoder(torch.cat([h, person], 1))
-        return (z + self.log_noise.exp() * torch.randn(z.shape, generator=generator)).unflatten(
-            1, self.shape
-        )
+        noise = self.log_noise.exp() * torch.randn(z.shape, generator=generator)
+        return (z + noise).unflatten(1, self.shape)
 
 # %% ../../nbs/metrics/01_baselines.ipynb #f20b2b81
+def _vae_loss(
+    model: Any, batch: tuple[Tensor, ...], generator: torch.Generator, step: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """The loss in the form that `learning.training.train` calls, with nothing more to note."""
+    return model.loss(*batch, generator), {}
+
+
 def train_vae(
     latents: np.ndarray, people: pd.DataFrame, settings: VAESettings = VAESettings()
 ) -> ConditionalVAE:
-    """A conditional VAE trained on latents (N, C, P) of people (N rows: age, height, gender), on the CPU."""
+    """A conditional VAE trained on latents (N, C, P) of people (N rows: age, height, gender), on
+    the CPU.
+    """
     torch.manual_seed(settings.seed)
     model = ConditionalVAE(latents.shape[1:], settings)
-    data = torch.from_numpy(np.array(latents, dtype=np.float32)), person_values(people)
-
-    def loss(
-        m: Any, batch: tuple[Tensor, ...], generator: torch.Generator, step: int
-    ) -> tuple[Tensor, dict[str, Any]]:
-        return m.loss(*batch, generator), {}
-
+    data = (torch.from_numpy(np.array(latents, dtype=np.float32)), person_values(people))
+    config = TrainConfig(steps=settings.steps, ema=settings.ema, seed=settings.seed, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        train(
-            model,
-            loss,
-            data,
-            TrainConfig(steps=settings.steps, ema=0.99, seed=settings.seed, device="cpu"),
-            folder,
-            resume=False,
-        )
+        train(model, _vae_loss, data, config, folder, resume=False)
     return model.requires_grad_(False)
+
+# %% ../../nbs/metrics/01_baselines.ipynb #e4517772
+@dataclass
+class Baselines:
+    """Three simpler ways to curves of people, fitted to the same training people."""
+
+    people: pd.DataFrame  # those trained on, with their best indices (L, L/s, s) and fev1_fvc
+    flow: np.ndarray  # (N, 512) L/s, a curve of each
+    copula: CopulaBaseline
+    vae: ConditionalVAE
+    codec: VQVAE
+
+    def curves(self, people: pd.DataFrame, seed: int = 0) -> dict[str, np.ndarray]:
+        """Flow (P, 512) L/s by name of the baseline, a curve for each of `people`."""
+        rng = rng_for(seed, "simpler")
+        near = neighbours(self.people, people, 1, rng)[:, 0]
+        indices = self.copula.indices(people, 1, rng)
+        return {
+            "nearest neighbours": self.flow[near],
+            "copula and physics": curves_from_indices(indices, rng),
+            "conditional VAE": self._vae_curves(people, seed),
+        }
+
+    def indices(self, people: pd.DataFrame, draws: int, seed: int = 0) -> dict[str, pd.DataFrame]:
+        """`draws` sets of indices for each of `people`, a person's together, by name of the
+        baseline.
+        """
+        rng = rng_for(seed, "simpler indices")
+        near = neighbours(self.people, people, draws, rng).ravel()
+        by_copula = self.copula.indices(people, draws, rng)
+        repeated = people.loc[people.index.repeat(draws)]
+        return {
+            "nearest neighbours": self.people.iloc[near],
+            "copula and physics": by_copula.assign(fev1_fvc=by_copula["fev1"] / by_copula["fvc"]),
+            "conditional VAE": indices_on_clock(self._vae_curves(repeated, seed)),
+        }
+
+    def _vae_curves(self, people: pd.DataFrame, seed: int) -> np.ndarray:
+        latents = self.vae.draw(person_values(people), torch.Generator().manual_seed(seed))
+        return self.codec.decode_latents(latents.numpy())
+
+
+def fit_baselines(
+    people: pd.DataFrame, flow: np.ndarray, codec: VQVAE, settings: VAESettings = VAESettings()
+) -> Baselines:
+    """The baselines fitted to people (N rows, as `Baselines.people`) with their curves (N, 512)
+    L/s.
+    """
+    vae = train_vae(codec.latents(flow), people, settings)
+    return Baselines(people, flow, CopulaBaseline().fit(people), vae, codec)

@@ -7,18 +7,42 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from scipy.spatial.distance import cdist
-from scipy.stats import ks_2samp, mannwhitneyu, wasserstein_distance
 
-from ..spirometry.clock import WIDTHS, volume_on_clock
+from ..spirometry.clock import N_BINS, WIDTHS, volume_on_clock
 
 # %% auto #0
-__all__ = ['HEADLINE', 'ks_table', 'crps', 'pit', 'covered', 'calibration', 'bootstrap', 'correlation_gap', 'energy_distance',
-           'mmd', 'frechet', 'density_coverage', 'loop_shape', 'auc', 'classifier_auc', 'physics', 'volumes_at',
-           'nearest']
+__all__ = ['TITLES', 'HEADLINE', 'KS_NOISE', 'LIMB_MARGIN', 'TINY', 'TREES', 'FOLDS', 'SLOPE_TOLERANCE', 'count_people',
+           'ks_table', 'crps', 'pit', 'covered', 'calibration', 'bootstrap', 'correlation_gap', 'energy_distance',
+           'mmd', 'frechet', 'density_coverage', 'collapse_angle', 'loop_shape', 'auc', 'classifier_auc',
+           'physical_validity', 'volumes_at', 'nearest']
 
 # %% ../../nbs/metrics/00_scores.ipynb #8497798c
-HEADLINE = ("fvc", "fev1", "fev1_fvc", "pef", "fef2575", "fev6")
+TITLES = {
+    "fvc": "FVC (L)",
+    "fev1": "FEV1 (L)",
+    "fev1_fvc": "FEV1/FVC",
+    "pef": "PEF (L/s)",
+    "fef2575": "FEF25-75 (L/s)",
+    "fev6": "FEV6 (L)",
+}
+"""The indices that every table of scores has, as they are written, with their units."""
+
+HEADLINE = tuple(TITLES)
+"""Their names."""
+
+KS_NOISE = 1.36
+"""95th percentile of Kolmogorov's distribution: a KS distance over this times sqrt(1/n + 1/m) is
+seen once in twenty.
+"""
+
+
+def count_people(table: pd.DataFrame) -> int:
+    """How many people the rows are of: different values of `person`, or one a row where there is no
+    such column.
+    """
+    return table["person"].nunique() if "person" in table else len(table)
 
 
 def ks_table(
@@ -26,64 +50,71 @@ def ks_table(
 ) -> pd.DataFrame:
     """Distances of each index between two tables, index = names.
 
-    Columns: medians `real`, `made`; `ks`; `noise` = 1.36 sqrt(1/n + 1/m) (Smirnov 1948; n, m count people where a
-    column `person` is there); `ratio` of the two; `wasserstein` in the unit of the index.
+    Columns: medians `real`, `made`; `ks`; `noise` = 1.36 sqrt(1/n + 1/m) (Smirnov 1948; n, m count
+    people where a column `person` is there); `ratio` of the two; `wasserstein` in the unit of the
+    index.
     """
-    n, m = (t["person"].nunique() if "person" in t else len(t) for t in (real, made))
-    noise = 1.36 * np.sqrt(1 / n + 1 / m)
+    noise = KS_NOISE * np.sqrt(1 / count_people(real) + 1 / count_people(made))
     rows = {}
     for name in names:
-        a, b = real[name].dropna(), made[name].dropna()
-        ks = float(ks_2samp(a, b).statistic)
+        real_values = real[name].dropna()
+        made_values = made[name].dropna()
+        ks = float(stats.ks_2samp(real_values, made_values).statistic)
         rows[name] = {
-            "real": a.median(),
-            "made": b.median(),
+            "real": real_values.median(),
+            "made": made_values.median(),
             "ks": ks,
             "noise": noise,
             "ratio": ks / noise,
-            "wasserstein": wasserstein_distance(a, b),
+            "wasserstein": stats.wasserstein_distance(real_values, made_values),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/metrics/00_scores.ipynb #e746e18f
 def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """CRPS (P,) of draws (P, D) against truth (P,), the fair estimator (Gneiting and Raftery 2007; Ferro 2014)."""
-    ordered = np.sort(draws, axis=1)
-    d = draws.shape[1]
-    weight = 2 * np.arange(1, d + 1) - d - 1
-    spread = (ordered * weight).sum(1) * 2 / (d * (d - 1))
-    return np.abs(draws - truth[:, None]).mean(1) - spread / 2
+    """CRPS (P,) of draws (P, D) against truth (P,), the fair estimator (Gneiting and Raftery 2007;
+    Ferro 2014).
+    """
+    count = draws.shape[1]
+    weight = 2 * np.arange(1, count + 1) - count - 1
+    distance = (np.sort(draws, axis=1) * weight).sum(1) * 2 / (count * (count - 1))
+    return np.abs(draws - truth[:, None]).mean(1) - distance / 2
 
 
 def pit(draws: np.ndarray, truth: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Where truth (P,) lies among draws (P, D), from 0 to 1 (Dawid 1984), at random within its rank (Czado 2009).
+    """Where truth (P,) lies among draws (P, D), from 0 to 1 (Dawid 1984), at random within its rank
+    (Czado 2009).
 
     So it is uniform for calibrated draws however few there are, and with ties too.
     """
-    below, same = (draws < truth[:, None]).sum(1), (draws == truth[:, None]).sum(1)
-    return (below + np.random.default_rng(seed).random(len(truth)) * (same + 1)) / (
-        draws.shape[1] + 1
-    )
+    below = (draws < truth[:, None]).sum(1)
+    equal = (draws == truth[:, None]).sum(1)
+    within = np.random.default_rng(seed).random(len(truth))
+    return (below + within * (equal + 1)) / (draws.shape[1] + 1)
 
 
 def covered(draws: np.ndarray, truth: np.ndarray, level: float = 0.90) -> np.ndarray:
     """Whether truth (P,) lies in the central `level` interval of draws (P, D).
 
-    Quantiles are at rank p (D + 1) (Weibull 1939): then a calibrated interval covers `level` for few draws too.
+    Quantiles are at rank p (D + 1) (Weibull 1939): then a calibrated interval covers `level` for
+    few draws too.
     """
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=1, method="weibull")
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(draws, ends, axis=1, method="weibull")
     return (truth >= low) & (truth <= high)
 
 
 def calibration(draws: np.ndarray, truth: np.ndarray, level: float = 0.90) -> dict[str, float]:
-    """Mean `crps`, `coverage` of the central interval and `pit_ratio`, the KS distance of the PIT from uniform over its noise 1.36 / sqrt(P)."""
-    share = np.sort(pit(draws, truth))
-    steps = np.arange(len(share) + 1) / len(share)
-    ks = max(np.max(steps[1:] - share), np.max(share - steps[:-1]))
+    """How well draws (P, D) are calibrated to truth (P,).
+
+    Mean `crps`, `coverage` of the central interval, and `pit_ratio`, the KS distance of the PIT
+    from uniform over its noise 1.36 / sqrt(P).
+    """
+    distance = stats.kstest(pit(draws, truth), "uniform").statistic
     return {
         "crps": float(crps(draws, truth).mean()),
         "coverage": float(covered(draws, truth, level).mean()),
-        "pit_ratio": float(ks * np.sqrt(len(share)) / 1.36),
+        "pit_ratio": float(distance * np.sqrt(len(truth)) / KS_NOISE),
     }
 
 # %% ../../nbs/metrics/00_scores.ipynb #06dc5090
@@ -94,12 +125,20 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The central `level` interval of score(rows) over participants drawn with replacement (Efron 1979).
+    """The central `level` interval of score(rows) over participants drawn with replacement
+    (percentiles; Efron 1979).
 
-    score takes row numbers (people,) of participants, from 0, and returns a number; NaN is left out.
+    score takes row numbers (people,) of participants, from 0, and returns a number; NaN is left
+    out.
     """
-    rng = np.random.default_rng(seed)
-    found = [score(rng.integers(people, size=people)) for _ in range(times)]
+    found = stats.bootstrap(
+        (np.arange(people),),
+        score,
+        n_resamples=times,
+        vectorized=False,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).bootstrap_distribution
     low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -107,70 +146,132 @@ def bootstrap(
 def correlation_gap(
     real: pd.DataFrame, made: pd.DataFrame, names: tuple[str, ...] = HEADLINE
 ) -> pd.DataFrame:
-    """Spearman rank correlation of each pair of indices: columns `real`, `made`, `gap`; largest gap first."""
-    a, b = (t[list(names)].corr(method="spearman") for t in (real, made))
-    pairs = [(p, q) for i, p in enumerate(names) for q in names[i + 1 :]]
+    """Spearman rank correlation of each pair of indices: columns `real`, `made`, `gap`; largest gap
+    first.
+    """
+    in_real = real[list(names)].corr(method="spearman")
+    in_made = made[list(names)].corr(method="spearman")
+    pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
     table = pd.DataFrame(
-        {"real": [a.loc[p] for p in pairs], "made": [b.loc[p] for p in pairs]},
-        index=[f"{p} ~ {q}" for p, q in pairs],
+        {
+            "real": [in_real.loc[pair] for pair in pairs],
+            "made": [in_made.loc[pair] for pair in pairs],
+        },
+        index=[f"{one} ~ {other}" for one, other in pairs],
     )
     table["gap"] = table["made"] - table["real"]
     return table.sort_values("gap", key=np.abs, ascending=False)
 
 
+def _mean_within(sample: np.ndarray) -> float:
+    """Mean distance between two different rows of a sample (n, K)."""
+    return cdist(sample, sample).sum() / (len(sample) * (len(sample) - 1))
+
+
 def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Energy distance of samples a (n, K) and b (m, K), unbiased (Székely and Rizzo 2013), in the unit of the columns."""
-    inside = lambda x: cdist(x, x).sum() / (len(x) * (len(x) - 1))
-    return float(2 * cdist(a, b).mean() - inside(a) - inside(b))
+    """Energy distance of samples a (n, K) and b (m, K), unbiased (Székely and Rizzo 2013), in the
+    unit of the columns.
+    """
+    return float(2 * cdist(a, b).mean() - _mean_within(a) - _mean_within(b))
 
 # %% ../../nbs/metrics/00_scores.ipynb #8802c19b
+def _kernel(squares: np.ndarray, width: float) -> np.ndarray:
+    """Gaussian kernel of squared distances."""
+    return np.exp(-squares / width)
+
+
+def _mean_kernel_within(sample: np.ndarray, width: float) -> float:
+    """Mean kernel between two different rows of a sample (n, K); of a row with itself it is 1."""
+    total = _kernel(cdist(sample, sample, "sqeuclidean"), width).sum()
+    return (total - len(sample)) / (len(sample) * (len(sample) - 1))
+
+
 def mmd(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared maximum mean discrepancy of a (n, K) and b (m, K), unbiased, Gaussian kernel of median width (Gretton 2012)."""
-    between, in_a, in_b = (cdist(x, y, "sqeuclidean") for x, y in ((a, b), (a, a), (b, b)))
-    kernel = lambda square: np.exp(-square / np.median(between))
-    inside = lambda square: (kernel(square).sum() - len(square)) / (len(square) * (len(square) - 1))
-    return float(inside(in_a) + inside(in_b) - 2 * kernel(between).mean())
+    """Squared maximum mean discrepancy of a (n, K) and b (m, K), unbiased, Gaussian kernel of
+    median width (Gretton 2012).
+    """
+    between = cdist(a, b, "sqeuclidean")
+    width = float(np.median(between))
+    within = _mean_kernel_within(a, width) + _mean_kernel_within(b, width)
+    return float(within - 2 * _kernel(between, width).mean())
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Fréchet distance of normals with the means and covariances of a (n, K) and b (m, K) (Heusel 2017)."""
-    left, right = np.cov(a.T), np.cov(b.T)
-    size, axes = np.linalg.eigh(left)
+    """Squared Fréchet distance of normals with the means and covariances of a (n, K) and b (m, K)
+    (Heusel 2017).
+
+    The trace of the root of the product of both covariances A and B is that of the root of A^(1/2)
+    B A^(1/2), which is symmetric.
+    """
+    cov_a = np.cov(a.T)
+    cov_b = np.cov(b.T)
+    size, axes = np.linalg.eigh(cov_a)
     root = (axes * np.sqrt(np.maximum(size, 0))) @ axes.T
-    shared = np.sqrt(
-        np.maximum(np.linalg.eigvalsh(root @ right @ root), 0)
-    ).sum()  # the trace of (left right)^(1/2)
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(left + right) - 2 * shared)
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
+    means = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    return float(means + np.trace(cov_a + cov_b) - 2 * shared)
 
 
 def density_coverage(real: np.ndarray, made: np.ndarray, k: int = 5) -> tuple[float, float]:
-    """Density and coverage of made (m, K) against real (n, K), neighbourhoods out to the k-th neighbour (Naeem 2020)."""
+    """Density and coverage of made (m, K) against real (n, K), neighbourhoods out to the k-th
+    neighbour (Naeem 2020).
+    """
     k = min(k, len(real) - 1)
-    radius = np.partition(cdist(real, real), k, axis=1)[:, k]  # the first is the point itself
+    # the nearest of all is the row itself, at place 0
+    radius = np.partition(cdist(real, real), k, axis=1)[:, k]
     inside = cdist(real, made) <= radius[:, None]
-    return float(inside.sum() / (k * made.shape[0])), float(inside.any(1).mean())
+    density = inside.sum() / (k * len(made))
+    coverage = inside.any(axis=1).mean()
+    return float(density), float(coverage)
 
 # %% ../../nbs/metrics/00_scores.ipynb #d25efe4a
-def loop_shape(flow: np.ndarray) -> pd.DataFrame:
-    """`aex` (L²/s, area under the loop) and `collapse` (degrees, angle of collapse) of flow (N, 512) L/s, a row a curve."""
+LIMB_MARGIN = 0.1
+"""Share of the limb's volume at either end where no bend is looked for."""
+
+TINY = 1e-6
+"""Least FVC (L), PEF (L/s) and width of a limb that is divided by: a curve without flow has no
+shape, and no warning.
+"""
+
+
+def collapse_angle(flow: np.ndarray) -> np.ndarray:
+    """Angle of collapse (N,) in degrees of flow (N, 512) L/s (after Topalovic 2013)."""
     volume = volume_on_clock(flow)
-    middle, peak = (volume[:, :-1] + volume[:, 1:]) / 2, flow.argmax(1)
-    fvc, pef = np.maximum(volume[:, -1:], 1e-6), np.maximum(flow.max(1, keepdims=True), 1e-6)
-    x, y = middle / fvc, flow / pef
-    first = np.take_along_axis(x, peak[:, None], 1)
-    along = (x - first) / np.maximum(1 - first, 1e-6)
-    below = np.where(
-        (np.arange(flow.shape[1]) > peak[:, None]) & (along > 0.1) & (along < 0.9), 1 - along - y, 0
-    )  # chord less limb
-    bend = np.abs(below).argmax(1)[:, None]
-    bx, by = np.take_along_axis(x, bend, 1), np.take_along_axis(y, bend, 1)
-    up, down = np.arctan2(1 - by, first - bx), np.arctan2(-by, 1 - bx)
-    return pd.DataFrame({"aex": (flow**2 * WIDTHS).sum(1), "collapse": np.degrees(up - down)[:, 0]})
+    peak = flow.argmax(1)[:, None]
+    x = (volume[:, :-1] + volume[:, 1:]) / 2 / np.maximum(volume[:, -1:], TINY)
+    y = flow / np.maximum(flow.max(1, keepdims=True), TINY)
+    x_peak = np.take_along_axis(x, peak, axis=1)
+    along = (x - x_peak) / np.maximum(1 - x_peak, TINY)  # 0 at the peak, 1 at FVC
+    on_limb = np.arange(flow.shape[1]) > peak
+    on_limb &= (along > LIMB_MARGIN) & (along < 1 - LIMB_MARGIN)
+    chord_minus_limb = np.where(on_limb, 1 - along - y, 0)
+    bend = np.abs(chord_minus_limb).argmax(1)[:, None]
+    x_bend = np.take_along_axis(x, bend, axis=1)
+    y_bend = np.take_along_axis(y, bend, axis=1)
+    to_peak = np.arctan2(1 - y_bend, x_peak - x_bend)
+    to_end = np.arctan2(-y_bend, 1 - x_bend)
+    return np.degrees(to_peak - to_end)[:, 0]
+
+
+def loop_shape(flow: np.ndarray) -> pd.DataFrame:
+    """`aex` (L²/s, area under the loop) and `collapse` (degrees, angle of collapse) of flow (N,
+    512) L/s, a row a curve.
+    """
+    return pd.DataFrame({"aex": (flow**2 * WIDTHS).sum(1), "collapse": collapse_angle(flow)})
 
 # %% ../../nbs/metrics/00_scores.ipynb #734099cd
+TREES = {"max_iter": 60, "learning_rate": 0.07, "max_leaf_nodes": 12, "early_stopping": False}
+"""Gradient boosting for a few thousand rows of a few numbers."""
+
+FOLDS = 4
+"""Folds of people in which curves are told apart."""
+
+
 def auc(high: np.ndarray, low: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a value of `high` exceeds one of `low`, ties half (Mann and Whitney 1947)."""
-    return float(mannwhitneyu(high, low).statistic / (len(high) * len(low)))
+    """Area under the ROC curve: the chance that a value of `high` exceeds one of `low`, ties half
+    (Mann and Whitney 1947).
+    """
+    return float(stats.mannwhitneyu(high, low).statistic / (len(high) * len(low)))
 
 
 def classifier_auc(
@@ -180,55 +281,65 @@ def classifier_auc(
     made_person: np.ndarray,
     seed: int = 0,
 ) -> float:
-    """AUC of gradient boosting that tells real (n, K) from made (m, K), on people that it was not fitted to.
+    """AUC of gradient boosting that tells real (n, K) from made (m, K), on people that it was not
+    fitted to.
 
-    real_person (n,) and made_person (m,) name whom each row is of or was drawn for; NaN for fewer than 8 people. Needs scikit-learn.
+    real_person (n,) and made_person (m,) name whom each row is of or was drawn for; NaN for fewer
+    than two people a fold. Needs scikit-learn.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import GroupKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
-    x, y = np.concatenate([real, made]), np.repeat([0, 1], [len(real), len(made)])
-    if len(np.unique(real_person)) < 8:
+    if len(np.unique(real_person)) < 2 * FOLDS:
         return float("nan")
-    trees = HistGradientBoostingClassifier(
-        max_iter=60, learning_rate=0.07, max_leaf_nodes=12, random_state=seed, early_stopping=False
-    )
-    folds = GroupKFold(4, shuffle=True, random_state=seed)
+    is_made = np.repeat([0, 1], [len(real), len(made)])
     with threadpool_limits(1):  # little data: more threads only wait for each other
-        share = cross_val_predict(
-            trees,
-            x,
-            y,
+        probability = cross_val_predict(
+            HistGradientBoostingClassifier(random_state=seed, **TREES),
+            np.concatenate([real, made]),
+            is_made,
             groups=np.concatenate([real_person, made_person]),
-            cv=folds,
+            cv=GroupKFold(FOLDS, shuffle=True, random_state=seed),
             method="predict_proba",
         )[:, 1]
-    return auc(share[y == 1], share[y == 0])
+    return auc(probability[is_made == 1], probability[is_made == 0])
 
 # %% ../../nbs/metrics/00_scores.ipynb #6f9217d0
-def physics(flow: np.ndarray) -> dict[str, float]:
-    """Share of curves (N, 512) L/s with no negative flow, with volume that never falls, and dV/dt = flow."""
-    volume = volume_on_clock(flow)
-    slope = np.diff(volume, axis=1) / WIDTHS
+SLOPE_TOLERANCE = 1e-4
+"""L/s by which flow may differ from dV/dt: rounding of float32."""
+
+
+def physical_validity(flow: np.ndarray) -> dict[str, float]:
+    """Share of curves (N, 512) L/s with no negative flow, with volume that never falls, and dV/dt =
+    flow.
+    """
+    steps = np.diff(volume_on_clock(flow), axis=1)
+    gap = np.abs(steps / WIDTHS - flow)
     return {
-        "flow_not_negative": float((flow >= 0).all(1).mean()),
-        "volume_never_falls": float((np.diff(volume, axis=1) >= 0).all(1).mean()),
-        "slope_is_flow": float((np.abs(slope - flow) < 1e-4).all(1).mean()),
+        "flow_not_negative": float((flow >= 0).all(axis=1).mean()),
+        "volume_never_falls": float((steps >= 0).all(axis=1).mean()),
+        "slope_is_flow": float((gap < SLOPE_TOLERANCE).all(axis=1).mean()),
     }
 
 
 def volumes_at(flow: np.ndarray, points: int = 64) -> np.ndarray:
-    """Volume (N, points) L at evenly spaced edges of the clock, of flow (N, 512) L/s: a curve in a few numbers."""
-    return volume_on_clock(flow)[:, np.unique(np.linspace(0, 512, points).astype(int))]
+    """Volume (N, points) L at evenly spaced edges of the clock, of flow (N, 512) L/s: a curve in a
+    few numbers.
+    """
+    edges = np.unique(np.linspace(0, N_BINS, points).astype(int))
+    return volume_on_clock(flow)[:, edges]
 
 
 def nearest(flow: np.ndarray, others: np.ndarray, points: int = 64, chunk: int = 512) -> np.ndarray:
-    """Distance (N,) of each curve to the nearest of `others`: RMS difference of volume at `points` clock edges, L."""
-    a, b = volumes_at(flow, points), volumes_at(others, points)
-    out = [np.empty(0)]
-    for start in range(0, len(a), chunk):
-        part = a[start : start + chunk]
-        square = (part**2).sum(1)[:, None] + (b**2).sum(1) - 2 * part @ b.T
-        out.append(np.sqrt(np.maximum(square.min(1), 0) / a.shape[1]))
-    return np.concatenate(out)
+    """Distance (N,) of each curve to the nearest of `others`: RMS difference of volume at `points`
+    clock edges, L.
+    """
+    these = volumes_at(flow, points)
+    those = volumes_at(others, points)
+    found = [np.empty(0)]
+    for start in range(0, len(these), chunk):
+        part = these[start : start + chunk]
+        squares = (part**2).sum(1)[:, None] + (those**2).sum(1) - 2 * part @ those.T
+        found.append(np.sqrt(np.maximum(squares.min(1), 0) / these.shape[1]))
+    return np.concatenate(found)

@@ -3,9 +3,11 @@
 # %% ../../nbs/metrics/02_two_sample.ipynb #66536b55
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.signal import lfilter
 from torch import Tensor, nn
 
@@ -15,62 +17,123 @@ from ..simulator.session import Protocol
 from ..spirometry.clock import CLOCK, from_clock, rows_to_clock
 
 # %% auto #0
-__all__ = ['as_recorded', 'CurveJudge', 'fit_judge', 'curve_auc']
+__all__ = ['SAMPLE_RATE', 'BTPS_FACTOR', 'BTPS_RANGE', 'FLUTTER_FILTER', 'HEART_RATE', 'PROTOCOL', 'LEAST', 'USUAL_LOG_FVC',
+           'USUAL_LOG_PEF', 'DeviceLuck', 'device_luck', 'device_noise', 'as_recorded', 'CurveJudge', 'fit_judge',
+           'Judgement', 'folds_of', 'curve_auc']
 
 # %% ../../nbs/metrics/02_two_sample.ipynb #436a751a
-def as_recorded(
-    flow: np.ndarray, seed: int = 0, how: Protocol = Protocol(), chunk: int = 512
+SAMPLE_RATE = 100
+"""Hz of the spirometer."""
+
+BTPS_FACTOR = (1.085, 0.013)
+"""Mean and SD of SPAFACT, by which volume at ambient temperature becomes volume at body
+temperature.
+"""
+
+BTPS_RANGE = (1.039, 1.129)
+"""Least and largest SPAFACT."""
+
+FLUTTER_FILTER = ([0.29], [1, -1.60, 0.90])
+"""Coefficients of the resonance near 9 Hz, at 100 Hz, that makes flutter of white noise."""
+
+HEART_RATE = 1.2
+"""Hz, the median."""
+
+PROTOCOL = Protocol()
+"""The usual sizes of flutter and heart beat (L)."""
+
+
+@dataclass
+class DeviceLuck:
+    """The random numbers of N recordings at T moments."""
+
+    strength: np.ndarray  # (N, 1) standard normal: how strong flutter and beat are
+    heart: np.ndarray  # (N, 1) standard normal: how fast the heart beats
+    factor: np.ndarray  # (N, 1) the factor of body temperature
+    flutter: np.ndarray  # (N, T) standard normal
+    phase: np.ndarray  # (N, 1) from 0 to 1: where in a heart beat the recording begins
+
+
+def device_luck(shape: tuple[int, int], rng: np.random.Generator) -> DeviceLuck:
+    """Random numbers for recordings of shape (N, T)."""
+    own = rng.standard_normal((shape[0], 2, 1))
+    mean, sd = BTPS_FACTOR
+    return DeviceLuck(
+        strength=own[:, 0],
+        heart=own[:, 1],
+        factor=np.clip(mean + sd * rng.standard_normal((shape[0], 1)), *BTPS_RANGE),
+        flutter=rng.standard_normal(shape),
+        phase=rng.random((shape[0], 1)),
+    )
+
+
+def device_noise(
+    volume: np.ndarray, time: np.ndarray, luck: DeviceLuck, protocol: Protocol
 ) -> np.ndarray:
-    """Flow (N, 512) L/s as a spirometer would have recorded it: 100 Hz, its noise, whole mL, on the clock again."""
-    rng, parts = np.random.default_rng(seed), [np.empty((0, flow.shape[1]), np.float32)]
+    """What a device adds to volume (N, T) L at time (T,) s: flutter and heart beat, in L."""
+    flow = np.diff(volume, axis=1, prepend=0) * SAMPLE_RATE
+    small_lungs = np.minimum(volume[:, -1:] / 4, 1)
+    fade = flow / (flow + 0.4) / (1 + flow / 5) * small_lungs
+    flutter = protocol.flutter * lfilter(*FLUTTER_FILTER, luck.flutter, axis=1)
+    rate = HEART_RATE * np.exp(0.15 * luck.heart)
+    beat = protocol.heart * np.sin(2 * np.pi * (rate * time + luck.phase))
+    beat = beat * np.exp(-0.1 * luck.strength) * np.minimum(time, 1)
+    return (flutter + beat) * np.exp(0.6 * luck.strength) * fade
+
+
+def as_recorded(
+    flow: np.ndarray, seed: int = 0, protocol: Protocol = PROTOCOL, chunk: int = 512
+) -> np.ndarray:
+    """Flow (N, 512) L/s as a spirometer would have recorded it: 100 Hz, its noise, whole mL, on the
+    clock again.
+    """
+    rng = np.random.default_rng(seed)
+    parts = [np.empty((0, flow.shape[1]), np.float32)]
     for start in range(0, len(flow), chunk):
-        volume, time = from_clock(flow[start : start + chunk])
-        own, factor = (
-            rng.standard_normal((len(volume), 2, 1)),
-            np.clip(1.085 + 0.013 * rng.standard_normal((len(volume), 1)), 1.039, 1.129),
-        )
-        slope = np.diff(volume, axis=1, prepend=0) * 100
-        fade = slope / (slope + 0.4) / (1 + slope / 5) * np.minimum(volume[:, -1:] / 4, 1)
-        flutter = (
-            lfilter([0.29], [1, -1.60, 0.90], rng.standard_normal(volume.shape), axis=1)
-            * how.flutter
-        )
-        beat = (
-            np.sin(
-                2 * np.pi * (1.2 * np.exp(0.15 * own[:, 1]) * time + rng.random((len(volume), 1)))
-            )
-            * how.heart
-            * np.exp(-0.1 * own[:, 0])
-        )
-        noisy = volume + (flutter + beat * np.minimum(time, 1)) * np.exp(0.6 * own[:, 0]) * fade
-        whole = np.maximum.accumulate(np.rint(np.maximum(noisy, 0) * 1000 / factor), axis=1)
-        parts.append(rows_to_clock(whole, time) * (factor / 1000).astype(np.float32))
+        volume, time = from_clock(flow[start : start + chunk], SAMPLE_RATE)
+        luck = device_luck(volume.shape, rng)
+        noisy = np.maximum(volume + device_noise(volume, time, luck, protocol), 0)
+        whole = np.maximum.accumulate(np.rint(noisy * 1000 / luck.factor), axis=1)  # mL
+        parts.append(rows_to_clock(whole, time) * (luck.factor / 1000).astype(np.float32))
     return np.concatenate(parts)
 
 # %% ../../nbs/metrics/02_two_sample.ipynb #fe5e202a
+LEAST = 0.05
+"""Least FVC (L) and PEF (L/s) that a curve is divided by."""
+
+USUAL_LOG_FVC = 1.0
+"""Log of 2.7 L, subtracted so that the network sees a number near zero."""
+
+USUAL_LOG_PEF = 1.7
+"""Log of 5.5 L/s, for the same reason."""
+
+
 class CurveJudge(nn.Module):
-    """Flow (N, 512) L/s to the log odds (N,) that it was generated; 2 channels on the clock and log FVC, log PEF."""
+    """Flow (N, 512) L/s to the log odds (N,) that it was generated; 2 channels on the clock and log
+    FVC, log PEF.
+    """
+
+    widths: Tensor  # of the clock's bins, (512,) s
 
     def __init__(self, width: int = 24):
         super().__init__()
         sizes = [2, width, width, 2 * width, 2 * width]
         layers = [
             nn.Sequential(nn.Conv1d(a, b, 7, stride=3, padding=3), nn.BatchNorm1d(b), nn.GELU())
-            for a, b in zip(sizes, sizes[1:])
+            for a, b in pairwise(sizes)
         ]
-        self.body, self.drop, self.head = (
-            nn.Sequential(*layers),
-            nn.Dropout(0.2),
-            nn.Linear(4 * width + 2, 1),
-        )
+        self.body = nn.Sequential(*layers)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(4 * width + 2, 1)
         self.register_buffer("widths", torch.tensor(np.diff(CLOCK), dtype=torch.float32))
 
     def forward(self, flow: Tensor) -> Tensor:
         volume = (flow * self.widths).cumsum(1)
-        fvc, pef = volume[:, -1:].clamp_min(0.05), flow.amax(1, keepdim=True).clamp_min(0.05)
+        fvc = volume[:, -1:].clamp_min(LEAST)
+        pef = flow.amax(1, keepdim=True).clamp_min(LEAST)
         h = self.body(torch.stack([2 * volume / fvc - 1, 2 * flow / pef - 1], 1))
-        both = torch.cat([h.mean(2), h.amax(2), fvc.log() - 1, pef.log() - 1.7], 1)
-        return self.head(self.drop(both))[:, 0]
+        size = [fvc.log() - USUAL_LOG_FVC, pef.log() - USUAL_LOG_PEF]
+        return self.head(self.drop(torch.cat([h.mean(2), h.amax(2), *size], 1)))[:, 0]
 
 
 def fit_judge(
@@ -78,13 +141,16 @@ def fit_judge(
 ) -> CurveJudge:
     """A judge fitted to flow (N, 512) and generated (N,) of 0 and 1."""
     torch.manual_seed(seed)
-    judge, order = CurveJudge(), torch.Generator().manual_seed(seed)
+    judge = CurveJudge()
+    order = torch.Generator().manual_seed(seed)
     steps = epochs * -(-len(flow) // batch)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(epochs):
         for rows in torch.randperm(len(flow), generator=order).split(batch):
-            loss = F.binary_cross_entropy_with_logits(judge(flow[rows]), generated[rows])
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                judge(flow[rows]), generated[rows]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -92,6 +158,28 @@ def fit_judge(
     return judge.eval().requires_grad_(False)
 
 # %% ../../nbs/metrics/02_two_sample.ipynb #416b23c5
+@dataclass(frozen=True)
+class Judgement:
+    """What convolutional judges said of curves of people whom they were not fitted to."""
+
+    area: float  # AUC: 0.5 if nothing can be told, 1 if everything can
+    odds: np.ndarray  # (2, N) log odds of "generated": of the real curves, of the generated ones
+    saliency: np.ndarray  # (512,) mean absolute gradient, scaled to add up to 1
+
+
+def folds_of(person: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold (N,) of each row, the same for all rows of a person. Raises DataError for fewer than
+    two people a fold.
+    """
+    names, place = np.unique(person, return_inverse=True)
+    if len(names) < 2 * folds:
+        raise DataError(
+            f"{len(names)} people are too few for {folds} folds of a judge: "
+            f"give at least {2 * folds}"
+        )
+    return np.random.default_rng(seed).permutation(len(names))[place] % folds
+
+
 def curve_auc(
     real: np.ndarray,
     made: np.ndarray,
@@ -99,31 +187,24 @@ def curve_auc(
     folds: int = 3,
     seed: int = 0,
     epochs: int = 12,
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """AUC of convolutional judges on people they were not fitted to, their log odds (2, N), and their saliency (512,).
+) -> Judgement:
+    """Can a network tell real from made curves? Both (N, 512) L/s, row i of both of person[i].
 
-    real, made: (N, 512) L/s, row i of both of person[i]. The saliency is the mean absolute gradient, scaled to add up to 1.
     Raises DataError for fewer than two people a fold.
     """
-    if len(np.unique(person)) < 2 * folds:
-        raise DataError(
-            f"{len(np.unique(person))} people are too few for {folds} folds of a judge: give at least {2 * folds}"
-        )
-    fold = (
-        np.random.default_rng(seed).permutation(len(np.unique(person)))[
-            np.unique(person, return_inverse=True)[1]
-        ]
-        % folds
-    )
+    fold = folds_of(person, folds, seed)
     flow = torch.from_numpy(np.stack([real, made]).astype(np.float32))
-    odds, seen = torch.zeros(flow.shape[:2]), torch.zeros(flow.shape[2])
+    odds = torch.zeros(flow.shape[:2])
+    gradient = torch.zeros(flow.shape[2])
     for k in range(folds):
-        mine, rest = torch.from_numpy(fold == k), torch.from_numpy(fold != k)
-        truth = torch.tensor([0.0, 1.0])[:, None].expand(2, int(rest.sum()))
-        judge = fit_judge(flow[:, rest].flatten(0, 1), truth.flatten(), epochs, seed)
-        x = flow[:, mine].flatten(0, 1).requires_grad_()
+        here = torch.from_numpy(fold == k)
+        rest = ~here
+        generated = torch.tensor([0.0, 1.0])[:, None].expand(2, int(rest.sum()))
+        judge = fit_judge(flow[:, rest].flatten(0, 1), generated.flatten(), epochs, seed)
+        x = flow[:, here].flatten(0, 1).requires_grad_()
         found = judge(x)
-        odds[:, mine] = found.detach().unflatten(0, (2, -1))
-        seen += torch.autograd.grad(found.sum(), x)[0].abs().sum(0)
-    odds = odds.numpy()
-    return auc(odds[1], odds[0]), odds, (seen / seen.sum()).numpy()
+        odds[:, here] = found.detach().unflatten(0, (2, -1))
+        gradient += torch.autograd.grad(found.sum(), x)[0].abs().sum(0)
+    of_real, of_made = odds.numpy()
+    saliency = (gradient / gradient.sum()).numpy()
+    return Judgement(auc(of_made, of_real), odds.numpy(), saliency)
