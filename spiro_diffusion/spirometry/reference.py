@@ -24,6 +24,7 @@ SOURCES = {
     "fef2575": ("GLI_2012", "FEF25_75"),
     "fef75": ("GLI_2012", "FEF75"),
     "pef": ("HANKINSON_1999", "PEF"),
+    "fev1_fvc_nhanes3": ("HANKINSON_1999", "FEV1FVC"),  # in %
 }
 """Which pyspiro class and parameter each index is compared with."""
 
