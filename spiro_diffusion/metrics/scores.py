@@ -3,6 +3,7 @@
 # %% ../../nbs/metrics/00_scores.ipynb #5fc16108
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -131,14 +132,16 @@ def bootstrap(
     score takes row numbers (people,) of participants, from 0, and returns a number; NaN is left
     out.
     """
-    found = stats.bootstrap(
-        (np.arange(people),),
-        score,
-        n_resamples=times,
-        vectorized=False,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():  # of NaN, for which SciPy's own interval has no answer
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (np.arange(people),),
+            score,
+            n_resamples=times,
+            vectorized=False,
+            method="percentile",
+            random_state=np.random.default_rng(seed),
+        ).bootstrap_distribution
     low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
