@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['telling_position', 'MAP_ROWS', 'MEASURED', 'DESCRIBED', 'POOR_SESSIONS', 'mean_flow_by_code',
-           'position_of_largest_effect', 'principal_components', 'plot_code_usage', 'plot_mean_flows', 'plot_map',
-           'plot_latents', 'best_of_session', 'measure_blows', 'describe_blows', 'load_described', 'encode_dataset',
-           'encode_rows', 'load_latents']
+__all__ = ['MAP_ROWS', 'MEASURED', 'DESCRIBED', 'POOR_SESSIONS', 'mean_flow_by_code', 'position_of_largest_effect',
+           'principal_components', 'plot_code_usage', 'plot_mean_flows', 'plot_map', 'plot_latents', 'best_of_session',
+           'measure_blows', 'describe_blows', 'load_described', 'encode_dataset', 'encode_rows', 'load_latents']
 
 # %% ../nbs/02_latents.ipynb #90492bed
 def mean_flow_by_code(
@@ -53,9 +52,6 @@ def position_of_largest_effect(flow: np.ndarray, codes: np.ndarray) -> int:
         means, counts = mean_flow_by_code(flow, codes, position)
         effects.append(np.average((means - overall) ** 2, axis=0, weights=counts).sum())
     return int(np.argmax(effects))
-
-
-telling_position = position_of_largest_effect  # its name until 05_evaluation uses the new one
 
 # %% ../nbs/02_latents.ipynb #82ca75e4
 MAP_ROWS = 5000  # on which the axes of a map are found

@@ -42,7 +42,7 @@ from .spirometry.indices import indices_on_clock
 
 # %% auto #0
 __all__ = ['DELAY_UNIT', 'SPREAD', 'SHARP', 'BEFORE_PER_LITRE', 'CLINICAL', 'PROFILES', 'FEWEST', 'VQConfig', 'Block',
-           'residual_blocks', 'turned_components', 'network_inputs', 'exact', 'Encoder', 'Quantiser',
+           'residual_blocks', 'turned_components', 'network_inputs', 'linear_in_float32', 'Encoder', 'Quantiser',
            'distance_to_normal', 'ridge', 'sharp_softplus', 'inverse_softplus', 'Decoder', 'VQVAE', 'huber',
            'codec_terms', 'LossWeights', 'codec_loss', 'reconstruction_errors', 'code_usage', 'VQSettings',
            'settings_for', 'train_vqvae']
@@ -116,7 +116,7 @@ def network_inputs(blow: AlignedBlow) -> tuple[Tensor, Tensor]:
     return signals, start
 
 # %% ../nbs/01_vqvae.ipynb #071d2c81
-def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear_in_float32(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight + bias in float32, also where the rest is computed in half precision."""
     with torch.autocast(x.device.type, enabled=False):
         return x.float() @ weight + bias
@@ -157,7 +157,7 @@ class Encoder(nn.Module):
         return self.out(self.blocks(x))
 
     def forward(self, blow: AlignedBlow) -> Tensor:
-        straight = exact(features(blow), self.weight, self.bias)
+        straight = linear_in_float32(features(blow), self.weight, self.bias)
         return (straight + self.learned(blow).float()).unflatten(1, self.shape)
 
 # %% ../nbs/01_vqvae.ipynb #cd9160d5
@@ -273,7 +273,7 @@ class Decoder(nn.Module):
         return torch.cat([self.unpatch(pieces)[:, 0], self.start(x)], 1)
 
     def forward(self, values: Tensor) -> AlignedBlow:
-        straight = exact(values.flatten(1), self.weight, self.bias)
+        straight = linear_in_float32(values.flatten(1), self.weight, self.bias)
         y = straight + self.learned(values).float()
         flow = sharp_softplus(y[:, :N_BINS]) * self.scale
         delay = DELAY_UNIT * y[:, N_BINS]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base.errors import DataError
 
 # %% auto #0
-__all__ = ['pick_device', 'CURVES_PER_THREAD', 'Array', 'device_for', 'few_threads', 'in_batches']
+__all__ = ['CURVES_PER_THREAD', 'Array', 'device_for', 'few_threads', 'in_batches']
 
 # %% ../../nbs/learning/00_devices.ipynb #198f8033
 def device_for(name: str | None = "auto") -> torch.device:
@@ -31,9 +31,6 @@ def device_for(name: str | None = "auto") -> torch.device:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as err:
         raise DataError(f'device {name!r} is not there: use "auto", "cpu" or "cuda"') from err
-
-
-pick_device = device_for  # its name until now
 
 # %% ../../nbs/learning/00_devices.ipynb #dd8ee0a5
 CURVES_PER_THREAD = 64  # curves of a batch for which another thread pays
