@@ -82,7 +82,7 @@ def test_sas7bdat_is_read_as_xport_is(frame: pd.DataFrame, tmp_path: Path) -> No
 def test_sas7bdat_streams_in_pieces(monkeypatch: pytest.MonkeyPatch, rows: int, chunk: int) -> None:
     """Read a few rows at a time, handed on in smaller pieces or not, the last full or empty."""
     whole = read_raw(SAS)
-    monkeypatch.setattr(tables, "SAS_ROWS", rows)
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", rows)
     pieces = list(iter_raw(SAS, chunk))
     assert max(len(p.table) for p in pieces) <= min(chunk, len(whole.table))
     assert len(pieces) >= len(whole.table) / chunk
