@@ -35,7 +35,7 @@ from spiro_diffusion import vqvae as codec
 from spiro_diffusion.base.files import write_json
 from spiro_diffusion.cldm import CLDM, Rows, sample
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.generation.drawing import USUAL, starting_noise
+from spiro_diffusion.generation.drawing import DEFAULT_CONDITIONS, starting_noise
 from spiro_diffusion.generation.steering import steer
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
@@ -172,7 +172,7 @@ def held_out(flow: np.ndarray, metadata: pd.DataFrame, people: int, draws: int) 
 def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.ndarray:
     """Flow (people * draws, 512) L/s, steered to each person's FEV1 if asked to."""
     settings = model.settings
-    patients = held.people[["age", "height", "gender"]].assign(**USUAL)
+    patients = held.people[["age", "height", "gender"]].assign(**DEFAULT_CONDITIONS)
     values = torch.from_numpy(encode_patients(patients, settings.variables))
     noise = starting_noise(
         held.people["SEQN"].repeat(held.draws).tolist(),

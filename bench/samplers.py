@@ -27,7 +27,12 @@ import torch
 from spiro_diffusion.base.files import write_json
 from spiro_diffusion.cldm import sample
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.generation.drawing import USUAL, Models, load_models, starting_noise
+from spiro_diffusion.generation.drawing import (
+    DEFAULT_CONDITIONS,
+    Models,
+    load_models,
+    starting_noise,
+)
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.metrics.scores import bootstrap, crps
@@ -116,7 +121,7 @@ def task_of(run_dir: str, people: int, draws: int) -> Task:
     settings = models.cldm.settings
     held = held_out(run_dir, people)
     signals = load_prepared(run_dir)[0]
-    patients = held[["age", "height", "gender"]].assign(**USUAL)
+    patients = held[["age", "height", "gender"]].assign(**DEFAULT_CONDITIONS)
     values = torch.from_numpy(encode_patients(patients, settings.variables))
     noise = starting_noise(
         held["SEQN"].repeat(draws).tolist(),

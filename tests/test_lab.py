@@ -48,7 +48,8 @@ def stop(process: subprocess.Popen) -> None:
     try:
         process.wait(20)
     except subprocess.TimeoutExpired:
-        process.kill(), process.wait()
+        process.kill()
+        process.wait()
 
 
 class Page:

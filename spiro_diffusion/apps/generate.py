@@ -211,7 +211,8 @@ def _work(args: argparse.Namespace) -> None:
     check_outputs(args, len(patients))
     cohort = _draw_partitions(args, patients) if args.partition else _draw(args, patients)
     if args.out:
-        curves, people = cohort.info["curves"], cohort.info["patients"]
+        curves = cohort.info["curves"]
+        people = cohort.info["patients"]
         print(f"{args.out}: {curves} synthetic curves of {people} patients")
     else:
         print(cohort.table[list(INDICES)].quantile([0.05, 0.5, 0.95]).T.round(3).to_string())
