@@ -27,6 +27,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
+from samplers import held_out
 from torch import Tensor
 from torch.nn import functional
 
@@ -155,20 +156,6 @@ class HeldOut:
         return np.repeat(self.truth["fev1"].to_numpy(), self.draws)
 
 
-def held_out(flow: np.ndarray, metadata: pd.DataFrame, people: int, draws: int) -> HeldOut:
-    """At most so many people of split test."""
-    chosen = (
-        (metadata["split"] == "test")
-        & (metadata["blow"] == "best")
-        & (metadata["test"] == "pre")
-        & (metadata["effort"] == "A")
-        & metadata["height"].notna()
-    )
-    held = metadata[chosen]
-    held = held.sample(min(people, len(held)), random_state=0)
-    return HeldOut(held, indices_on_clock(flow[held.index]), draws)
-
-
 def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.ndarray:
     """Flow (people * draws, 512) L/s, steered to each person's FEV1 if asked to."""
     settings = model.settings
@@ -282,7 +269,8 @@ def main() -> None:
     args = parsed()
     flow, metadata = load_prepared(args.run_dir)
     metadata = load_described(args.run_dir, metadata)
-    held = held_out(flow, metadata, args.people, args.draws)
+    people = held_out(metadata, args.people)
+    held = HeldOut(people, indices_on_clock(flow[people.index]), args.draws)
     data = Data(flow, metadata, held)
     with tempfile.TemporaryDirectory() as folder:
         rows = small_runs(data, args.codec_steps, args.steps, Path(folder))

@@ -101,9 +101,11 @@ class Quality:
     spread: np.ndarray
 
 
-def held_out(run_dir: str, people: int) -> pd.DataFrame:
-    """The best blow of at most so many people of split test, with a row in the signals each."""
-    metadata = load_described(run_dir, load_prepared(run_dir)[1])
+def held_out(metadata: pd.DataFrame, people: int) -> pd.DataFrame:
+    """The best blow of at most so many people of split test; the index says its row in the signals.
+
+    metadata: as `load_described` gives it.
+    """
     chosen = (
         (metadata["split"] == "test")
         & (metadata["test"] == "pre")
@@ -119,8 +121,8 @@ def task_of(run_dir: str, people: int, draws: int) -> Task:
     """The people, their indices, and the noise from which everyone's curves start."""
     models = load_models(run_dir)
     settings = models.cldm.settings
-    held = held_out(run_dir, people)
-    signals = load_prepared(run_dir)[0]
+    signals, metadata = load_prepared(run_dir)
+    held = held_out(load_described(run_dir, metadata), people)
     patients = held[["age", "height", "gender"]].assign(**DEFAULT_CONDITIONS)
     values = torch.from_numpy(encode_patients(patients, settings.variables))
     noise = starting_noise(
