@@ -11,7 +11,7 @@ none        a decoder without softplus, trained on flow alone
 1 + 2       and in the denoiser's loss: `physics_loss` below, in no other place of the project
 ... + 3     and steered towards each held-out person's FEV1 while sampling
 
-These models are small runs from nothing. Then RUN's own trained model goes on for `--more` steps,
+These models are small runs from nothing. Then RUN's own trained model is trained further for `--more` steps,
 once without and once with physics in its loss ("trained, ..."). Truth is the best blow of people of
 split test with effort grade A. Writes bench/results/ablation.json.
 """
@@ -50,7 +50,7 @@ from spiro_diffusion.spirometry.quality import acceptability_on_clock
 SMALLEST = 0.1  # L or L/s: no share is taken of less
 END_BINS = 64  # the last bins of the clock, in which a curve should have ended
 REBOUND_WEIGHT = 0.1
-GENTLE = 3e-4  # learning rate with which the trained model goes on
+GENTLE = 3e-4  # learning rate with which the trained model is trained further
 
 
 def rebound(flow: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class HeldOut:
 
 
 def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.ndarray:
-    """Flow (people * draws, 512) L/s, steered to each person's FEV1 if asked to."""
+    """Flow (people * draws, 512) L/s, or steered to each person's FEV1."""
     settings = model.settings
     patients = held.people[["age", "height", "gender"]].assign(**DEFAULT_CONDITIONS)
     values = torch.from_numpy(encode_patients(patients, settings.variables))

@@ -276,7 +276,7 @@ class CrossAttention(nn.Module):
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def queries(self, x: Tensor) -> Tensor:
-        """What the positions ask, (B, heads, L, c / heads)."""
+        """Queries of the positions, (B, heads, L, c / heads)."""
         return self.by_head(self.q(self.norm(x).transpose(1, 2)))
 
     def look(self, x: Tensor, tokens: Tensor) -> Tensor:
@@ -399,7 +399,7 @@ class CLDMSettings:
 Denoise = Callable[[Tensor, float], Tensor]
 """D as a function of latents x (N, C, P) and one noise level sigma."""
 
-NORMAL_ONLY_ABOVE = 50.0  # sigma; above it a sampler asks the normal part alone
+NORMAL_ONLY_ABOVE = 50.0  # sigma; above it a sampler evaluates the normal part alone
 
 
 @dataclass(frozen=True)
@@ -547,7 +547,7 @@ def sample(
     """Latents (N, C, P) from unit noise of that shape, in `steps` steps from sigma = 80 to 0.
 
     method: a name in `SAMPLERS`. fresh(i): the new noise of step i, for "ddpm"; torch's if None.
-    layout: a `NoiseLayout`, see `noise_levels`. denoise is asked once a step ("heun": twice, but
+    layout: a `NoiseLayout`, see `noise_levels`. denoise is called once a step ("heun": twice, but
     for the last). Raises DataError on another method or steps < 1.
     """
     if method not in SAMPLERS or steps < 1:

@@ -55,7 +55,7 @@ class Aim:
         return self.limit.holds(self.value)
 
     def record(self) -> dict[str, Any]:
-        """As metrics.json holds it."""
+        """As it is written to metrics.json."""
         limit = str(self.limit)
         return {"aim": self.title, "value": self.value, "limit": limit, "met": self.is_met}
 
@@ -113,7 +113,7 @@ def correlation_aims(results: Mapping[str, Any]) -> list[Aim]:
 
 
 def curve_aims(results: Mapping[str, Any]) -> list[Aim]:
-    """Can curves be told apart, do they lie where real ones are, and are all of these reached?"""
+    """Can curves be distinguished, do they lie where real ones are, and are all of these reached?"""
     made = results["sets"]["generated"]
     floor = results["sets"]["training blows"]
     enough = Limit(low=0.9, strict=True)

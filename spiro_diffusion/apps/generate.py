@@ -94,7 +94,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="write a folder of Parquet files of N curves each, one at a time; a run that was"
-        " stopped goes on",
+        " stopped resumes",
     )
     what.add_argument(
         "--scheduler",
@@ -112,7 +112,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 # %% ../../nbs/apps/01_generate.ipynb #171f5b64
 def patients_of(args: argparse.Namespace) -> pd.DataFrame:
-    """Who is asked for. Raises DataError on contradictions and on patients that cannot be."""
+    """The requested patients. Raises DataError on contradictions and on patients that cannot be."""
     person = person_of(args)
     if person and args.patients is not None:
         raise DataError(
@@ -191,7 +191,7 @@ def _draw_partitions(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort
 
 
 def _draw(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
-    """The cohort asked for, written to `--out` if that is given."""
+    """The requested cohort, written to `--out` if that is given."""
     from spiro_diffusion.generation.drawing import asked_patients, draw_rows, load_models
     from spiro_diffusion.learning.devices import device_for
 
@@ -224,7 +224,7 @@ def _work(args: argparse.Namespace) -> None:
 # %% ../../nbs/apps/01_generate.ipynb #3e714d29
 def _when_stopped(args: argparse.Namespace) -> str:
     if args.partition:
-        return "the same command goes on where it was"
+        return "the same command resumes where it stopped"
     return "nothing was written"
 
 

@@ -215,7 +215,7 @@ def _falling(steps: np.ndarray, to_come: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #bf38b738
 def join(known: OnClock, offsets: np.ndarray, to_come: np.ndarray) -> np.ndarray:
-    """Flow (D, 512) L/s of an observed blow that goes on with each of D tails.
+    """Flow (D, 512) L/s of an observed blow that continues with each of D tails.
 
     offsets (33,) s from the cut and to_come (D, 33) L: volume exhaled by then, both from 0.
     """
@@ -400,7 +400,7 @@ def _draw(
 
 
 def _table(flow: np.ndarray, known: OnClock) -> pd.DataFrame:
-    """A row a draw: its number, `INDICES`, and whether it holds what was observed."""
+    """A row a draw: its number, `INDICES`, and whether it agrees with what was observed."""
     upto = known.cut + 1
     difference = np.abs(volume_on_clock(flow)[:, :upto] - known.volume[:upto]).max(1)
     table = indices_on_clock(flow)[list(INDICES)]
@@ -469,7 +469,7 @@ POWER_ENDS = 15.0
 
 
 def _exponential_rest(flow: np.ndarray, fall: np.ndarray) -> np.ndarray:
-    """Volume (N,) L still to come if flow (N,) L/s of the last half second goes on to fall so."""
+    """Volume (N,) L still to come if flow (N,) L/s of the last half second continues to fall so."""
     at_stop = flow * np.exp(-fall / 2)
     return at_stop * np.minimum(HALF_SECOND / fall, LONGEST_TIME_CONSTANT)
 

@@ -260,7 +260,7 @@ def _result_of(future: Future, folder: Path) -> str:
     except KilledWorker as err:
         raise DataError(
             f"workers keep dying ({err}): give them more memory and run this again, "
-            "it goes on where it was"
+            "it resumes where it stopped"
         ) from err
     if not (folder / name).is_file():
         raise DataError(

@@ -28,7 +28,7 @@ OPTIONAL = tuple(variable.name for variable in VARIABLES if variable.name not in
 AGES = (6.0, 79.0)
 """Ages of the people with spirometry in NHANES, years."""
 BEYOND = {"age": (3.0, 95.0), "height": (90.0, 250.0)}
-"""What may be asked for on the user's own responsibility: ages (years) and heights (cm)."""
+"""What may be requested on the user's own responsibility: ages (years) and heights (cm)."""
 
 _COLUMNS = ("patient", "gender", *REQUIRED, *OPTIONAL)
 _OPTIONAL_MEASUREMENTS = tuple(

@@ -210,7 +210,7 @@ SHORT_END = (1.1, 5.95)  # s, of one without
 
 
 def reachable(people: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """What one blow is asked to reach (columns `BEST_INDICES`), and when it ends (N,) s."""
+    """What one blow has to reach (columns `BEST_INDICES`), and when it ends (N,) s."""
     t = people[list(BEST_INDICES)].astype(float).reset_index(drop=True)
     t["pef"] *= PEF_WITHOUT_NOISE
     after_six = 1 - t["fev6"] / t["fvc"]

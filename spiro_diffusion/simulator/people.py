@@ -292,7 +292,7 @@ def complete_indices(
 
 # %% ../../nbs/simulator/00_people.ipynb #f65769bd
 FIRST_SEQN = 900001  # of people who are not in any table; NHANES 2011-2012 ends at 71916
-AGE_RANGE = (6, 79)  # years: those asked to blow in NHANES 2011-2012
+AGE_RANGE = (6, 79)  # years: those eligible for spirometry in NHANES 2011-2012
 MAX_BODY_SCORE = 3.5  # of height and body mass index
 
 

@@ -434,7 +434,7 @@ class Faults:
     whole_range: tuple[float, float] = (6.1, 20.38)
     # C: an early end
     before_six: float = 0.4  # share of C that ends before six seconds
-    cut: Uniform = Uniform(5.7, -3.7)  # its end; or, where flow goes on after six seconds,
+    cut: Uniform = Uniform(5.7, -3.7)  # its end; or, where flow continues after six seconds,
     first_late_cut: float = 6.1  # an end there without a plateau
     late_cut: float = 0.4  # share of the rest of the blow within which it ends
     flow_after_six: float = 0.1  # L still to come then
@@ -659,7 +659,7 @@ def samples_of(end: np.ndarray) -> np.ndarray:
 def pad(steps: np.ndarray, wait: float, u: np.ndarray) -> np.ndarray:
     """A record with silence before and after, and perhaps a breath in; u one of `BLOW_UNIFORMS`.
 
-    wait: samples for which the person goes on blowing though nothing comes.
+    wait: samples for which the person keeps blowing though nothing comes.
     """
     silent_before = int(LONGEST_SILENCE * u["silence_before"] ** 2)
     before = np.zeros(min(silent_before, MAX_SAMPLES - len(steps)), dtype=int)
