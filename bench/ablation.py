@@ -11,9 +11,9 @@ none        a decoder without softplus, trained on flow alone
 1 + 2       and in the denoiser's loss: `physics_loss` below, in no other place of the project
 ... + 3     and steered towards each held-out person's FEV1 while sampling
 
-These models are small runs from nothing. Then RUN's own trained model is trained further for `--more` steps,
-once without and once with physics in its loss ("trained, ..."). Truth is the best blow of people of
-split test with effort grade A. Writes bench/results/ablation.json.
+These models are small runs from nothing. Then RUN's own trained model is trained further for
+`--more` steps, once without and once with physics in its loss ("trained, ..."). Truth is the best
+blow of people of split test with effort grade A. Writes bench/results/ablation.json.
 """
 
 import argparse

@@ -113,7 +113,7 @@ def correlation_aims(results: Mapping[str, Any]) -> list[Aim]:
 
 
 def curve_aims(results: Mapping[str, Any]) -> list[Aim]:
-    """Can curves be distinguished, do they lie where real ones are, and are all of these reached?"""
+    """Can curves be distinguished, are they where real ones are, and is all of that reached?"""
     made = results["sets"]["generated"]
     floor = results["sets"]["training blows"]
     enough = Limit(low=0.9, strict=True)

@@ -21,10 +21,10 @@ from ..generation.cohort import Cohort
 from spiro_diffusion.generation.drawing import (
     DrawSettings,
     Models,
-    asked_patients,
     draw_curves,
     draw_rows,
     load_models,
+    requested_patients,
 )
 from ..generation.report import median_loop, normal_sets, plot_report
 from ..spirometry.clock import CLOCK, WIDTHS, volume_on_clock
@@ -74,7 +74,7 @@ def asked_of(
 ) -> tuple[pd.DataFrame, DrawSettings]:
     """The patient of a wish, a table of one row, and the settings that it is drawn with.
 
-    Raises DataError as `asked_patients` does.
+    Raises DataError as `requested_patients` does.
     """
     settings = DrawSettings(
         draws=draws,
@@ -84,7 +84,7 @@ def asked_of(
         redraws=0,
         exact=False,
     )
-    return asked_patients(wish.person, settings, models.cldm.settings), settings
+    return requested_patients(wish.person, settings, models.cldm.settings), settings
 
 
 def curves_of(wish: Wish, models: Models, seed: int = 0, device: Any = "cpu") -> np.ndarray:

@@ -192,12 +192,12 @@ def _draw_partitions(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort
 
 def _draw(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
     """The requested cohort, written to `--out` if that is given."""
-    from spiro_diffusion.generation.drawing import asked_patients, draw_rows, load_models
+    from spiro_diffusion.generation.drawing import draw_rows, load_models, requested_patients
     from spiro_diffusion.learning.devices import device_for
 
     settings = settings_of(args)
     models = load_models(args.run_dir)
-    table = asked_patients(patients, settings, models.cldm.settings)
+    table = requested_patients(patients, settings, models.cldm.settings)
     cohort = draw_rows(table, settings, models, device_for(args.device))
     if args.out:
         cohort.save(args.out, args.overwrite, args.format)

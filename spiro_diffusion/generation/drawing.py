@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['DEFAULT_CONDITIONS', 'Models', 'ModelFolders', 'load_models', 'DrawSettings', 'read_target', 'GenerateOptions',
-           'check_options', 'settings_of', 'models_of', 'asked_patients', 'steered_to', 'starting_noise', 'draw_curves',
-           'version_of', 'record_of', 'draw_rows']
+           'check_options', 'settings_of', 'models_of', 'requested_patients', 'steered_to', 'starting_noise',
+           'draw_curves', 'version_of', 'record_of', 'draw_rows']
 
 # %% ../../nbs/generation/01_drawing.ipynb #4a7d9651
 @dataclass
@@ -212,7 +212,7 @@ DEFAULT_CONDITIONS = {"effort": "A", "test": "pre", "blow": "best"}
 """What is assumed where nothing is given."""
 
 
-def asked_patients(
+def requested_patients(
     patients: Mapping[str, Any] | pd.DataFrame, settings: DrawSettings, model: CLDMSettings
 ) -> pd.DataFrame:
     """The patients as `check_patients` gives them, with requested z-scores in columns of their own.
@@ -236,7 +236,7 @@ def asked_patients(
 def steered_to(rows: pd.DataFrame, settings: DrawSettings) -> dict[str, np.ndarray]:
     """What each of `rows` is steered to: (N,) by index (L, L/s, a ratio), NaN where left alone.
 
-    rows: patients as `asked_patients` gives them. A value in L or L/s counts before a z-score,
+    rows: patients as `requested_patients` gives them. A value in L or L/s counts before a z-score,
     FEV1 and FVC before their ratio.
     """
     wanted = {name: np.full(len(rows), value) for name, value in settings.steered.items()}
@@ -323,7 +323,7 @@ def draw_curves(
 ) -> np.ndarray:
     """Curves (N, 512) float32 L/s, one for each of `rows`, `batch` at a time.
 
-    rows: `patient`, `draw` and the columns of `asked_patients`. Raises DataError if batch < 1.
+    rows: `patient`, `draw` and the columns of `requested_patients`. Raises DataError if batch < 1.
     """
     from tqdm.auto import tqdm
 
@@ -391,9 +391,10 @@ def draw_rows(
 ) -> Cohort:
     """Rows start to stop of the cohort of all patients in `table`: drawn and measured.
 
-    table: as `asked_patients` gives it. The cohort's table has `patient, draw, age, height, sex`,
-    the optional columns given (requested z-scores as `<name>_asked`), `INDICES` (L, L/s, s) and
-    z-scores (GLI), ordered by patient as given, then draw. Raises DataError if batch < 1.
+    table: as `requested_patients` gives it. The cohort's table has `patient`, `draw`, `age`,
+    `height`, `sex`, the optional columns given (requested z-scores as `<name>_asked`), `INDICES`
+    (L, L/s, s) and z-scores (GLI), ordered by patient as given, then draw. Raises DataError if
+    batch < 1.
     """
     place = np.arange(start, len(table) * settings.draws if stop is None else stop)
     rows = table.iloc[place // settings.draws].reset_index(drop=True)

@@ -23,11 +23,11 @@ from spiro_diffusion.generation.drawing import (
     DrawSettings,
     ModelFolders,
     Models,
-    asked_patients,
     check_options,
     draw_rows,
     load_models,
     record_of,
+    requested_patients,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Task:
 class Plan:
     """A cohort cut into partitions of `size` curves, the last of which may be smaller.
 
-    table: all patients, as `asked_patients` gives them; sha256: of the models' weights.
+    table: all patients, as `requested_patients` gives them; sha256: of the models' weights.
     """
 
     folder: Path
@@ -129,7 +129,7 @@ def write_partition(task: Task) -> str:
     models = task.where.models()
     if models.sha256 != task.sha256:
         raise DataError(
-            f"{socket.gethostname()} has other weights than the machine that asked: "
+            f"{socket.gethostname()} has other weights than the machine that sent the task: "
             "install the same version there, or name a folder that both see"
         )
     device = device_for(task.where.device)
@@ -340,7 +340,7 @@ def generate_partitions(
     }
     where = Workplace(**absolute, device=device)
     models = where.models()
-    table = asked_patients(patients, settings, models.cldm.settings).infer_objects()
+    table = requested_patients(patients, settings, models.cldm.settings).infer_objects()
     plan = Plan(folder, table, settings, size, where, models.sha256)
     with locked(folder), connected(scheduler) as client:
         record = claim(plan, record_of(table, settings, models), overwrite)
