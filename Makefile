@@ -23,7 +23,9 @@ reproduce: install
 paper: install
 	$(BIN)/python -c "from spiro_diffusion.apps.publish import main; raise SystemExit(main())" --data "$(DATA)"
 
-test: install exported lint types notebooks pytest
+# the notebooks' tests and pytest run side by side, each on one core
+test: install exported lint types
+	OMP_NUM_THREADS=1 $(MAKE) -j2 notebooks pytest
 
 exported: install
 	git rev-parse --is-inside-work-tree > /dev/null
