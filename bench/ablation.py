@@ -11,9 +11,9 @@ none        a decoder without softplus, trained on flow alone
 1 + 2       and in the denoiser's loss: `physics_loss` below, in no other place of the project
 ... + 3     and steered towards each held-out person's FEV1 while sampling
 
-These models are small runs from nothing. Then RUN's own trained model goes on for `--more` steps,
-once without and once with physics in its loss ("trained, ..."). Truth is the best blow of people of
-split test with effort grade A. Writes bench/results/ablation.json.
+These models are small runs from nothing. Then RUN's own trained model is trained further for
+`--more` steps, once without and once with physics in its loss ("trained, ..."). Truth is the best
+blow of people of split test with effort grade A. Writes bench/results/ablation.json.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
+from samplers import held_out
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,7 +36,7 @@ from spiro_diffusion import vqvae as codec
 from spiro_diffusion.base.files import write_json
 from spiro_diffusion.cldm import CLDM, Rows, sample
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.generation.drawing import USUAL, starting_noise
+from spiro_diffusion.generation.drawing import DEFAULT_CONDITIONS, starting_noise
 from spiro_diffusion.generation.steering import steer
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
@@ -49,7 +50,7 @@ from spiro_diffusion.spirometry.quality import acceptability_on_clock
 SMALLEST = 0.1  # L or L/s: no share is taken of less
 END_BINS = 64  # the last bins of the clock, in which a curve should have ended
 REBOUND_WEIGHT = 0.1
-GENTLE = 3e-4  # learning rate with which the trained model goes on
+GENTLE = 3e-4  # learning rate with which the trained model is trained further
 
 
 def rebound(flow: Tensor) -> Tensor:
@@ -155,24 +156,10 @@ class HeldOut:
         return np.repeat(self.truth["fev1"].to_numpy(), self.draws)
 
 
-def held_out(flow: np.ndarray, metadata: pd.DataFrame, people: int, draws: int) -> HeldOut:
-    """At most so many people of split test."""
-    chosen = (
-        (metadata["split"] == "test")
-        & (metadata["blow"] == "best")
-        & (metadata["test"] == "pre")
-        & (metadata["effort"] == "A")
-        & metadata["height"].notna()
-    )
-    held = metadata[chosen]
-    held = held.sample(min(people, len(held)), random_state=0)
-    return HeldOut(held, indices_on_clock(flow[held.index]), draws)
-
-
 def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.ndarray:
-    """Flow (people * draws, 512) L/s, steered to each person's FEV1 if asked to."""
+    """Flow (people * draws, 512) L/s, or steered to each person's FEV1."""
     settings = model.settings
-    patients = held.people[["age", "height", "gender"]].assign(**USUAL)
+    patients = held.people[["age", "height", "gender"]].assign(**DEFAULT_CONDITIONS)
     values = torch.from_numpy(encode_patients(patients, settings.variables))
     noise = starting_noise(
         held.people["SEQN"].repeat(held.draws).tolist(),
@@ -282,7 +269,8 @@ def main() -> None:
     args = parsed()
     flow, metadata = load_prepared(args.run_dir)
     metadata = load_described(args.run_dir, metadata)
-    held = held_out(flow, metadata, args.people, args.draws)
+    people = held_out(metadata, args.people)
+    held = HeldOut(people, indices_on_clock(flow[people.index]), args.draws)
     data = Data(flow, metadata, held)
     with tempfile.TemporaryDirectory() as folder:
         rows = small_runs(data, args.codec_steps, args.steps, Path(folder))

@@ -171,10 +171,10 @@ def nearest(train: Blows, test: Blows, edge: int) -> np.ndarray:
 
 
 def extrapolated(
-    blows: Blows, edge: int, how: tuple[str, ...] = EXTRAPOLATIONS
+    blows: Blows, edge: int, methods: tuple[str, ...] = EXTRAPOLATIONS
 ) -> dict[str, np.ndarray]:
     flow = cut_flow(blows.volume, edge)
-    return {name: extrapolated_fvc(flow, CLOCK[edge], name) for name in how}
+    return {name: extrapolated_fvc(flow, CLOCK[edge], name) for name in methods}
 
 
 # What is measured

@@ -27,7 +27,12 @@ import torch
 from spiro_diffusion.base.files import write_json
 from spiro_diffusion.cldm import sample
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.generation.drawing import USUAL, Models, load_models, starting_noise
+from spiro_diffusion.generation.drawing import (
+    DEFAULT_CONDITIONS,
+    Models,
+    load_models,
+    starting_noise,
+)
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.metrics.scores import bootstrap, crps
@@ -96,9 +101,11 @@ class Quality:
     spread: np.ndarray
 
 
-def held_out(run_dir: str, people: int) -> pd.DataFrame:
-    """The best blow of at most so many people of split test, with a row in the signals each."""
-    metadata = load_described(run_dir, load_prepared(run_dir)[1])
+def held_out(metadata: pd.DataFrame, people: int) -> pd.DataFrame:
+    """The best blow of at most so many people of split test; the index says its row in the signals.
+
+    metadata: as `load_described` gives it.
+    """
     chosen = (
         (metadata["split"] == "test")
         & (metadata["test"] == "pre")
@@ -114,9 +121,9 @@ def task_of(run_dir: str, people: int, draws: int) -> Task:
     """The people, their indices, and the noise from which everyone's curves start."""
     models = load_models(run_dir)
     settings = models.cldm.settings
-    held = held_out(run_dir, people)
-    signals = load_prepared(run_dir)[0]
-    patients = held[["age", "height", "gender"]].assign(**USUAL)
+    signals, metadata = load_prepared(run_dir)
+    held = held_out(load_described(run_dir, metadata), people)
+    patients = held[["age", "height", "gender"]].assign(**DEFAULT_CONDITIONS)
     values = torch.from_numpy(encode_patients(patients, settings.variables))
     noise = starting_noise(
         held["SEQN"].repeat(draws).tolist(),

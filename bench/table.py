@@ -126,8 +126,8 @@ def peers(results: Results) -> str:
         for goal in results["goals"]
     ]
     aims = (
-        "Aims (at least so many times the best peer; last column: of those that are told who it "
-        "is, or quantise, as this project does):\n\n"
+        "Aims (at least so many times the best peer; last column: of those that are "
+        "conditioned on the person, or quantise, as this project does):\n\n"
     )
     parts.append(aims + markdown(goals))
     return "\n".join(parts)
@@ -269,7 +269,7 @@ def reconstruction(results: Results) -> str:
     right = ", ".join(f"{results[cut]['right_would_hold_of_obstruction']:.0%}" for cut in cuts)
     parts.append(
         "Whether a true FEV1/FVC is below the LLN hangs on the true FVC; of people chosen so, "
-        "90 % intervals that are right for everyone hold less than 90 %: with draws of the model "
+        "90 % intervals that are right for everyone cover less than 90 %: with draws of the model "
         f"itself in place of the truth, {right} at the cuts in turn.\n"
     )
     whole = results["given whole"]

@@ -19,7 +19,12 @@ from torch.nn import functional
 from .base.arrays import building
 from .base.errors import DataError
 from .base.files import sha256_of, shipped_weights
-from .learning.conditions import VARIABLES, Variable, encode_patients
+from spiro_diffusion.learning.conditions import (
+    VARIABLES,
+    Variable,
+    encode_patients,
+    stored_variables,
+)
 from .learning.devices import device_for
 from spiro_diffusion.learning.training import (
     TrainConfig,
@@ -36,7 +41,8 @@ __all__ = ['HIGHEST_SIGMA', 'FOUR_STEPS', 'FIVE_STEPS', 'TWELVE_STEPS', 'MANY_ST
            'usual_layout', 'noise_levels', 'variable_embedding', 'Conditioner', 'hide_values', 'start_at_zero',
            'NormalPart', 'ResBlock', 'CrossAttention', 'Stage', 'UNet', 'CLDMSettings', 'Conditions', 'CLDM', 'ddim',
            'dpmpp', 'heun', 'ddpm', 'sample', 'training_sigmas', 'weighted_error', 'guess_of_noised', 'edm_loss',
-           'Profile', 'settings_for', 'Rows', 'rows_of_split', 'settings_of_data', 'new_model', 'train_cldm']
+           'Profile', 'settings_for', 'Rows', 'rows_of_split', 'scales_of', 'settings_of_data', 'new_model',
+           'train_cldm']
 
 # %% ../nbs/03_cldm.ipynb #387ff3dd
 class Preconditioning(NamedTuple):
@@ -270,7 +276,7 @@ class CrossAttention(nn.Module):
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def queries(self, x: Tensor) -> Tensor:
-        """What the positions ask, (B, heads, L, c / heads)."""
+        """Queries of the positions, (B, heads, L, c / heads)."""
         return self.by_head(self.q(self.norm(x).transpose(1, 2)))
 
     def look(self, x: Tensor, tokens: Tensor) -> Tensor:
@@ -371,21 +377,19 @@ class CLDMSettings:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2000))
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> CLDMSettings:
+    def from_dict(cls, stored: dict[str, Any]) -> CLDMSettings:
         """Settings from the dict that `asdict` and JSON made of them.
 
         Raises DataError on a field of another version.
         """
         try:
             typed = {
-                "widths": tuple(d["widths"]),
-                "height_range": tuple(d["height_range"]),
-                "variables": tuple(
-                    Variable(**{**v, "categories": tuple(v["categories"])}) for v in d["variables"]
-                ),
-                "train": TrainConfig(**d["train"]),
+                "widths": tuple(stored["widths"]),
+                "height_range": tuple(stored["height_range"]),
+                "variables": stored_variables(stored["variables"]),
+                "train": TrainConfig(**stored["train"]),
             }
-            return cls(**{**d, **typed})
+            return cls(**{**stored, **typed})
         except (KeyError, TypeError) as err:
             raise DataError(
                 f"these cLDM settings are from another version ({err}): train the model again"
@@ -395,7 +399,7 @@ class CLDMSettings:
 Denoise = Callable[[Tensor, float], Tensor]
 """D as a function of latents x (N, C, P) and one noise level sigma."""
 
-NORMAL_ONLY_ABOVE = 50.0  # sigma; above it a sampler asks the normal part alone
+NORMAL_ONLY_ABOVE = 50.0  # sigma; above it a sampler evaluates the normal part alone
 
 
 @dataclass(frozen=True)
@@ -543,7 +547,7 @@ def sample(
     """Latents (N, C, P) from unit noise of that shape, in `steps` steps from sigma = 80 to 0.
 
     method: a name in `SAMPLERS`. fresh(i): the new noise of step i, for "ddpm"; torch's if None.
-    layout: a `NoiseLayout`, see `noise_levels`. denoise is asked once a step ("heun": twice, but
+    layout: a `NoiseLayout`, see `noise_levels`. denoise is called once a step ("heun": twice, but
     for the last). Raises DataError on another method or steps < 1.
     """
     if method not in SAMPLERS or steps < 1:
@@ -560,16 +564,20 @@ def sample(
 
 # %% ../nbs/03_cldm.ipynb #89e9e2bf
 def training_sigmas(
-    settings: CLDMSettings,
+    mean: float,
+    std: float,
     count: int,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """`count` noise levels, rising, one from each of as many equal shares of their distribution."""
+    """`count` noise levels, rising, one from each of as many equal shares of their distribution.
+
+    mean, std: of ln sigma.
+    """
     jitter = torch.rand(count, generator=generator, device=device)
     share = (torch.arange(count, device=device) + jitter) / count
     normal = torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))
-    return (settings.p_mean + settings.p_std * normal).exp()
+    return (mean + std * normal).exp()
 
 
 def weighted_error(guess: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
@@ -586,7 +594,7 @@ def guess_of_noised(
     """
     z, values = batch
     s = model.settings
-    sigma = training_sigmas(s, len(z), generator, z.device)
+    sigma = training_sigmas(s.p_mean, s.p_std, len(z), generator, z.device)
     noise = torch.randn(z.shape, generator=generator, device=z.device)
     shown = hide_values(values, s.variables, s.hide_all, s.hide_groups, generator)
     return model(z + sigma[:, None, None] * noise, sigma, shown), sigma
@@ -667,15 +675,26 @@ def rows_of_split(
 SMALLEST_STD = 1e-3  # of a measurement, in its unit: for data in which it does not vary
 
 
-def settings_of_data(settings: CLDMSettings, rows: Rows, vqvae_folder: str | Path) -> CLDMSettings:
-    """`settings` with what they say of the data filled in: scales, shape, heights, VQ-VAE."""
-    mean = list(settings.mean)
-    std = list(settings.std)
-    for k, variable in enumerate(settings.variables):
-        known = rows.values[~rows.values[:, k].isnan(), k]
+def scales_of(
+    values: Tensor, variables: tuple[Variable, ...], mean: list[float], std: list[float]
+) -> tuple[list[float], list[float]]:
+    """The mean and SD of each measurement in clinical values (N, K), whose columns are `variables`.
+
+    Categories, and measurements known of fewer than two rows, keep the given `mean` and `std`.
+    """
+    mean = list(mean)
+    std = list(std)
+    for k, variable in enumerate(variables):
+        known = values[~values[:, k].isnan(), k]
         if not variable.categories and len(known) > 1:
             mean[k] = float(known.mean())
             std[k] = max(float(known.std()), SMALLEST_STD)
+    return mean, std
+
+
+def settings_of_data(settings: CLDMSettings, rows: Rows, vqvae_folder: str | Path) -> CLDMSettings:
+    """`settings` with what they say of the data filled in: scales, shape, heights, VQ-VAE."""
+    mean, std = scales_of(rows.values, settings.variables, settings.mean, settings.std)
     heights = rows.metadata["height"]
     return replace(
         settings,

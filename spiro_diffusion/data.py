@@ -137,7 +137,7 @@ def joined_pieces(
 
 # %% ../nbs/00_data.ipynb #bd31ed51
 def _read_and_write(sources: list[SurveyFiles], out: Path, seed: int, chunk: int) -> dict[str, Any]:
-    """`prepare_files`, in a folder that is held."""
+    """`prepare_files`, in a folder that is locked."""
     dropped: Counter[str] = Counter()
     metadata = write_prepared(out, joined_pieces(sources, dropped, chunk))
     report = preparation_report(metadata, dropped, sources, seed)

@@ -55,7 +55,7 @@ class Aim:
         return self.limit.holds(self.value)
 
     def record(self) -> dict[str, Any]:
-        """As metrics.json holds it."""
+        """As it is written to metrics.json."""
         limit = str(self.limit)
         return {"aim": self.title, "value": self.value, "limit": limit, "met": self.is_met}
 
@@ -69,13 +69,13 @@ def _largest(values: Mapping[str, float]) -> str:
     return max(values, key=lambda name: values[name])
 
 
-def crps_aims(m: Mapping[str, Any]) -> list[Aim]:
+def crps_aims(results: Mapping[str, Any]) -> list[Aim]:
     """Sharpness, of the index that does worst."""
-    plain = {name: m["fidelity"][name]["crps_ratio"] for name in AIMED}
-    more = {name: m["informed"][name]["crps_ratio"] for name in AIMED}
+    plain = {name: results["fidelity"][name]["crps_ratio"] for name in AIMED}
+    more = {name: results["informed"][name]["crps_ratio"] for name in AIMED}
     worst = _largest(plain)
     worst_more = _largest(more)
-    spline = m["informed"][worst_more]["spline_ratio"]
+    spline = results["informed"][worst_more]["spline_ratio"]
     title = "CRPS / spline regression, conditioned on age, height, sex"
     title_more = (
         f"the same, conditioned on weight and ethnicity too (worst: {worst_more}; "
@@ -87,9 +87,9 @@ def crps_aims(m: Mapping[str, Any]) -> list[Aim]:
     ]
 
 
-def calibration_aims(m: Mapping[str, Any]) -> list[Aim]:
+def calibration_aims(results: Mapping[str, Any]) -> list[Aim]:
     """PIT and coverage, of the index that does worst."""
-    rows = m["fidelity"]
+    rows = results["fidelity"]
     worst = _largest({name: abs(rows[name]["coverage"] - 0.9) for name in AIMED})
     ratio = max(rows[name]["pit_ratio"] for name in AIMED)
     coverage = rows[worst]["coverage"]
@@ -99,9 +99,9 @@ def calibration_aims(m: Mapping[str, Any]) -> list[Aim]:
     ]
 
 # %% ../nbs/05_evaluation.ipynb #ebd55004
-def correlation_aims(m: Mapping[str, Any]) -> list[Aim]:
+def correlation_aims(results: Mapping[str, Any]) -> list[Aim]:
     """Largest gap of rank correlations, in test participants and in everyone."""
-    c = m["correlation"]
+    c = results["correlation"]
     near = Limit(-0.05, 0.05)
     interval = f"95 % interval {c['low']:.2f} to {c['high']:.2f}"
     title = f"rank correlation, largest gap ({c['pair']}; {interval})"
@@ -112,36 +112,36 @@ def correlation_aims(m: Mapping[str, Any]) -> list[Aim]:
     ]
 
 
-def curve_aims(m: Mapping[str, Any]) -> list[Aim]:
-    """Can curves be told apart, do they lie where real ones are, and are all of these reached?"""
-    made = m["sets"]["generated"]
-    floor = m["sets"]["training blows"]
+def curve_aims(results: Mapping[str, Any]) -> list[Aim]:
+    """Can curves be distinguished, are they where real ones are, and is all of that reached?"""
+    made = results["sets"]["generated"]
+    floor = results["sets"]["training blows"]
     enough = Limit(low=0.9, strict=True)
     cnn = "a CNN tells generated from held-out curves, both with device noise, AUC"
     return [
         Aim("trees tell indices apart, AUC", made["trees"], Limit(high=0.60, strict=True)),
-        Aim(cnn, m["network"]["auc"], Limit(high=0.70, strict=True)),
+        Aim(cnn, results["network"]["auc"], Limit(high=0.70, strict=True)),
         Aim("density / that of training blows", made["density"] / floor["density"], enough),
         Aim("coverage / that of training blows", made["coverage"] / floor["coverage"], enough),
     ]
 
 
-def rule_aims(m: Mapping[str, Any]) -> list[Aim]:
+def rule_aims(results: Mapping[str, Any]) -> list[Aim]:
     """What every curve must be, and what an acceptable one must."""
-    valid = min(m["physics"].values())
-    accepted = m["rules"]["generated"]["acceptable"]
+    valid = min(results["physics"].values())
+    accepted = results["rules"]["generated"]["acceptable"]
     return [
         Aim("flow never negative, volume never falls, dV/dt = flow", valid, Limit(1, 1)),
         Aim("acceptable (ATS/ERS 2019), grade A requested", accepted, Limit(low=0.97)),
     ]
 
 # %% ../nbs/05_evaluation.ipynb #87e1517e
-def conditioning_aims(m: Mapping[str, Any]) -> list[Aim]:
+def conditioning_aims(results: Mapping[str, Any]) -> list[Aim]:
     """Does a curve have what was requested?"""
-    median = max(miss["median_ml"] for miss in m["hits"].values())
-    p95 = max(miss["p95_ml"] for miss in m["hits"].values())
-    z = max(m["missed_z"].values())
-    right_way = min(m["monotone"].values())
+    median = max(miss["median_ml"] for miss in results["hits"].values())
+    p95 = max(miss["p95_ml"] for miss in results["hits"].values())
+    z = max(results["missed_z"].values())
+    right_way = min(results["monotone"].values())
     of_z = "requested z-scores (FEV1, FVC; FEV1/FVC): 95th percentile of the miss"
     return [
         Aim("steered to FEV1 or FVC: median miss (mL)", median, Limit(high=30, strict=True)),
@@ -151,7 +151,7 @@ def conditioning_aims(m: Mapping[str, Any]) -> list[Aim]:
     ]
 
 
-def utility_aims(m: Mapping[str, Any]) -> list[Aim]:
+def utility_aims(results: Mapping[str, Any]) -> list[Aim]:
     """Is as much learnt from generated curves as from real ones?"""
     return [
         Aim(
@@ -159,16 +159,16 @@ def utility_aims(m: Mapping[str, Any]) -> list[Aim]:
             found["difference"],
             Limit(-0.02, 0.02),
         )
-        for name, found in m["use"].items()
+        for name, found in results["use"].items()
     ]
 
 
-def privacy_aims(m: Mapping[str, Any]) -> list[Aim]:
+def privacy_aims(results: Mapping[str, Any]) -> list[Aim]:
     """Can membership be inferred?"""
     chance = Limit(0.48, 0.52)
     return [
-        Aim("membership, black box, AUC", m["privacy"]["black_box"]["auc"], chance),
-        Aim("membership, white box, AUC", m["privacy"]["white_box"]["auc"], chance),
+        Aim("membership, black box, AUC", results["privacy"]["black_box"]["auc"], chance),
+        Aim("membership, white box, AUC", results["privacy"]["white_box"]["auc"], chance),
     ]
 
 # %% ../nbs/05_evaluation.ipynb #42096240
@@ -185,9 +185,9 @@ SECTIONS = (
 """In the order of the notebook: each makes some aims of what metrics.json holds."""
 
 
-def verdicts(m: Mapping[str, Any]) -> list[Aim]:
+def verdicts(results: Mapping[str, Any]) -> list[Aim]:
     """The aims of this project, met or not; m is what metrics.json holds."""
-    return [aim for section in SECTIONS for aim in section(m)]
+    return [aim for section in SECTIONS for aim in section(results)]
 
 # %% ../nbs/05_evaluation.ipynb #c340dcf0
 INDEX_HEADER = (
@@ -216,14 +216,16 @@ def _aim_line(aim: Mapping[str, Any]) -> str:
     return f"| {aim['aim']} | {aim['limit']} | {aim['value']:.3g} | {met} |"
 
 
-def metrics_markdown(m: Mapping[str, Any]) -> str:
-    """The headline table and the aims of `m` (what metrics.json holds) in Markdown."""
+def metrics_markdown(results: Mapping[str, Any]) -> str:
+    """The headline table and the aims of what metrics.json contains, in Markdown."""
     lines = [INDEX_HEADER, "|---|---|---|---|---|---|---|"]
-    lines += [_index_line(title, m["fidelity"][name]) for name, title in TITLES.items()]
+    lines += [_index_line(title, results["fidelity"][name]) for name, title in TITLES.items()]
     lines += ["", "| aim | limit | measured | |", "|---|---|---|---|"]
-    lines += [_aim_line(aim) for aim in m["verdicts"]]
-    run = f"{m['people']} test participants, {m['draws']} curves each, seed {m['seed']}"
-    lines += ["", f"Profile `{m['profile']}`, {run}. Indices: {m['truth']}. Curves: {m['source']}."]
+    lines += [_aim_line(aim) for aim in results["verdicts"]]
+    people = f"{results['people']} test participants, {results['draws']} curves each"
+    settings = f"Profile `{results['profile']}`, {people}, seed {results['seed']}."
+    sources = f"Indices: {results['truth']}. Curves: {results['source']}."
+    lines += ["", f"{settings} {sources}"]
     return "\n".join(lines)
 
 # %% ../nbs/05_evaluation.ipynb #cbd19137
@@ -231,20 +233,20 @@ def _span(values: Mapping[str, float]) -> str:
     return f"{min(values.values()):.2f} to {max(values.values()):.2f}"
 
 
-def _missed_lines(m: Mapping[str, Any]) -> list[str]:
+def _missed_lines(results: Mapping[str, Any]) -> list[str]:
     """How many aims are met, and each that is not."""
-    missed = [aim for aim in m["verdicts"] if not aim["met"]]
-    met = len(m["verdicts"]) - len(missed)
-    lines = [f"**{met} of {len(m['verdicts'])} aims are met.**"]
+    missed = [aim for aim in results["verdicts"] if not aim["met"]]
+    met = len(results["verdicts"]) - len(missed)
+    lines = [f"**{met} of {len(results['verdicts'])} aims are met.**"]
     return lines + [f"- Missed: {a['aim']}: {a['value']:.3g}, not {a['limit']}." for a in missed]
 
 
-def _weakest_lines(m: Mapping[str, Any]) -> list[str]:
+def _weakest_lines(results: Mapping[str, Any]) -> list[str]:
     """Where the model is weakest, met or not."""
-    shapes = {k: v for k, v in m["sets"]["generated"].items() if k.startswith("ks_")}
+    shapes = {k: v for k, v in results["sets"]["generated"].items() if k.startswith("ks_")}
     shape = _largest(shapes)
-    floor = m["sets"]["training blows"][shape]
-    bias = {name: row["bias"] for name, row in m["fairness"].items()}
+    floor = results["sets"]["training blows"][shape]
+    bias = {name: row["bias"] for name, row in results["fairness"].items()}
     group = _largest({name: abs(value) for name, value in bias.items()})
     return [
         f"- The shape that is farthest off: `{shape.removeprefix('ks_')}`, "
@@ -253,18 +255,18 @@ def _weakest_lines(m: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def conclusion(m: Mapping[str, Any]) -> str:
+def conclusion(results: Mapping[str, Any]) -> str:
     """What was found, in Markdown, of what metrics.json holds."""
-    own = {name: row["crps_ratio"] for name, row in m["fidelity"].items()}
-    best = min(m["rivals"], key=lambda way: max(m["rivals"][way].values()))
+    own = {name: row["crps_ratio"] for name, row in results["fidelity"].items()}
+    best = min(results["rivals"], key=lambda way: max(results["rivals"][way].values()))
     lines = [
-        *_missed_lines(m),
+        *_missed_lines(results),
         f"- Single indices: CRPS over that of a spline regression {_span(own)}; the best simpler "
-        f"way to whole curves, {best}, {_span(m['rivals'][best])}.",
+        f"way to whole curves, {best}, {_span(results['rivals'][best])}.",
         f"- A convolutional network tells generated curves from held-out ones with an AUC of "
-        f"{m['network']['auc']:.2f} if both carry device noise, and of "
-        f"{m['network_without_device_noise']['auc']:.2f} as they are.",
-        *_weakest_lines(m),
+        f"{results['network']['auc']:.2f} if both carry device noise, and of "
+        f"{results['network_without_device_noise']['auc']:.2f} as they are.",
+        *_weakest_lines(results),
     ]
     lines.insert(1, "")
     return "\n".join(lines)

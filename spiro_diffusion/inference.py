@@ -13,9 +13,9 @@ from .generation.cohort import Cohort
 from spiro_diffusion.generation.drawing import (
     GenerateOptions,
     Models,
-    asked_patients,
     draw_rows,
     models_of,
+    requested_patients,
     settings_of,
 )
 
@@ -51,5 +51,5 @@ def generate(
 
     settings = settings_of(draws, seed, options)
     models = models or models_of(options)
-    table = asked_patients(patients, settings, models.cldm.settings)
+    table = requested_patients(patients, settings, models.cldm.settings)
     return draw_rows(table, settings, models, device_for(device), batch=batch)

@@ -77,7 +77,7 @@ def plot_code_usage(ax: Axes, codes: np.ndarray, codebook: int) -> None:
     """How often each of the `codebook` codes is used, the most frequent first."""
     used = np.sort(np.bincount(codes.ravel(), minlength=codebook))[::-1]
     ax.bar(np.arange(codebook), used, width=1, color="C0")
-    ax.set(xlabel="code, by frequency", ylabel="times used", title="how often each code is used")
+    ax.set(xlabel="code, by frequency", ylabel="times used", title="frequency of codes")
 
 
 def plot_mean_flows(ax: Axes, flow: np.ndarray, codes: np.ndarray, position: int) -> None:

@@ -68,7 +68,7 @@ def test_any_latents_decode_to_a_possible_curve(codec: VQVAE, quantise: bool) ->
 
 @pytest.mark.parametrize("quantise", [True, False])
 def test_decoding_does_not_depend_on_the_batch(codec: VQVAE, quantise: bool) -> None:
-    """One by one or all at once, to 1e-4 L/s; codes are the same."""
+    """Batch-size invariance to 1e-4 L/s; codes are the same."""
     flow = formula_blows(64)
     z = codec.latents(flow)
     one_by_one = np.concatenate([codec.decode_latents(z[i : i + 1], quantise) for i in range(64)])

@@ -32,7 +32,7 @@ SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
 COMMANDS = {m.COMMAND.name: m.COMMAND for m in (generate, reconstruct, download, run)}
 QUICK = ("spiro_generate", "spiro_reconstruct")
 NOT_RUN = {
-    "spiro_fetch": "downloads from CDC; tests/test_fetch.py plays the server",
+    "spiro_fetch": "downloads from CDC; tests/test_fetch.py has a local mock server",
     "make": "takes minutes; CI and tests/test_pipeline.py run the same",
     "spiro_run": "takes minutes; tests/test_pipeline.py runs it at profile smoke",
 }

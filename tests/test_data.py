@@ -107,7 +107,7 @@ def test_files_are_obtained_first_and_only_read_then(
     nhanes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = obtain_files(nhanes, tmp_path / "simulated")
-    monkeypatch.setattr("spiro_diffusion.data.survey_files", None)  # nothing is asked of it now
+    monkeypatch.setattr("spiro_diffusion.data.survey_files", None)  # it is not called now
     prepare_files(sources, tmp_path / "in two steps")
     prepare(sources, tmp_path / "ready files")
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""The command spiro_generate: bad input, and the same cohort whichever way it is asked for."""
+"""The command spiro_generate: bad input, and the same cohort whichever way it is requested."""
 
 import resource
 import subprocess

@@ -35,7 +35,7 @@ NBS = Path(__file__).parent.parent / "nbs"
 
 
 def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
-    """The first true value of `what()`, asked for again and again."""
+    """The first true value of `what()`, polled again and again."""
     end = time.monotonic() + seconds
     while not (value := what()):
         assert time.monotonic() < end, f"after {seconds:g} s still not: {why}"
@@ -48,7 +48,8 @@ def stop(process: subprocess.Popen) -> None:
     try:
         process.wait(20)
     except subprocess.TimeoutExpired:
-        process.kill(), process.wait()
+        process.kill()
+        process.wait()
 
 
 class Page:

@@ -73,11 +73,10 @@ def test_no_cell_overwrites_a_parameter(name):
 
 def test_artefacts_fit_each_other(smoke):
     processed = smoke / "data" / "processed"
-    flow, table = (
-        np.load(processed / "signals_L512.npy"),
-        pd.read_csv(processed / "metadata_aligned.csv"),
-    )
-    latents, codes = np.load(processed / "latents.npy"), np.load(processed / "codes.npy")
+    flow = np.load(processed / "signals_L512.npy")
+    table = pd.read_csv(processed / "metadata_aligned.csv")
+    latents = np.load(processed / "latents.npy")
+    codes = np.load(processed / "codes.npy")
     assert flow.dtype == np.float32
     assert flow.shape == (len(table), 512)
     assert (flow >= 0).all()

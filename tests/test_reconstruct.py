@@ -14,9 +14,16 @@ from spiro_diffusion.base.files import sha256_of, shipped_weights
 from spiro_diffusion.completion.model import Completion
 from spiro_diffusion.completion.reconstruction import reconstruct
 
+
+def two_compartments(time, litres, time_constants):
+    """Volume (T,) L that two compartments have given at `time` (T,) s, from 0.05 s on."""
+    since_start = np.maximum(time - 0.05, 0)
+    emptied = 1 - np.exp(-since_start[:, None] / np.array(time_constants))
+    return emptied @ np.array(litres)
+
+
 T = np.arange(0, 8, 0.01)
-SINCE_START = np.maximum(T - 0.05, 0)
-BLOW = 3.2 * (1 - np.exp(-SINCE_START / 0.45)) + 0.8 * (1 - np.exp(-SINCE_START / 1.4))
+BLOW = two_compartments(T, litres=(3.2, 0.8), time_constants=(0.45, 1.4))
 WHO = {"age": 61, "height": 168, "sex": "female"}
 
 
@@ -82,8 +89,7 @@ def test_a_gap_is_filled():
 
 def test_a_long_blow_that_still_trickles_is_whole_and_a_short_one_is_not():
     t = np.arange(0, 9, 0.01)
-    since_start = np.maximum(t - 0.05, 0)
-    volume = 3 * (1 - np.exp(-since_start / 0.4)) + 2 * (1 - np.exp(-since_start / 3.5))
+    volume = two_compartments(t, litres=(3, 2), time_constants=(0.4, 3.5))
     assert 0.03 < volume[-1] - volume[-101] < 0.06, "no plateau by ATS/ERS 2019"
     whole = reconstruct(volume, t, WHO, draws=5)
     assert whole.complete

@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
+PERSON = ["--age", 45, "--height", 175, "--sex", "male"]
 BARRED = """
 import socket, sys
 BARRED = set(
@@ -110,63 +111,17 @@ def test_it_is_the_wheel_that_is_used(clean, tmp_path):
 
 
 def test_a_cohort_and_a_blow_completed(clean, tmp_path):
-    done = run(
-        [
-            clean / "spiro_generate",
-            "--age",
-            45,
-            "--height",
-            175,
-            "--sex",
-            "male",
-            "-n",
-            3,
-            "--seed",
-            7,
-            "--out",
-            "cohort.parquet",
-            "--figure",
-            "loops.png",
-        ],
-        tmp_path,
-    )
+    generate = [clean / "spiro_generate", *PERSON]
+    cohort = ["-n", 3, "--seed", 7, "--out", "cohort.parquet", "--figure", "loops.png"]
+    done = run([*generate, *cohort], tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(pd.read_parquet(tmp_path / "cohort.parquet")) == 3
     assert (tmp_path / "loops.png").stat().st_size > 10_000
-    done = run(
-        [
-            clean / "spiro_generate",
-            "--age",
-            45,
-            "--height",
-            175,
-            "--sex",
-            "male",
-            "--out",
-            "blow.csv",
-        ],
-        tmp_path,
-    )
-    long = pd.read_csv(tmp_path / "blow.csv")
-    long.rename(columns=lambda c: {"time": "time", "volume": "volume"}.get(c.split("_")[0], c))[
-        ["time", "volume"]
-    ].query("time <= 3").to_csv(tmp_path / "cut.csv", index=False)
-    done = run(
-        [
-            clean / "spiro_reconstruct",
-            "cut.csv",
-            "--age",
-            45,
-            "--height",
-            175,
-            "--sex",
-            "male",
-            "--draws",
-            20,
-            "--out",
-            "whole.parquet",
-        ],
-        tmp_path,
-    )
+    done = run([*generate, "--out", "blow.csv"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    blow = pd.read_csv(tmp_path / "blow.csv").rename(columns=lambda name: name.split("_")[0])
+    blow.query("time <= 3")[["time", "volume"]].to_csv(tmp_path / "cut.csv", index=False)
+    reconstruct = [clean / "spiro_reconstruct", "cut.csv", *PERSON]
+    done = run([*reconstruct, "--draws", 20, "--out", "whole.parquet"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(pd.read_parquet(tmp_path / "whole.parquet")) == 20

@@ -44,7 +44,7 @@ class Command:
     """A command of the shell.
 
     examples: command lines for the end of `--help`; add_options: puts the options into a parser;
-    work: does what was asked for, raising DataError on what the user can put right;
+    work: does what was requested, raising DataError on what the user can put right;
     when_stopped: what Ctrl-C leaves behind, as half a sentence.
     """
 

@@ -95,7 +95,7 @@ def _work(args: argparse.Namespace) -> None:
 
 
 def _when_stopped(args: argparse.Namespace) -> str:
-    return "the same command goes on where it was"
+    return "the same command resumes where it stopped"
 
 
 COMMAND = Command(

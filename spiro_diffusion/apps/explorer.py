@@ -21,10 +21,10 @@ from ..generation.cohort import Cohort
 from spiro_diffusion.generation.drawing import (
     DrawSettings,
     Models,
-    asked_patients,
     draw_curves,
     draw_rows,
     load_models,
+    requested_patients,
 )
 from ..generation.report import median_loop, normal_sets, plot_report
 from ..spirometry.clock import CLOCK, WIDTHS, volume_on_clock
@@ -74,7 +74,7 @@ def asked_of(
 ) -> tuple[pd.DataFrame, DrawSettings]:
     """The patient of a wish, a table of one row, and the settings that it is drawn with.
 
-    Raises DataError as `asked_patients` does.
+    Raises DataError as `requested_patients` does.
     """
     settings = DrawSettings(
         draws=draws,
@@ -84,7 +84,7 @@ def asked_of(
         redraws=0,
         exact=False,
     )
-    return asked_patients(wish.person, settings, models.cldm.settings), settings
+    return requested_patients(wish.person, settings, models.cldm.settings), settings
 
 
 def curves_of(wish: Wish, models: Models, seed: int = 0, device: Any = "cpu") -> np.ndarray:
@@ -318,7 +318,7 @@ LABEL = "90px"
 
 def _controls(settings: CLDMSettings) -> dict[str, Any]:
     """A widget for each field of `Wish`, for a model with such settings."""
-    import ipywidgets as w
+    import ipywidgets as widgets
 
     low = int(np.ceil(settings.height_range[0]))
     high = int(np.floor(settings.height_range[1]))
@@ -326,12 +326,16 @@ def _controls(settings: CLDMSettings) -> dict[str, Any]:
     wide = {"style": {"description_width": LABEL}, "layout": {"width": "330px"}}
     buttons = {"description_width": LABEL, "button_width": "80px"}
     controls = {
-        "age": w.IntSlider(45, 6, 79, description="age (years)", **wide),
-        "height": w.IntSlider(height, low, high, description="height (cm)", **wide),
-        "sex": w.ToggleButtons(options=["male", "female"], description="sex", style=buttons),
-        "fev1_z": w.SelectionSlider(options=SEVERITIES, description="FEV1 (z)", **wide),
-        "fev1_fvc_z": w.SelectionSlider(options=SEVERITIES, description="FEV1/FVC (z)", **wide),
-        "guidance": w.FloatSlider(1.0, min=1.0, max=4.0, step=0.5, description="guidance", **wide),
+        "age": widgets.IntSlider(45, 6, 79, description="age (years)", **wide),
+        "height": widgets.IntSlider(height, low, high, description="height (cm)", **wide),
+        "sex": widgets.ToggleButtons(options=["male", "female"], description="sex", style=buttons),
+        "fev1_z": widgets.SelectionSlider(options=SEVERITIES, description="FEV1 (z)", **wide),
+        "fev1_fvc_z": widgets.SelectionSlider(
+            options=SEVERITIES, description="FEV1/FVC (z)", **wide
+        ),
+        "guidance": widgets.FloatSlider(
+            1.0, min=1.0, max=4.0, step=0.5, description="guidance", **wide
+        ),
     }
     known = {variable.name for variable in settings.variables}
     return {
@@ -353,11 +357,11 @@ MOST_SAVED = 100_000
 
 def _saver(explorer: Explorer, say: Callable[[str], None]) -> list[Any]:
     """Widgets that save the cohort: a file's name, how many curves, a button."""
-    import ipywidgets as w
+    import ipywidgets as widgets
 
-    name = w.Text("cohort.parquet", description="save as")
-    draws = w.BoundedIntText(100, 1, MOST_SAVED, description="curves")
-    button = w.Button(description="save the cohort", icon="download")
+    name = widgets.Text("cohort.parquet", description="save as")
+    draws = widgets.BoundedIntText(100, 1, MOST_SAVED, description="curves")
+    button = widgets.Button(description="save the cohort", icon="download")
 
     def save(_: Any) -> None:
         try:
@@ -381,11 +385,11 @@ IMAGE = {
 
 def _window(explorer: Explorer) -> Any:
     """Sliders and buttons on the left, the picture on the right, a line of text below."""
-    import ipywidgets as w
+    import ipywidgets as widgets
 
     controls = _controls(explorer.models.cldm.settings)
-    image = w.Image(format="png", layout=IMAGE)
-    note = w.HTML()
+    image = widgets.Image(format="png", layout=IMAGE)
+    note = widgets.HTML()
 
     def say(sentence: str) -> None:
         note.value = sentence
@@ -403,11 +407,11 @@ def _window(explorer: Explorer) -> Any:
     for control in controls.values():
         control.observe(redraw, "value")
     redraw()
-    left = w.VBox(
+    left = widgets.VBox(
         [*controls.values(), *_saver(explorer, say)],
         layout={"flex": "0 0 350px", "overflow": "hidden"},
     )
-    return w.VBox([w.HBox([left, image]), note])
+    return widgets.VBox([widgets.HBox([left, image]), note])
 
 
 def explore(

@@ -94,7 +94,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="write a folder of Parquet files of N curves each, one at a time; a run that was"
-        " stopped goes on",
+        " stopped resumes",
     )
     what.add_argument(
         "--scheduler",
@@ -112,7 +112,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 # %% ../../nbs/apps/01_generate.ipynb #171f5b64
 def patients_of(args: argparse.Namespace) -> pd.DataFrame:
-    """Who is asked for. Raises DataError on contradictions and on patients that cannot be."""
+    """The requested patients. Raises DataError on contradictions and on patients that cannot be."""
     person = person_of(args)
     if person and args.patients is not None:
         raise DataError(
@@ -191,13 +191,13 @@ def _draw_partitions(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort
 
 
 def _draw(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
-    """The cohort asked for, written to `--out` if that is given."""
-    from spiro_diffusion.generation.drawing import asked_patients, draw_rows, load_models
+    """The requested cohort, written to `--out` if that is given."""
+    from spiro_diffusion.generation.drawing import draw_rows, load_models, requested_patients
     from spiro_diffusion.learning.devices import device_for
 
     settings = settings_of(args)
     models = load_models(args.run_dir)
-    table = asked_patients(patients, settings, models.cldm.settings)
+    table = requested_patients(patients, settings, models.cldm.settings)
     cohort = draw_rows(table, settings, models, device_for(args.device))
     if args.out:
         cohort.save(args.out, args.overwrite, args.format)
@@ -211,7 +211,8 @@ def _work(args: argparse.Namespace) -> None:
     check_outputs(args, len(patients))
     cohort = _draw_partitions(args, patients) if args.partition else _draw(args, patients)
     if args.out:
-        curves, people = cohort.info["curves"], cohort.info["patients"]
+        curves = cohort.info["curves"]
+        people = cohort.info["patients"]
         print(f"{args.out}: {curves} synthetic curves of {people} patients")
     else:
         print(cohort.table[list(INDICES)].quantile([0.05, 0.5, 0.95]).T.round(3).to_string())
@@ -223,7 +224,7 @@ def _work(args: argparse.Namespace) -> None:
 # %% ../../nbs/apps/01_generate.ipynb #3e714d29
 def _when_stopped(args: argparse.Namespace) -> str:
     if args.partition:
-        return "the same command goes on where it was"
+        return "the same command resumes where it stopped"
     return "nothing was written"
 
 

@@ -53,7 +53,8 @@ def _describe(made: Reconstruction) -> str:
     if made.complete:
         lines = ["whole as recorded"]
     else:
-        seconds, litres = made.info["observed_s"], made.info["observed_l"]
+        seconds = made.info["observed_s"]
+        litres = made.info["observed_l"]
         lines = [f"{seconds:.2f} s and {litres:.2f} L observed; {made.info['draws']} draws"]
     both = made.interval(0.9).join(made.interval(0.5).add_suffix("_50"))
     columns = ["low", "low_50", "median", "high_50", "high"]

@@ -282,7 +282,7 @@ def _work(args: argparse.Namespace) -> None:
 
 
 def _when_stopped(args: argparse.Namespace) -> str:
-    return "training goes on from its last checkpoint when the same command is given again"
+    return "training resumes from its last checkpoint when the same command is given again"
 
 # %% ../../nbs/apps/04_run.ipynb #0cdd2a97
 COMMAND = Command(

@@ -44,7 +44,7 @@ def _temporary(path: Path) -> Path:
 def _is_alive(process: int) -> bool:
     """Whether a process of this number exists here (POSIX)."""
     try:
-        os.kill(process, 0)  # signal 0 is not sent: it asks only whether it could be
+        os.kill(process, 0)  # signal 0 is not sent: it only checks whether it could be
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):  # another user's, or a number that no process can have
@@ -56,7 +56,7 @@ def _sweep(path: Path) -> None:
     """Delete what processes of this computer that are no more began to write beside `path`.
 
     A process that is no more but whose number another one has now counts as alive: its file stays
-    for the time being. On Windows a process cannot be asked for without harm, so nothing is swept
+    for the time being. On Windows a process cannot be checked without harm, so nothing is swept
     there.
     """
     if os.name != "posix":

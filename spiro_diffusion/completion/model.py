@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from ..base.arrays import save_safetensors
 from ..base.errors import DataError
 from ..base.files import sha256_of, shipped_weights, write_json
-from ..cldm import Conditioner, UNet, hide_values, precondition, sample
+from spiro_diffusion.cldm import (
+    Conditioner,
+    UNet,
+    hide_values,
+    precondition,
+    sample,
+    scales_of,
+    training_sigmas,
+    weighted_error,
+)
 from .prior import wide_blows
 from spiro_diffusion.completion.truncation import (
     FEATURES,
@@ -31,7 +40,7 @@ from spiro_diffusion.completion.truncation import (
     stretch,
     tail_volume,
 )
-from ..learning.conditions import Variable, encode_patients
+from ..learning.conditions import Variable, encode_patients, stored_variables
 from ..learning.training import TrainConfig, fill_model, load_model_state, train
 from ..spirometry.clock import N_BINS, volume_on_clock
 
@@ -134,23 +143,19 @@ class CompletionSettings:
         return replace(usual, forecast=forecast, train=unet)
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> CompletionSettings:
+    def from_dict(cls, stored: dict[str, Any]) -> CompletionSettings:
         """Settings from the dict that `asdict` and JSON made of them.
 
         Raises DataError on a field of another version.
         """
         try:
-            variables = [
-                Variable(**{**one, "categories": tuple(one["categories"])})
-                for one in d["variables"]
-            ]
             typed = {
-                "widths": tuple(d["widths"]),
-                "variables": tuple(variables),
-                "forecast": TrainConfig(**d["forecast"]),
-                "train": TrainConfig(**d["train"]),
+                "widths": tuple(stored["widths"]),
+                "variables": stored_variables(stored["variables"]),
+                "forecast": TrainConfig(**stored["forecast"]),
+                "train": TrainConfig(**stored["train"]),
             }
-            return cls(**{**d, **typed})
+            return cls(**{**stored, **typed})
         except (KeyError, TypeError) as err:
             raise DataError(
                 f"these settings are of another version ({err}): train the completion model again"
@@ -381,12 +386,6 @@ def forecast_loss(
     return loss, {"error": error[:, -1].mean().detach()}
 
 
-def _noise_levels_of(s: CompletionSettings, n: int, generator: torch.Generator | None) -> Tensor:
-    """Noise levels (n,), log-normal and spread evenly over the batch."""
-    share = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    return (s.p_mean + s.p_std * torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))).exp()
-
-
 def tail_loss(
     model: Completion,
     batch: tuple[Tensor, ...],
@@ -397,19 +396,19 @@ def tail_loss(
 
     batch: volume (N, 513) L and clinical values (N, K).
     """
+    s = model.settings
     volume, values = _hide_and_stretch(model, batch, generator)
     model.forecast.eval()
     with torch.no_grad():
-        seen, x = cut_blows(volume, model.settings.gaps, generator)
+        seen, x = cut_blows(volume, s.gaps, generator)
         expected = model.expect(seen, values)
         error = (model.standardise(x) - expected.middle) / expected.spread
         z = error.clamp(-FARTHEST_ERROR, FARTHEST_ERROR)[:, None]
-    sigma = _noise_levels_of(model.settings, len(volume), generator)
+    sigma = training_sigmas(s.p_mean, s.p_std, len(volume), generator)
     noisy = z + sigma[:, None, None] * torch.randn(z.shape, generator=generator)
     tokens = model.all_tokens(expected.hidden, values)
     guess = denoiser(model, seen.past, tokens)(noisy, sigma)
-    squares = ((guess - z) ** 2).mean((1, 2))
-    loss = ((1 + sigma**-2) * squares).mean()
+    loss = weighted_error(guess, z, sigma)
     return loss, {"denoise": loss.detach()}
 
 # %% ../../nbs/completion/02_model.ipynb #30dd3c82
@@ -429,13 +428,7 @@ def whole_blows(
 
 def _with_scales(settings: CompletionSettings, values: Tensor) -> CompletionSettings:
     """`settings` with the mean and spread of the clinical measurements (N, K)."""
-    mean = list(settings.mean)
-    std = list(settings.std)
-    for k, variable in enumerate(settings.variables):
-        known = values[~values[:, k].isnan(), k]
-        if not variable.categories and len(known) > 1:
-            mean[k] = float(known.mean())
-            std[k] = max(float(known.std()), 1e-3)
+    mean, std = scales_of(values, settings.variables, settings.mean, settings.std)
     return replace(settings, mean=mean, std=std)
 
 

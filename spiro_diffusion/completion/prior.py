@@ -40,7 +40,7 @@ BEND_SPREAD = 0.15
 RIPPLE_SPREAD = (0.02, 0.15)
 """SD of the limb's twelve ripples, log scale."""
 TRICKLE = (0.001, 0.01)
-"""L/s, flow that goes on when the limit is reached."""
+"""L/s, flow that continues when the limit is reached."""
 CORNER_LOG_MEAN = -3.7
 """Natural logarithm of the median rounding between effort and flow limit."""
 CORNER_LOG_SPREAD = 0.4

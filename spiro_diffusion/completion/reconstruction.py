@@ -107,19 +107,24 @@ class Observed:
 def _as_arrays(volume: Any, time: Any, observed: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Volume, time and mask of one length. Raises DataError."""
     try:
-        v = np.asarray(volume, dtype=float)
-        t = np.asarray(time, dtype=float)
-        seen = np.ones(v.shape, dtype=bool)
+        volume = np.asarray(volume, dtype=float)
+        time = np.asarray(time, dtype=float)
+        seen = np.ones(volume.shape, dtype=bool)
         if observed is not None:
             seen = np.asarray(observed).astype(bool)
     except (TypeError, ValueError) as err:
         raise DataError(f"volume and time must be numbers ({err}): give L and s") from err
-    if v.ndim != 1 or not v.shape == t.shape == seen.shape or len(v) < 3 or not seen.any():
+    if (
+        volume.ndim != 1
+        or not volume.shape == time.shape == seen.shape
+        or len(volume) < 3
+        or not seen.any()
+    ):
         raise DataError(
             "one blow is expected, volume, time and observed of one length, "
-            f"not {v.shape}, {t.shape} and {seen.shape}"
+            f"not {volume.shape}, {time.shape} and {seen.shape}"
         )
-    return v, t, seen
+    return volume, time, seen
 
 
 def check_blow(volume: Any, time: Any, observed: Any = None) -> Observed:
@@ -127,29 +132,29 @@ def check_blow(volume: Any, time: Any, observed: Any = None) -> Observed:
 
     Raises DataError, saying what to put right, unless it is one that can be completed.
     """
-    v, t, seen = _as_arrays(volume, time, observed)
+    volume, time, seen = _as_arrays(volume, time, observed)
     last = int(np.flatnonzero(seen)[-1]) + 1
-    v = v[:last]
-    t = t[:last]
+    volume = volume[:last]
+    time = time[:last]
     seen = seen[:last]
-    if not np.isfinite(t).all() or not np.isfinite(v[seen]).all():
+    if not np.isfinite(time).all() or not np.isfinite(volume[seen]).all():
         raise DataError(
             "volume or time holds NaN or infinity: leave these samples out, "
             "or mark them in observed as not seen"
         )
-    if not (np.diff(t) > 0).all():
+    if not (np.diff(time) > 0).all():
         raise DataError(
             "time does not rise from sample to sample: sort the blow, "
             "and drop samples that are there twice"
         )
-    v = np.interp(t, t[seen], v[seen])
-    v = v - v[0]
-    t = t - t[0]
-    seconds = float(np.diff(t, prepend=0)[seen].sum())
-    for fault in (_time_fault(t, seconds), _volume_fault(v)):
+    volume = np.interp(time, time[seen], volume[seen])
+    volume = volume - volume[0]
+    time = time - time[0]
+    seconds = float(np.diff(time, prepend=0)[seen].sum())
+    for fault in (_time_fault(time, seconds), _volume_fault(volume)):
         if fault:
             raise DataError(fault)
-    return Observed(v, t, seen)
+    return Observed(volume, time, seen)
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #8d249dba
 LONG_ENOUGH = 6.0
@@ -210,7 +215,7 @@ def _falling(steps: np.ndarray, to_come: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #bf38b738
 def join(known: OnClock, offsets: np.ndarray, to_come: np.ndarray) -> np.ndarray:
-    """Flow (D, 512) L/s of an observed blow that goes on with each of D tails.
+    """Flow (D, 512) L/s of an observed blow that continues with each of D tails.
 
     offsets (33,) s from the cut and to_come (D, 33) L: volume exhaled by then, both from 0.
     """
@@ -395,7 +400,7 @@ def _draw(
 
 
 def _table(flow: np.ndarray, known: OnClock) -> pd.DataFrame:
-    """A row a draw: its number, `INDICES`, and whether it holds what was observed."""
+    """A row a draw: its number, `INDICES`, and whether it agrees with what was observed."""
     upto = known.cut + 1
     difference = np.abs(volume_on_clock(flow)[:, :upto] - known.volume[:upto]).max(1)
     table = indices_on_clock(flow)[list(INDICES)]
@@ -464,7 +469,7 @@ POWER_ENDS = 15.0
 
 
 def _exponential_rest(flow: np.ndarray, fall: np.ndarray) -> np.ndarray:
-    """Volume (N,) L still to come if flow (N,) L/s of the last half second goes on to fall so."""
+    """Volume (N,) L still to come if flow (N,) L/s of the last half second continues to fall so."""
     at_stop = flow * np.exp(-fall / 2)
     return at_stop * np.minimum(HALF_SECOND / fall, LONGEST_TIME_CONSTANT)
 
@@ -479,23 +484,23 @@ def _power_rest(flow: np.ndarray, fall: np.ndarray, stop: float) -> np.ndarray:
     return factor * (POWER_ENDS ** (1 - power) - stop ** (1 - power)) / (1 - power)
 
 
-def extrapolated_fvc(flow: np.ndarray, stop: float, how: str) -> np.ndarray:
+def extrapolated_fvc(flow: np.ndarray, stop: float, method: str) -> np.ndarray:
     """FVC (N,) L guessed from flow (N, 512) L/s on the clock up to `stop` s.
 
-    how: "carried", "exponential" or "power". Raises DataError on another name.
+    method: "carried", "exponential" or "power". Raises DataError on another name.
     """
     times = [max(stop - 2 * HALF_SECOND, 0.0), stop - HALF_SECOND, stop]
     before, half, end = np.transpose([np.interp(times, CLOCK, v) for v in volume_on_clock(flow)])
     last = np.maximum((end - half) / HALF_SECOND, 1e-4)
     earlier = np.maximum((half - before) / HALF_SECOND, 2e-4)
     fall = np.maximum(np.log(earlier / last), 0.1)
-    if how == "carried":
+    if method == "carried":
         return end
-    if how == "exponential":
+    if method == "exponential":
         return end + _exponential_rest(last, fall)
-    if how == "power":
+    if method == "power":
         return end + _power_rest(last, fall, stop)
-    raise DataError(f'how is "carried", "exponential" or "power", not {how!r}')
+    raise DataError(f'method is "carried", "exponential" or "power", not {method!r}')
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #66e92dae
 COLOUR = "tab:blue"
@@ -537,17 +542,17 @@ def _plot(r: Reconstruction) -> Figure:
     return fig
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #0f6ef4ab
-def _save(r: Reconstruction, path: Path, overwrite: bool) -> None:
+def _save(made: Reconstruction, path: Path, overwrite: bool) -> None:
     if path.suffix.lower() != ".parquet":
         raise DataError(f"{path} must end in .parquet")
     beside = path.with_suffix(".json")
     check_free([path, beside], overwrite)
-    write_curves(r.table, r.flow.astype(np.float32), path)
+    write_curves(made.table, made.flow.astype(np.float32), path)
     answer = {
-        "complete": r.complete,
-        "trusted": r.trusted,
-        "warnings": r.warnings,
-        "interval_90": r.interval(0.9).to_dict("index"),
-        "interval_50": r.interval(0.5).to_dict("index"),
+        "complete": made.complete,
+        "trusted": made.trusted,
+        "warnings": made.warnings,
+        "interval_90": made.interval(0.9).to_dict("index"),
+        "interval_50": made.interval(0.5).to_dict("index"),
     }
-    write_json(beside, {**r.info, **answer})
+    write_json(beside, {**made.info, **answer})

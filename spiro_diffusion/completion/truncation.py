@@ -148,7 +148,7 @@ LOG_DURATION = 1
 PAST_CHANNELS = 4
 """Channels of the past on the grid: log flow, volume, extent, observed share."""
 FLOOR = 0.004
-"""Of the observed volume: volumes still to come well below it are not told apart."""
+"""Of the observed volume: volumes still to come well below it are not distinguished."""
 PEAK_BINS = 5
 """Bins of 10 ms that peak flow is a mean over, to be no sample's noise."""
 PEAK_WITHIN = 201

@@ -190,7 +190,7 @@ def _write_block(file: IO[bytes], block: bytes, part: Path) -> None:
     except OSError as err:
         raise DataError(
             f"{part} cannot be written ({err.strerror}): "
-            "free some space and run spiro_fetch again, it goes on from here"
+            "free some space and run spiro_fetch again, it resumes from here"
         ) from err
 
 

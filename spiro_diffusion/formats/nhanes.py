@@ -71,7 +71,7 @@ class RawBlows:
         return np.where(inside, volume, np.nan)
 
     def on_clock(self) -> np.ndarray:
-        """Flow (N, 512) float32, L/s BTPS, in the bins of `spirometry.CLOCK`; see
+        """Flow (N, 512) float32, L/s BTPS, in the bins of `spirometry.clock.CLOCK`; see
         `steps_to_clock`."""
         return steps_to_clock(self.values, self.length, self.factor)
 

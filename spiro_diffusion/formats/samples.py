@@ -115,8 +115,8 @@ def _block_to_clock(values: np.ndarray, length: np.ndarray) -> np.ndarray:
 def steps_to_clock(
     values: np.ndarray, length: np.ndarray, factor: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Mean flow (N, 512) float32 in the bins of `spirometry.CLOCK`, from the running maximum of
-    volume.
+    """Mean flow (N, 512) float32 in the bins of `spirometry.clock.CLOCK`, from the running maximum
+    of volume.
 
     values: (M,) int16, mL per 10 ms, of all blows one after another; length: (N,) samples of each;
     factor: what each blow is multiplied with, (N,). Flow is in mL/s times `factor` (0.001 SPAFACT:

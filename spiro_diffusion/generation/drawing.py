@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['USUAL', 'Models', 'ModelFolders', 'load_models', 'DrawSettings', 'read_target', 'GenerateOptions', 'check_options',
-           'settings_of', 'models_of', 'asked_patients', 'steered_to', 'starting_noise', 'draw_curves', 'version_of',
-           'record_of', 'draw_rows']
+__all__ = ['DEFAULT_CONDITIONS', 'Models', 'ModelFolders', 'load_models', 'DrawSettings', 'read_target', 'GenerateOptions',
+           'check_options', 'settings_of', 'models_of', 'requested_patients', 'steered_to', 'starting_noise',
+           'draw_curves', 'version_of', 'record_of', 'draw_rows']
 
 # %% ../../nbs/generation/01_drawing.ipynb #4a7d9651
 @dataclass
@@ -208,19 +208,19 @@ def models_of(options: GenerateOptions) -> Models:
     return load_models(options.get("run_dir"), options.get("vqvae"), options.get("cldm"))
 
 # %% ../../nbs/generation/01_drawing.ipynb #78e752d0
-USUAL = {"effort": "A", "test": "pre", "blow": "best"}
+DEFAULT_CONDITIONS = {"effort": "A", "test": "pre", "blow": "best"}
 """What is assumed where nothing is given."""
 
 
-def asked_patients(
-    patients: Mapping[str, Any] | pd.DataFrame, how: DrawSettings, model: CLDMSettings
+def requested_patients(
+    patients: Mapping[str, Any] | pd.DataFrame, settings: DrawSettings, model: CLDMSettings
 ) -> pd.DataFrame:
     """The patients as `check_patients` gives them, with requested z-scores in columns of their own.
 
     Raises DataError as `check_patients` does, and on a variable that the model was trained without.
     """
-    table = check_patients(patients, model.height_range, how.extrapolate)
-    for name, value in how.target.items():
+    table = check_patients(patients, model.height_range, settings.extrapolate)
+    for name, value in settings.target.items():
         if name in OPTIONAL:
             table[name] = value
     known = {variable.name for variable in model.variables}
@@ -233,14 +233,14 @@ def asked_patients(
     return table
 
 # %% ../../nbs/generation/01_drawing.ipynb #081842ec
-def steered_to(rows: pd.DataFrame, how: DrawSettings) -> dict[str, np.ndarray]:
+def steered_to(rows: pd.DataFrame, settings: DrawSettings) -> dict[str, np.ndarray]:
     """What each of `rows` is steered to: (N,) by index (L, L/s, a ratio), NaN where left alone.
 
-    rows: patients as `asked_patients` gives them. A value in L or L/s counts before a z-score,
+    rows: patients as `requested_patients` gives them. A value in L or L/s counts before a z-score,
     FEV1 and FVC before their ratio.
     """
-    wanted = {name: np.full(len(rows), value) for name, value in how.steered.items()}
-    if not how.exact:
+    wanted = {name: np.full(len(rows), value) for name, value in settings.steered.items()}
+    if not settings.exact:
         return wanted
     for name in ("fvc", "fev1", "fev1_fvc"):
         if name in wanted or f"{name}_z" not in rows:
@@ -281,7 +281,7 @@ def _draw_batch(
     models: Models,
     rows: pd.DataFrame,
     targets: Mapping[str, np.ndarray],
-    how: DrawSettings,
+    settings: DrawSettings,
     device: Any,
     again: int,
 ) -> np.ndarray:
@@ -295,45 +295,47 @@ def _draw_batch(
     model = models.cldm.settings
     shape = (model.channels, model.positions)
     names = rows["patient"].tolist()
-    noise = starting_noise(names, rows["draw"].tolist(), how.seed, shape, again)
+    noise = starting_noise(names, rows["draw"].tolist(), settings.seed, shape, again)
     conditions = torch.from_numpy(encode_patients(rows, model.variables)).to(device)
-    denoise = models.cldm.denoiser(conditions, how.guidance)
+    denoise = models.cldm.denoiser(conditions, settings.guidance)
     if targets:
         wanted = {k: torch.from_numpy(v).to(device, torch.float32) for k, v in targets.items()}
         denoise = steer(denoise, models.decode, wanted)
     with torch.no_grad(), few_threads(len(rows)):
-        latents = sample(denoise, torch.from_numpy(noise).to(device), how.steps)
+        latents = sample(denoise, torch.from_numpy(noise).to(device), settings.steps)
         return models.decode(latents).float().cpu().numpy()
 
 
-def _with_usual(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the columns of `USUAL`, where they are not given."""
-    return rows.assign(**{name: value for name, value in USUAL.items() if name not in rows})
+def _with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the columns of `DEFAULT_CONDITIONS`, where they are not given."""
+    return rows.assign(
+        **{name: value for name, value in DEFAULT_CONDITIONS.items() if name not in rows}
+    )
 
 
 def draw_curves(
     models: Models,
     rows: pd.DataFrame,
-    how: DrawSettings,
+    settings: DrawSettings,
     device: Any,
     batch: int = 256,
     progress: bool = False,
 ) -> np.ndarray:
     """Curves (N, 512) float32 L/s, one for each of `rows`, `batch` at a time.
 
-    rows: `patient`, `draw` and the columns of `asked_patients`. Raises DataError if batch < 1.
+    rows: `patient`, `draw` and the columns of `requested_patients`. Raises DataError if batch < 1.
     """
     from tqdm.auto import tqdm
 
     if batch < 1:
         raise DataError("batch must be 1 or more")
     models.move_to(device)
-    rows = _with_usual(rows)
-    targets = steered_to(rows, how)
+    rows = _with_defaults(rows)
+    targets = steered_to(rows, settings)
     rejectable = (rows["effort"] == "A").to_numpy()
     flow = np.empty((len(rows), N_BINS), dtype=np.float32)
     remaining = np.arange(len(rows))
-    for again in range(how.redraws + 1):
+    for again in range(settings.redraws + 1):
         starts = tqdm(
             range(0, len(remaining), batch),
             desc="drawn again" if again else "curves",
@@ -343,7 +345,7 @@ def draw_curves(
         for start in starts:
             part = remaining[start : start + batch]
             wanted = {name: value[part] for name, value in targets.items()}
-            flow[part] = _draw_batch(models, rows.iloc[part], wanted, how, device, again)
+            flow[part] = _draw_batch(models, rows.iloc[part], wanted, settings, device, again)
         accepted = acceptability_on_clock(flow[remaining])["acceptable"].to_numpy()
         remaining = remaining[~accepted & rejectable[remaining]]
         if not len(remaining):
@@ -360,16 +362,16 @@ def version_of(package: str) -> str:
         return __version__ if package == "spiro-diffusion" else "unknown"
 
 
-def record_of(table: pd.DataFrame, how: DrawSettings, models: Models) -> dict[str, Any]:
+def record_of(table: pd.DataFrame, settings: DrawSettings, models: Models) -> dict[str, Any]:
     """How a cohort was made: settings, what was assumed, SHA-256 of the weights, versions."""
     known = {variable.name for variable in models.cldm.settings.variables}
-    assumed = {k: v for k, v in USUAL.items() if k in known and k not in table}
+    assumed = {k: v for k, v in DEFAULT_CONDITIONS.items() if k in known and k not in table}
     packages = ("spiro-diffusion", "torch", "numpy", "pyspiro")
     return {
         "synthetic": True,
         "patients": len(table),
-        "curves": len(table) * how.draws,
-        **asdict(how),
+        "curves": len(table) * settings.draws,
+        **asdict(settings),
         "sampler": "dpmpp",
         "assumed": assumed,
         "weights_sha256": models.sha256,
@@ -379,7 +381,7 @@ def record_of(table: pd.DataFrame, how: DrawSettings, models: Models) -> dict[st
 
 def draw_rows(
     table: pd.DataFrame,
-    how: DrawSettings,
+    settings: DrawSettings,
     models: Models,
     device: Any,
     start: int = 0,
@@ -389,15 +391,16 @@ def draw_rows(
 ) -> Cohort:
     """Rows start to stop of the cohort of all patients in `table`: drawn and measured.
 
-    table: as `asked_patients` gives it. The cohort's table has `patient, draw, age, height, sex`,
-    the optional columns given (requested z-scores as `<name>_asked`), `INDICES` (L, L/s, s) and
-    z-scores (GLI), ordered by patient as given, then draw. Raises DataError if batch < 1.
+    table: as `requested_patients` gives it. The cohort's table has `patient`, `draw`, `age`,
+    `height`, `sex`, the optional columns given (requested z-scores as `<name>_asked`), `INDICES`
+    (L, L/s, s) and z-scores (GLI), ordered by patient as given, then draw. Raises DataError if
+    batch < 1.
     """
-    place = np.arange(start, len(table) * how.draws if stop is None else stop)
-    rows = table.iloc[place // how.draws].reset_index(drop=True)
-    rows.insert(1, "draw", place % how.draws)
-    flow = draw_curves(models, rows, how, device, batch, progress)
+    place = np.arange(start, len(table) * settings.draws if stop is None else stop)
+    rows = table.iloc[place // settings.draws].reset_index(drop=True)
+    rows.insert(1, "draw", place % settings.draws)
+    flow = draw_curves(models, rows, settings, device, batch, progress)
     requested = {name: f"{name}_asked" for name in OPTIONAL if name.endswith("_z")}
     rows = rows.assign(sex=rows["sex"].map({1: "male", 2: "female"})).rename(columns=requested)
     rows = rows.join(indices_on_clock(flow)[list(INDICES)])
-    return Cohort(rows.join(zscores(rows)), flow, record_of(table, how, models))
+    return Cohort(rows.join(zscores(rows)), flow, record_of(table, settings, models))

@@ -23,11 +23,11 @@ from spiro_diffusion.generation.drawing import (
     DrawSettings,
     ModelFolders,
     Models,
-    asked_patients,
     check_options,
     draw_rows,
     load_models,
     record_of,
+    requested_patients,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Task:
 
     path: Path
     table: pd.DataFrame
-    how: DrawSettings
+    settings: DrawSettings
     start: int
     stop: int
     where: Workplace
@@ -82,12 +82,12 @@ class Task:
 class Plan:
     """A cohort cut into partitions of `size` curves, the last of which may be smaller.
 
-    table: all patients, as `asked_patients` gives them; sha256: of the models' weights.
+    table: all patients, as `requested_patients` gives them; sha256: of the models' weights.
     """
 
     folder: Path
     table: pd.DataFrame
-    how: DrawSettings
+    settings: DrawSettings
     size: int
     where: Workplace
     sha256: dict[str, str]
@@ -95,7 +95,7 @@ class Plan:
     @property
     def curves(self) -> int:
         """The number of curves in all."""
-        return len(self.table) * self.how.draws
+        return len(self.table) * self.settings.draws
 
     def __len__(self) -> int:
         return -(-self.curves // self.size)  # rounded up
@@ -111,12 +111,12 @@ class Plan:
     def task(self, k: int) -> Task:
         """Partition k as a task: its rows are counted from its own first patient."""
         start, stop = self.rows(k)
-        first = start // self.how.draws
-        last = (stop - 1) // self.how.draws
-        before = first * self.how.draws
+        first = start // self.settings.draws
+        last = (stop - 1) // self.settings.draws
+        before = first * self.settings.draws
         table = self.table.iloc[first : last + 1].reset_index(drop=True)
         rows = (start - before, stop - before)
-        return Task(self.path(k), table, self.how, *rows, self.where, self.sha256)
+        return Task(self.path(k), table, self.settings, *rows, self.where, self.sha256)
 
 # %% ../../nbs/generation/04_partitions.ipynb #48bd4498
 def write_partition(task: Task) -> str:
@@ -129,11 +129,13 @@ def write_partition(task: Task) -> str:
     models = task.where.models()
     if models.sha256 != task.sha256:
         raise DataError(
-            f"{socket.gethostname()} has other weights than the machine that asked: "
+            f"{socket.gethostname()} has other weights than the machine that sent the task: "
             "install the same version there, or name a folder that both see"
         )
     device = device_for(task.where.device)
-    cohort = draw_rows(task.table, task.how, models, device, task.start, task.stop, progress=False)
+    cohort = draw_rows(
+        task.table, task.settings, models, device, task.start, task.stop, progress=False
+    )
     write_curves(cohort.table, cohort.flow, task.path)
     return task.path.name
 
@@ -258,7 +260,7 @@ def _result_of(future: Future, folder: Path) -> str:
     except KilledWorker as err:
         raise DataError(
             f"workers keep dying ({err}): give them more memory and run this again, "
-            "it goes on where it was"
+            "it resumes where it stopped"
         ) from err
     if not (folder / name).is_file():
         raise DataError(
@@ -314,7 +316,7 @@ def _finish(plan: Plan, record: dict[str, Any], client: Client | None) -> None:
 def generate_partitions(
     patients: Mapping[str, Any] | pd.DataFrame,
     folder: str | Path,
-    how: DrawSettings | None = None,
+    settings: DrawSettings | None = None,
     size: int = CURVES,
     scheduler: str | Client | None = None,
     overwrite: bool = False,
@@ -331,16 +333,16 @@ def generate_partitions(
     if size < 1:
         raise DataError("a partition must have 1 curve or more")
     check_options(folders, list(ModelFolders.__annotations__))
-    how = how or DrawSettings()
+    settings = settings or DrawSettings()
     folder = Path(folder).absolute()
     absolute = {
         k: str(Path(v).absolute()) for k, v in folders.items() if isinstance(v, str | Path) and v
     }
     where = Workplace(**absolute, device=device)
     models = where.models()
-    table = asked_patients(patients, how, models.cldm.settings).infer_objects()
-    plan = Plan(folder, table, how, size, where, models.sha256)
+    table = requested_patients(patients, settings, models.cldm.settings).infer_objects()
+    plan = Plan(folder, table, settings, size, where, models.sha256)
     with locked(folder), connected(scheduler) as client:
-        record = claim(plan, record_of(table, how, models), overwrite)
+        record = claim(plan, record_of(table, settings, models), overwrite)
         _finish(plan, record, client)
     return folder

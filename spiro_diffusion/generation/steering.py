@@ -59,7 +59,7 @@ def soft_indices(flow: Tensor) -> dict[str, Tensor]:
 # %% ../../nbs/generation/00_steering.ipynb #7472d98d
 STEERED_BELOW = 10.0  # sigma, where a standardised latent has an SD of 1
 SEVERAL_BELOW = 5.0  # sigma, for curves with more than one target
-RIDGE = 1e-3  # added to the diagonal, as a share of it: two targets may ask for nearly the same
+RIDGE = 1e-3  # added to the diagonal, as a share of it: two targets may require nearly the same
 
 
 def check_targets(names: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 # %% ../../nbs/learning/02_conditions.ipynb #cae936fd
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from ..base.errors import DataError
 
 # %% auto #0
-__all__ = ['VARIABLES', 'Variable', 'encode_patients']
+__all__ = ['VARIABLES', 'Variable', 'stored_variables', 'encode_patients']
 
 # %% ../../nbs/learning/02_conditions.ipynb #6947f994
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class Variable:
     """Standard deviation of the noise that training adds to a measurement, in its unit."""
     group: str = ""
     """Variables of one group are also hidden together; empty for none."""
+
+
+def stored_variables(records: Iterable[Mapping[str, Any]]) -> tuple[Variable, ...]:
+    """Variables from the dicts that `asdict` and JSON made of them.
+
+    Raises KeyError or TypeError on one of another version.
+    """
+    return tuple(
+        Variable(**{**record, "categories": tuple(record["categories"])}) for record in records
+    )
 
 # %% ../../nbs/learning/02_conditions.ipynb #5e6c4d85
 VARIABLES: tuple[Variable, ...] = (

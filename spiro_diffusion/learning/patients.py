@@ -14,6 +14,7 @@ import pandas as pd
 from ..base.errors import DataError
 from ..formats.delimited import read_csv
 from .conditions import VARIABLES
+from ..spirometry.reference import sex_codes
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'AGES', 'BEYOND', 'SHORTEST_IN_CM', 'LOOKS_LIKE_INCHES', 'CM_PER_METRE', 'CM_PER_INCH',
@@ -27,13 +28,12 @@ OPTIONAL = tuple(variable.name for variable in VARIABLES if variable.name not in
 AGES = (6.0, 79.0)
 """Ages of the people with spirometry in NHANES, years."""
 BEYOND = {"age": (3.0, 95.0), "height": (90.0, 250.0)}
-"""What may be asked for on the user's own responsibility: ages (years) and heights (cm)."""
+"""What may be requested on the user's own responsibility: ages (years) and heights (cm)."""
 
 _COLUMNS = ("patient", "gender", *REQUIRED, *OPTIONAL)
 _OPTIONAL_MEASUREMENTS = tuple(
     variable.name for variable in VARIABLES if variable.name in OPTIONAL and not variable.categories
 )
-_SEX_CODES = {"male": 1, "m": 1, "1": 1, "1.0": 1, "female": 2, "f": 2, "2": 2, "2.0": 2}
 
 # %% ../../nbs/learning/03_patients.ipynb #e9613b88
 def _as_table(patients: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
@@ -209,8 +209,7 @@ def check_patients(
     checked = pd.DataFrame({"patient": _names(table)})
     for name in ("age", "height"):
         checked[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
-    sexes = [str(sex).strip().lower() for sex in table["sex"]]
-    checked["sex"] = [_SEX_CODES.get(sex, np.nan) for sex in sexes]
+    checked["sex"] = sex_codes(table["sex"])
     _need_required(checked, table)
     _need_numbers(checked, table)
     _check_ages(checked, BEYOND["age"] if extrapolate else AGES)

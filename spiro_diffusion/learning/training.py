@@ -103,7 +103,7 @@ class Batches:
         return torch.cat(parts)
 
     def _permutation(self, epoch: int) -> Tensor:
-        """The order (n,) of all rows in `epoch`; that of the last epoch asked for is kept."""
+        """The order (n,) of all rows in `epoch`; that of the last requested epoch is kept."""
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(seed_for(self.seed, 1, epoch))
             self.order = torch.randperm(self.n, generator=generator)

@@ -184,7 +184,7 @@ class CopulaBaseline:
 
 # %% ../../nbs/metrics/01_baselines.ipynb #f8889fdc
 RIPPLES = 12
-"""How many places along the limb have a ripple of their own (`simulator.expiration.CENTRES`)."""
+"""Places along the limb with a ripple of their own (`simulator.expiration.WIGGLE_CENTRES`)."""
 
 RIPPLE_SD = 0.05
 """SD of the ripples (log scale)."""

@@ -284,7 +284,7 @@ def _draw_errors(ax: Axes, errors: pd.DataFrame) -> None:
         size = np.sort(1000 * errors[name].abs().dropna())
         share = np.arange(1, len(size) + 1) / len(size)
         ax.plot(np.maximum(size, 0.05), share, label=title)
-    ax.set(xscale="log", xlim=(0.05, 500), title="lost on the way through 32 codes")
+    ax.set(xscale="log", xlim=(0.05, 500), title="errors after 32 codes")
     ax.set(xlabel="error (mL, mL/s)", ylabel="share of blows")
     ax.legend()
 
@@ -441,7 +441,7 @@ def _draw_methods(ax: Axes, errors: pd.DataFrame) -> None:
         if name == "this model":
             style = {"color": RED, "lw": 2, "zorder": 5}
         ax.plot(errors.columns, row, marker="o", ms=3, label=name, **style)
-    ax.set(yscale="log", title="how far off")
+    ax.set(yscale="log", title="error of FVC")
     ax.set(xlabel="seconds of the blow known", ylabel="error of FVC, median (mL)")
     ax.set_xticks(list(errors.columns))
     ax.legend(fontsize=5, ncols=2, loc="upper right")
@@ -465,7 +465,7 @@ def _draw_coverage(ax: Axes, cuts: Mapping[float, Mapping[str, Any]]) -> None:
         ax.errorbar(covered, shifted, xerr=bars, label=f"{seconds:g} s known", **style)
     ax.axvline(0.9, **GUIDE)
     ax.set_yticks(y, groups)
-    ax.set(xlim=(0.65, 1), xlabel="90 % interval covers the truth", title="how sure")
+    ax.set(xlim=(0.65, 1), xlabel="90 % interval covers the truth", title="coverage")
     ax.legend()
 
 
@@ -576,7 +576,7 @@ def _draw_attacks(ax: Axes, attacks: Mapping[str, Mapping[str, float]]) -> None:
         ax.errorbar(one["auc"], place, xerr=[[below], [above]], fmt="o", ms=4, color=RED)
     ax.set_yticks(y, list(attacks))
     ax.set(xlim=(0.3, 0.7), ylim=(0.4 - len(attacks), 0.6))
-    ax.set(xlabel="AUC, 95 % interval (band: the aim)", title="who was trained on?")
+    ax.set(xlabel="AUC, 95 % interval (band: the aim)", title="membership inference")
 
 
 @plt.style.context(STYLE)

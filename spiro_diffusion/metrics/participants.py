@@ -16,7 +16,7 @@ from ..base.seeds import rng_for
 from ..formats.nhanes import read_best
 from ..formats.tables import find_table
 from ..generation.cohort import Cohort
-from ..generation.drawing import USUAL, Models
+from ..generation.drawing import DEFAULT_CONDITIONS, Models
 from ..inference import generate
 from ..learning.conditions import Variable, encode_patients
 from ..learning.devices import device_for
@@ -170,7 +170,7 @@ def conditions_of(people: pd.DataFrame, variables: tuple[Variable, ...]) -> torc
     """What the network is conditioned on for people (N rows: age, height, gender), of usual effort:
     (N, K) float32.
     """
-    table = people[["age", "height"]].assign(sex=people["gender"], **USUAL)
+    table = people[["age", "height"]].assign(sex=people["gender"], **DEFAULT_CONDITIONS)
     return torch.from_numpy(encode_patients(table, variables))
 
 

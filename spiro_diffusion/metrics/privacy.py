@@ -22,7 +22,7 @@ def closeness(made: np.ndarray, held: np.ndarray, train: np.ndarray) -> dict[str
     """How close made and held curves (N, 512) L/s lie to `train`: median distances (L), their
     ratio, and `near_copies`.
 
-    `near_copies` is the share of made curves nearer to a training blow than 99 in 100 held-out
+    `near_copies` is the share of made curves nearer to a training blow than 99 % of held-out
     blows are: 0.01 by chance.
     """
     of_made = nearest(made, train)
@@ -36,13 +36,13 @@ def closeness(made: np.ndarray, held: np.ndarray, train: np.ndarray) -> dict[str
 
 # %% ../../nbs/metrics/08_privacy.ipynb #e75c9bc7
 SIGMAS = (0.2, 0.5, 1.0)
-"""Noise levels at which the white-box attacker asks the network."""
+"""Noise levels at which the white-box attacker evaluates the network."""
 
 REPEATS = 2
 """How often at each."""
 
 BATCH = 512
-"""People whom the network is asked about at a time."""
+"""People for whom the network is evaluated at a time."""
 
 
 def attack(

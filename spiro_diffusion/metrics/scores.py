@@ -267,7 +267,7 @@ TREES = {"max_iter": 60, "learning_rate": 0.07, "max_leaf_nodes": 12, "early_sto
 """Gradient boosting for a few thousand rows of a few numbers."""
 
 FOLDS = 4
-"""Folds of people in which curves are told apart."""
+"""Folds of people in which curves are classified."""
 
 
 def auc(high: np.ndarray, low: np.ndarray) -> float:

@@ -162,7 +162,7 @@ def fit_judge(
 class Judgement:
     """What convolutional judges said of curves of people whom they were not fitted to."""
 
-    area: float  # AUC: 0.5 if nothing can be told, 1 if everything can
+    area: float  # AUC: 0.5 for chance, 1 if all curves are classified correctly
     odds: np.ndarray  # (2, N) log odds of "generated": of the real curves, of the generated ones
     saliency: np.ndarray  # (512,) mean absolute gradient, scaled to add up to 1
 

@@ -112,24 +112,24 @@ CREEP_RISE = 0.08  # s: how fast flow creeps up during a hesitation
 LATEST_RISE = 30  # (t / t_rise)^2 beyond which effort is whole
 
 
-def flow_limit(b: Blows) -> np.ndarray:
+def flow_limit(blows: Blows) -> np.ndarray:
     """The flow limit L at `REMAINING`, (N, LIMIT_NODES + 1) L/s, without the trickle."""
     size, tau, scoop, slow_rate = (
-        np.exp(b.shape[:, [j]]) for j in (Shape.SIZE, Shape.TAU, Shape.SCOOP, Shape.SLOW_RATE)
+        np.exp(blows.shape[:, [j]]) for j in (Shape.SIZE, Shape.TAU, Shape.SCOOP, Shape.SLOW_RATE)
     )
-    slow = np.minimum(np.exp(b.shape[:, [Shape.SLOW_SHARE]]), MOST_SLOW)
+    slow = np.minimum(np.exp(blows.shape[:, [Shape.SLOW_SHARE]]), MOST_SLOW)
     d = (REMAINING - slow) / (1 - slow)
     fast = (d + np.sqrt(d**2 + SOFT_ZERO)) / 2
-    ripple = (b.wiggle + b.shape[:, Shape.FIRST_BEND :] @ BENDS.T) @ RIPPLES.T
+    ripple = (blows.wiggle + blows.shape[:, Shape.FIRST_BEND :] @ BENDS.T) @ RIPPLES.T
     return size * ((fast - fast[:, :1]) ** scoop / tau * np.exp(ripple) + REMAINING * slow_rate)
 
 
-def effort_at(b: Blows, time: np.ndarray) -> np.ndarray:
+def effort_at(blows: Blows, time: np.ndarray) -> np.ndarray:
     """Effort E (N, T) L/s at `time` (T,) s, with its hesitation and its late share."""
-    hesitation, creep, late, lag = (b.start[:, [j]] for j in Start)
+    hesitation, creep, late, lag = (blows.start[:, [j]] for j in Start)
     t = np.maximum(time - hesitation, 0)
-    rise = np.minimum((t * np.exp(-b.shape[:, [Shape.RISE]])) ** 2, LATEST_RISE)
-    effort = np.exp(b.shape[:, [Shape.EFFORT]]) * (1 - np.exp(-rise))
+    rise = np.minimum((t * np.exp(-blows.shape[:, [Shape.RISE]])) ** 2, LATEST_RISE)
+    effort = np.exp(blows.shape[:, [Shape.EFFORT]]) * (1 - np.exp(-rise))
     i = np.flatnonzero((late[:, 0] > 0) | (hesitation[:, 0] > 0))
     effort[i] *= 1 - late[i] * np.exp(-t[i] / lag[i])
     creeping = creep[i] * (1 - np.exp(-((time / CREEP_RISE) ** 2)))
@@ -137,11 +137,11 @@ def effort_at(b: Blows, time: np.ndarray) -> np.ndarray:
     return effort
 
 
-def dip_factor(b: Blows, time: np.ndarray) -> np.ndarray:
+def dip_factor(blows: Blows, time: np.ndarray) -> np.ndarray:
     """The factor m (N, T) by which dips lower flow at `time` (T,) s."""
-    factor = np.ones((len(b.end), len(time)))
+    factor = np.ones((len(blows.end), len(time)))
     for k in range(N_DIPS):
-        dip = b.dip(k)
+        dip = blows.dip(k)
         i = np.flatnonzero(dip[:, Dip.DEPTH] > 0)
         when, half_width, depth = (dip[i, j][:, None] for j in Dip)
         factor[i] *= 1 - depth * np.exp(-(((time - when) / half_width) ** 4))
@@ -161,17 +161,17 @@ COARSE = np.concatenate(
 """Times (s) on which blows are solved while their shape is searched: as fine as flow is fast."""
 
 
-def volumes(b: Blows, time: np.ndarray = COARSE) -> np.ndarray:
+def volumes(blows: Blows, time: np.ndarray = COARSE) -> np.ndarray:
     """Exhaled volume (N, T) L at `time` (T,) s, constant after a blow's end."""
     f32 = np.float32
-    n = len(b.end)
-    effort = np.ascontiguousarray(effort_at(b, time).T, dtype=f32)
-    factor = np.ascontiguousarray(dip_factor(b, time).T, dtype=f32)
-    limit = flow_limit(b).ravel().astype(f32)
+    n = len(blows.end)
+    effort = np.ascontiguousarray(effort_at(blows, time).T, dtype=f32)
+    factor = np.ascontiguousarray(dip_factor(blows, time).T, dtype=f32)
+    limit = flow_limit(blows).ravel().astype(f32)
     first_node = np.arange(n, dtype=np.int32) * (LIMIT_NODES + 1)
-    inverse_size = np.exp(-b.shape[:, Shape.SIZE]).astype(f32)
-    rounding = (4 * b.corner).astype(f32)
-    trickle = b.trickle.astype(f32)
+    inverse_size = np.exp(-blows.shape[:, Shape.SIZE]).astype(f32)
+    rounding = (4 * blows.corner).astype(f32)
+    trickle = blows.trickle.astype(f32)
 
     def flow(v: np.ndarray, e: np.ndarray, m: np.ndarray) -> np.ndarray:
         """The right side of the equation, (N,) L/s, at volume v, effort e and factor m."""
@@ -190,7 +190,7 @@ def volumes(b: Blows, time: np.ndarray = COARSE) -> np.ndarray:
         after = flow(v + dt * before, effort[j + 1], factor[j + 1])
         v = v + dt / 2 * (before + after)
         out[j + 1] = v
-    return np.minimum(out, _at_end(out, time, b.end)).T
+    return np.minimum(out, _at_end(out, time, blows.end)).T
 
 
 def _at_end(volume: np.ndarray, time: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -210,7 +210,7 @@ SHORT_END = (1.1, 5.95)  # s, of one without
 
 
 def reachable(people: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """What one blow is asked to reach (columns `BEST_INDICES`), and when it ends (N,) s."""
+    """What one blow has to reach (columns `BEST_INDICES`), and when it ends (N,) s."""
     t = people[list(BEST_INDICES)].astype(float).reset_index(drop=True)
     t["pef"] *= PEF_WITHOUT_NOISE
     after_six = 1 - t["fev6"] / t["fvc"]
@@ -309,10 +309,10 @@ def course(got: pd.DataFrame) -> np.ndarray:
     return np.column_stack([early, late])
 
 
-def hump(b: Blows) -> np.ndarray:
+def hump(blows: Blows) -> np.ndarray:
     """(N,): how much the flow limit rises again as the lung empties, 1/s; 0 for most lungs."""
-    rises = np.maximum(-np.diff(flow_limit(b), axis=1), 0)
-    return rises.sum(1) * np.exp(-b.shape[:, Shape.SIZE])
+    rises = np.maximum(-np.diff(flow_limit(blows), axis=1), 0)
+    return rises.sum(1) * np.exp(-blows.shape[:, Shape.SIZE])
 
 
 def features(t: pd.DataFrame, end: np.ndarray, corner: np.ndarray) -> np.ndarray:
@@ -398,18 +398,20 @@ def goals_and_slopes(
     return y[:, 0], ((y[:, 1:] - y[:, :1]) / NUDGE).transpose(0, 2, 1)
 
 
-def take_step(s: Search, goal: np.ndarray, rows: np.ndarray) -> None:
-    """Move `rows` of the search by one damped Gauss-Newton step (Levenberg 1944); changes s.u."""
-    jacobian = s.slope[rows] / TOLERANCE[:, None]
-    misfit = ((goal - s.reached)[rows] / TOLERANCE)[..., None]
+def take_step(search: Search, goal: np.ndarray, rows: np.ndarray) -> None:
+    """Move `rows` of the search by one damped Gauss-Newton step (Levenberg 1944); changes
+    `search.u`.
+    """
+    jacobian = search.slope[rows] / TOLERANCE[:, None]
+    misfit = ((goal - search.reached)[rows] / TOLERANCE)[..., None]
     turned = jacobian.transpose(0, 2, 1)
     move = np.linalg.solve(
         turned @ jacobian + PRIOR_WEIGHT * np.eye(len(Shape)),
-        turned @ misfit - PRIOR_WEIGHT * s.best[rows][..., None],
+        turned @ misfit - PRIOR_WEIGHT * search.best[rows][..., None],
     )[..., 0]
-    allowed = np.minimum(s.radius[rows], LARGEST_STEP)
+    allowed = np.minimum(search.radius[rows], LARGEST_STEP)
     move *= np.minimum(1, allowed / np.maximum(np.abs(move).max(1), 1e-9))[:, None]
-    s.u[rows] = np.clip(s.best[rows] + move, -REACH / SPREAD, REACH / SPREAD)
+    search.u[rows] = np.clip(search.best[rows] + move, -REACH / SPREAD, REACH / SPREAD)
 
 
 def match(target: pd.DataFrame, blows: Blows, steps: int = 24) -> Blows:
@@ -419,21 +421,21 @@ def match(target: pd.DataFrame, blows: Blows, steps: int = 24) -> Blows:
     """
     no_gap = (1 - target["fev6"] / target["fvc"] < NO_LOSS).to_numpy()
     goal, start = start_of_search(target, blows, no_gap)
-    s = Search.begin(len(target))
+    search = Search.begin(len(target))
     rows = np.arange(len(target))
     for step in range(steps):
-        got, slope = goals_and_slopes(blows.take(rows), start[rows], s.u[rows], no_gap[rows])
+        got, slope = goals_and_slopes(blows.take(rows), start[rows], search.u[rows], no_gap[rows])
         misfit = (((goal[rows] - got) / TOLERANCE) ** 2).sum(1)
-        cost = misfit + PRIOR_WEIGHT * (s.u[rows] ** 2).sum(1)
-        better = cost < s.cost[rows]
+        cost = misfit + PRIOR_WEIGHT * (search.u[rows] ** 2).sum(1)
+        better = cost < search.cost[rows]
         i = rows[better]
-        s.best[i] = s.u[i]
-        s.cost[i] = cost[better]
-        s.reached[i] = got[better]
-        s.slope[i] = slope[better]
-        s.radius[rows] *= np.where(better, GROW, SHRINK)
-        rows = s.unfinished(goal)
+        search.best[i] = search.u[i]
+        search.cost[i] = cost[better]
+        search.reached[i] = got[better]
+        search.slope[i] = slope[better]
+        search.radius[rows] *= np.where(better, GROW, SHRINK)
+        rows = search.unfinished(goal)
         if not len(rows) or step == steps - 1:
             break
-        take_step(s, goal, rows)
-    return replace(blows, shape=start + s.best * SPREAD)
+        take_step(search, goal, rows)
+    return replace(blows, shape=start + search.best * SPREAD)

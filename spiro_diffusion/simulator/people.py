@@ -195,21 +195,21 @@ def to_chain(table: pd.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def from_chain(y: dict[str, np.ndarray]) -> pd.DataFrame:
+def from_chain(modelled: dict[str, np.ndarray]) -> pd.DataFrame:
     """The inverse of `to_chain`, within what a lung can do: FEV1 < FEV6 <= FVC, FEF25-75 < PEF."""
-    fvc = np.clip(np.exp(y["fvc"]), *FVC_RANGE)
-    ratio = np.clip(TOP_RATIO - np.exp(-y["ratio"]), *RATIO_RANGE)
-    gap = np.minimum(np.exp(y["gap"]), MOST_GAP * (1 - ratio))
-    pef = np.clip(fvc * np.exp(y["pef"]), *PEF_RANGE)
+    fvc = np.clip(np.exp(modelled["fvc"]), *FVC_RANGE)
+    ratio = np.clip(TOP_RATIO - np.exp(-modelled["ratio"]), *RATIO_RANGE)
+    gap = np.minimum(np.exp(modelled["gap"]), MOST_GAP * (1 - ratio))
+    pef = np.clip(fvc * np.exp(modelled["pef"]), *PEF_RANGE)
     return pd.DataFrame(
         {
             "fvc": fvc,
             "fev1": ratio * fvc,
             "pef": pef,
-            "fef2575": np.minimum(fvc * np.exp(y["fef"]), MOST_FEF * pef),
+            "fef2575": np.minimum(fvc * np.exp(modelled["fef"]), MOST_FEF * pef),
             "fev6": fvc * np.where(gap <= NO_GAP, 1.0, 1 - gap),
-            "fet": np.clip(USUAL_FET * np.exp(y["fet"]), *FET_RANGE),
-            "bev": np.clip(y["bev"], *ROOT_BEV_RANGE) ** 2,
+            "fet": np.clip(USUAL_FET * np.exp(modelled["fet"]), *FET_RANGE),
+            "bev": np.clip(modelled["bev"], *ROOT_BEV_RANGE) ** 2,
         }
     )
 
@@ -248,44 +248,51 @@ def gap_design(age: np.ndarray, scores: tuple[np.ndarray, ...], log_fet: np.ndar
     )
 
 
-def complete_indices(laws: dict[str, Any], t: pd.DataFrame, draws: pd.DataFrame) -> pd.DataFrame:
-    """`BEST_INDICES` of people of one sex, drawn where they are missing in `t`.
+def complete_indices(
+    laws: dict[str, Any], people: pd.DataFrame, draws: pd.DataFrame
+) -> pd.DataFrame:
+    """`BEST_INDICES` of people of one sex, drawn where they are missing.
 
-    t: age, ethnicity, height, weight and `BEST_INDICES`; draws: `PERSON_DRAWS`, a row a person.
+    people: age, ethnicity, height, weight and `BEST_INDICES`, a row a person; draws:
+    `PERSON_DRAWS`, likewise.
     """
 
     def known_or_drawn(name: str, known: np.ndarray, x: Designs) -> tuple[np.ndarray, np.ndarray]:
         """The number itself and its score."""
         missing = np.isnan(known)
         drawn = np.clip(draws[name].to_numpy(), -MAX_DRAWN_SCORE, MAX_DRAWN_SCORE)
-        z = np.where(missing, drawn, to_score(known, laws[name], x))
-        return np.where(missing, from_score(z, laws[name], x), known), z
+        score = np.where(missing, drawn, to_score(known, laws[name], x))
+        return np.where(missing, from_score(score, laws[name], x), known), score
 
     age, group, height, weight = (
-        t[c].to_numpy(dtype=np.float64) for c in ("age", "ethnicity", "height", "weight")
+        people[c].to_numpy(dtype=np.float64) for c in ("age", "ethnicity", "height", "weight")
     )
-    h, _ = known_or_drawn("height", np.log(height / USUAL_HEIGHT), designs(age, group))
-    log_bmi = np.log(weight / (1.65 * np.exp(h)) ** 2 / USUAL_BMI)
-    _, bmi = known_or_drawn("bmi", log_bmi, designs(age, group, h))
-    known = to_chain(t)
-    y: dict[str, np.ndarray] = {}
+    log_height, _ = known_or_drawn("height", np.log(height / USUAL_HEIGHT), designs(age, group))
+    log_bmi = np.log(weight / (1.65 * np.exp(log_height)) ** 2 / USUAL_BMI)
+    _, bmi = known_or_drawn("bmi", log_bmi, designs(age, group, log_height))
+    known = to_chain(people)
+    modelled: dict[str, np.ndarray] = {}
     scores: tuple[np.ndarray, ...] = ()
     for name in CHAIN[:5]:
-        y[name], z = known_or_drawn(name, known[name], designs(age, group, h, bmi, scores))
-        scores += (z,)
-    x = designs(age, group, h, bmi, scores[:4], y["fet"])
-    y["gap"], _ = known_or_drawn("gap", known["gap"], x)
-    chance_of_none = expit(gap_design(age, scores, y["fet"]) @ laws["no_gap"])
+        modelled[name], score = known_or_drawn(
+            name, known[name], designs(age, group, log_height, bmi, scores)
+        )
+        scores += (score,)
+    x = designs(age, group, log_height, bmi, scores[:4], modelled["fet"])
+    modelled["gap"], _ = known_or_drawn("gap", known["gap"], x)
+    chance_of_none = expit(gap_design(age, scores, modelled["fet"]) @ laws["no_gap"])
     none = np.isnan(known["gap"]) & (ndtri(chance_of_none) > draws["no_gap"].to_numpy())
-    y["gap"] = np.where(none, np.log(LEAST_GAP), y["gap"])
-    y["bev"], _ = known_or_drawn("bev", known["bev"], designs(age, group, h, bmi, scores))
-    drawn_indices = from_chain(y).set_index(t.index)
-    asked = t[list(BEST_INDICES)]
-    return asked.where(asked.notna(), drawn_indices)
+    modelled["gap"] = np.where(none, np.log(LEAST_GAP), modelled["gap"])
+    modelled["bev"], _ = known_or_drawn(
+        "bev", known["bev"], designs(age, group, log_height, bmi, scores)
+    )
+    drawn_indices = from_chain(modelled).set_index(people.index)
+    given = people[list(BEST_INDICES)]
+    return given.where(given.notna(), drawn_indices)
 
 # %% ../../nbs/simulator/00_people.ipynb #f65769bd
 FIRST_SEQN = 900001  # of people who are not in any table; NHANES 2011-2012 ends at 71916
-AGE_RANGE = (6, 79)  # years: those asked to blow in NHANES 2011-2012
+AGE_RANGE = (6, 79)  # years: those eligible for spirometry in NHANES 2011-2012
 MAX_BODY_SCORE = 3.5  # of height and body mass index
 
 
@@ -310,24 +317,26 @@ def _draw_person(seqn: int, seed: int) -> dict[str, float]:
     }
 
 
-def invent_people(n: int, seed: int) -> pd.DataFrame:
-    """n people: SEQN, age, gender, height (cm), weight (kg), ethnicity, drawn from the fit."""
+def invent_people(count: int, seed: int) -> pd.DataFrame:
+    """People drawn from the fit: SEQN, age, gender, height (cm), weight (kg), ethnicity."""
     columns = ["SEQN", "age", "gender", "height", "weight", "ethnicity"]
-    people = [_draw_person(seqn, seed) for seqn in range(FIRST_SEQN, FIRST_SEQN + n)]
-    t = pd.DataFrame(people, columns=columns)
+    drawn = [_draw_person(seqn, seed) for seqn in range(FIRST_SEQN, FIRST_SEQN + count)]
+    people = pd.DataFrame(drawn, columns=columns)
     for gender in (1, 2):
-        i = t["gender"] == gender
+        i = people["gender"] == gender
         law = people_params()["sexes"][str(gender)]
-        age, group = (t.loc[i, c].to_numpy(dtype=float) for c in ("age", "ethnicity"))
+        age, group = (people.loc[i, c].to_numpy(dtype=float) for c in ("age", "ethnicity"))
         height_score, bmi_score = (
-            np.clip(t.loc[i, c].to_numpy(), -MAX_BODY_SCORE, MAX_BODY_SCORE)
+            np.clip(people.loc[i, c].to_numpy(), -MAX_BODY_SCORE, MAX_BODY_SCORE)
             for c in ("height", "weight")
         )
-        h = from_score(height_score, law["height"], designs(age, group))
-        b = from_score(bmi_score, law["bmi"], designs(age, group, h))
-        t.loc[i, "height"] = np.round(USUAL_HEIGHT * np.exp(h), 1)
-        t.loc[i, "weight"] = np.round(USUAL_BMI * np.exp(b) * (1.65 * np.exp(h)) ** 2, 1)
-    return t
+        log_height = from_score(height_score, law["height"], designs(age, group))
+        log_bmi = from_score(bmi_score, law["bmi"], designs(age, group, log_height))
+        people.loc[i, "height"] = np.round(USUAL_HEIGHT * np.exp(log_height), 1)
+        people.loc[i, "weight"] = np.round(
+            USUAL_BMI * np.exp(log_bmi) * (1.65 * np.exp(log_height)) ** 2, 1
+        )
+    return people
 
 # %% ../../nbs/simulator/00_people.ipynb #31aabcd6
 def check_people(patients: pd.DataFrame) -> pd.DataFrame:
@@ -405,12 +414,12 @@ START_RIDGE = 1e-3  # of the least squares from which the search starts
 SEARCH_ROUNDS = 3  # L-BFGS is started anew twice, which clears its memory
 
 
-def fit_law(y: np.ndarray, designs: Designs) -> Law:
-    """Maximum likelihood with a light ridge penalty; y (N,) given its design matrices."""
+def fit_law(values: np.ndarray, designs: Designs) -> Law:
+    """Maximum likelihood with a light ridge penalty; `values` (N,) given its design matrices."""
     import torch
 
     loc, scale, shape, obs = (
-        torch.tensor(np.asarray(m), dtype=torch.float64) for m in (*designs, y)
+        torch.tensor(np.asarray(m), dtype=torch.float64) for m in (*designs, values)
     )
     ridge = START_RIDGE * torch.eye(loc.shape[1], dtype=torch.float64)
     mu = torch.linalg.solve(loc.T @ loc + ridge, loc.T @ obs)
@@ -568,31 +577,33 @@ def fit_people(table: pd.DataFrame) -> dict[str, Any]:
             f"the table to fit people to lacks {', '.join(missing)}: "
             "merge SPX_G, DEMO_G and BMX_G on SEQN"
         )
-    t = table.rename(columns=BODY)
-    t = t.assign(**published_best(table), bmi=t["weight"] / (t["height"] / 100) ** 2)
-    t = t[t["fvc"].notna() & (split_of(t["SEQN"]) == "train")]
-    blows = t.groupby(age_band(t["age"]))["SPDNACC"]
+    people = table.rename(columns=BODY)
+    people = people.assign(
+        **published_best(table), bmi=people["weight"] / (people["height"] / 100) ** 2
+    )
+    people = people[people["fvc"].notna() & (split_of(people["SEQN"]) == "train")]
+    blows = people.groupby(age_band(people["age"]))["SPDNACC"]
     return {
         "fitted": (
             "NHANES 2011-2012 SPX_G, DEMO_G, BMX_G: split train, quality A and B for the indices"
         ),
-        "n": len(t),
+        "n": len(people),
         "acceptable": np.stack([count_shares(counts) for _, counts in blows]),
-        "acceptable_post": count_shares(t["SPDBACC"]),
-        "sexes": {str(sex): _sex_params(t, sex) for sex in (1, 2)},
+        "acceptable_post": count_shares(people["SPDBACC"]),
+        "sexes": {str(sex): _sex_params(people, sex) for sex in (1, 2)},
     }
 
 
-def _sex_params(t: pd.DataFrame, sex: int) -> dict[str, Any]:
+def _sex_params(people: pd.DataFrame, sex: int) -> dict[str, Any]:
     """What the parameters file holds of one sex."""
-    whole = t[(t["gender"] == sex) & t["bmi"].notna()]
+    whole = people[(people["gender"] == sex) & people["bmi"].notna()]
     good = whole[graded_well(whole)]
     ages = np.arange(AGE_RANGE[0], AGE_RANGE[1] + 1)
     apart = whole["age"].to_numpy()[:, None] - ages
     weight = np.exp(-(apart**2) / AGE_KERNEL).sum(0)
     groups = pd.crosstab(age_band(whole["age"]), whole["ethnicity"], normalize="index")
     return {
-        "share": (t["gender"] == sex).mean(),
+        "share": (people["gender"] == sex).mean(),
         "n_good": len(good),
         "age": weight / weight.sum(),
         "ethnicity": groups.to_numpy(),

@@ -278,7 +278,7 @@ class Session:
 
 
 def count_blows(
-    uniform: np.ndarray, cumulative: np.ndarray, how: Protocol
+    uniform: np.ndarray, cumulative: np.ndarray, protocol: Protocol
 ) -> tuple[np.ndarray, np.ndarray]:
     """How many acceptable and how many rejected blows each person makes, (P,) each.
 
@@ -286,18 +286,18 @@ def count_blows(
     """
     first = uniform[:, 0]
     acceptable = 1 + (first["acceptable"][:, None] > cumulative[:, :-1]).sum(1)
-    mean = how.rejected * acceptable / how.rejected_size
-    rejected = nbinom.ppf(first["rejected"], how.rejected_size, 1 / (1 + mean))
+    mean = protocol.rejected * acceptable / protocol.rejected_size
+    rejected = nbinom.ppf(first["rejected"], protocol.rejected_size, 1 / (1 + mean))
     return acceptable, np.minimum(rejected, SLOTS - acceptable).astype(int)
 
 
-def sessions(people: pd.DataFrame, seed: int, how: Protocol) -> Iterator[Session]:
+def sessions(people: pd.DataFrame, seed: int, protocol: Protocol) -> Iterator[Session]:
     """The first test of everyone, then the second of those selected for it."""
     draws = deal_draws(people, seed)
     counts = people_params()
     before = counts["acceptable"].cumsum(1)[age_band(people["age"])]
     after = np.broadcast_to(counts["acceptable_post"].cumsum(), before.shape)
-    again = eligible_again(people) & (ndtr(draws.own["invited"]) < how.bronchodilator)
+    again = eligible_again(people) & (ndtr(draws.own["invited"]) < protocol.bronchodilator)
     everyone = np.ones(len(people), dtype=bool)
     for test, chosen, cumulative in (("Pre", everyone, before), ("Bron", again, after)):
         i = np.flatnonzero(chosen)
@@ -308,7 +308,7 @@ def sessions(people: pd.DataFrame, seed: int, how: Protocol) -> Iterator[Session
         best = part if test == "Pre" else after_bronchodilator(part, own)
         target, end = reachable(best)
         uniform = draws.uniform[test][i]
-        acceptable, rejected = count_blows(uniform, cumulative[i], how)
+        acceptable, rejected = count_blows(uniform, cumulative[i], protocol)
         yield Session(
             test=test,
             people=part,
@@ -366,55 +366,57 @@ def by_age(age: np.ndarray, child: float, teenager: float, adult: float) -> np.n
     return np.where(age < CHILD, child, np.where(age < GROWN, teenager, adult))
 
 
-def mild_dips(u: np.ndarray, mild: np.ndarray, how: MildDips | None = None) -> np.ndarray:
+def mild_dips(u: np.ndarray, mild: np.ndarray, settings: MildDips | None = None) -> np.ndarray:
     """`Blows.dips` (N, 9): for `mild` blows one near the peak, and one later; u `BLOW_UNIFORMS`."""
-    how = how or MildDips()
-    early = mild & (u["early_dip"] < how.early)
-    late = mild & (u["late_dip"] < how.late)
-    closed = u["closure"] < how.closure
+    settings = settings or MildDips()
+    early = mild & (u["early_dip"] < settings.early)
+    late = mild & (u["late_dip"] < settings.late)
+    closed = u["closure"] < settings.closure
     size = u["late_dip_size"]
     dips = no_dips(len(u)).reshape(len(u), -1, len(Dip))
-    dips[:, 0, Dip.TIME] = how.early_time.at(u["early_dip_time"])
-    dips[:, 0, Dip.HALF_WIDTH] = how.half_width.at(u["early_dip_width"])
-    dips[:, 0, Dip.DEPTH] = early * how.early_depth.at(u["early_dip_depth"])
-    dips[:, 1, Dip.TIME] = how.late_time.at(u["late_dip_time"])
+    dips[:, 0, Dip.TIME] = settings.early_time.at(u["early_dip_time"])
+    dips[:, 0, Dip.HALF_WIDTH] = settings.half_width.at(u["early_dip_width"])
+    dips[:, 0, Dip.DEPTH] = early * settings.early_depth.at(u["early_dip_depth"])
+    dips[:, 1, Dip.TIME] = settings.late_time.at(u["late_dip_time"])
     dips[:, 1, Dip.HALF_WIDTH] = np.where(
-        closed, how.closure_half_width.at(size), how.half_width.at(size)
+        closed, settings.closure_half_width.at(size), settings.half_width.at(size)
     )
-    dips[:, 1, Dip.DEPTH] = late * np.where(closed, how.closure_depth, how.late_depth.at(size))
+    dips[:, 1, Dip.DEPTH] = late * np.where(
+        closed, settings.closure_depth, settings.late_depth.at(size)
+    )
     return dips.reshape(len(u), -1)
 
 
-def best_blows(s: Session) -> Blows:
+def best_blows(session: Session) -> Blows:
     """One blow a person, matched to the target."""
-    size = WIGGLE + CHILD_WIGGLE * (s.age < CHILD)
-    unevenness = np.exp(LOG_WIGGLE_SPREAD * s.own["wiggle_size"][:, None])
-    wiggle = size[:, None] * s.own["wiggle"] * unevenness
-    corner = np.exp(LOG_CORNER + LOG_CORNER_SPREAD * s.own["corner"])
-    blows = quiet_blows(s.end, corner, wiggle)
-    late = (s.target["fvc"] - s.target["fev1"]).to_numpy()
-    blows.trickle = np.clip(TRICKLE_SHARE * late / s.end, *TRICKLE_RANGE)
-    blows.dips = mild_dips(s.uniform[:, 0], mild=np.ones(len(s.end), dtype=bool))
-    return match(s.target, blows)
+    size = WIGGLE + CHILD_WIGGLE * (session.age < CHILD)
+    unevenness = np.exp(LOG_WIGGLE_SPREAD * session.own["wiggle_size"][:, None])
+    wiggle = size[:, None] * session.own["wiggle"] * unevenness
+    corner = np.exp(LOG_CORNER + LOG_CORNER_SPREAD * session.own["corner"])
+    blows = quiet_blows(session.end, corner, wiggle)
+    late = (session.target["fvc"] - session.target["fev1"]).to_numpy()
+    blows.trickle = np.clip(TRICKLE_SHARE * late / session.end, *TRICKLE_RANGE)
+    blows.dips = mild_dips(session.uniform[:, 0], mild=np.ones(len(session.end), dtype=bool))
+    return match(session.target, blows)
 
 
-def empty_before_six(s: Session) -> np.ndarray:
+def empty_before_six(session: Session) -> np.ndarray:
     """Who has no air left before the sixth second, (P,) bool."""
-    return (s.end < 6) & (s.target["fet"].to_numpy() < 6)
+    return (session.end < 6) & (session.target["fet"].to_numpy() < 6)
 
 
 def draw_grades(
-    s: Session, person: np.ndarray, slot: np.ndarray, u: np.ndarray, how: Protocol
+    session: Session, person: np.ndarray, slot: np.ndarray, u: np.ndarray, protocol: Protocol
 ) -> np.ndarray:
     """The grade of each blow; the best is A, or C where a person is empty before six seconds."""
     best = slot == 0
-    usual = how.early_end * by_age(s.age[person], child=1.3, teenager=0.9, adult=1.0)
+    usual = protocol.early_end * by_age(session.age[person], child=1.3, teenager=0.9, adult=1.0)
     early = np.where(best, 0, usual)
-    early = np.where(empty_before_six(s)[person], how.empty_early, early)
-    late_peak = np.where(best, 0, how.large_time_to_peak)
+    early = np.where(empty_before_six(session)[person], protocol.empty_early, early)
+    late_peak = np.where(best, 0, protocol.large_time_to_peak)
     grade = np.where(u["grade"] < early + late_peak, "B", "A")
     grade = np.where(u["grade"] < early, "C", grade)
-    return np.where(slot >= s.acceptable[person], "D", grade)
+    return np.where(slot >= session.acceptable[person], "D", grade)
 
 # %% ../../nbs/simulator/02_session.ipynb #338e26d1
 @dataclass(frozen=True)
@@ -432,7 +434,7 @@ class Faults:
     whole_range: tuple[float, float] = (6.1, 20.38)
     # C: an early end
     before_six: float = 0.4  # share of C that ends before six seconds
-    cut: Uniform = Uniform(5.7, -3.7)  # its end; or, where flow goes on after six seconds,
+    cut: Uniform = Uniform(5.7, -3.7)  # its end; or, where flow continues after six seconds,
     first_late_cut: float = 6.1  # an end there without a plateau
     late_cut: float = 0.4  # share of the rest of the blow within which it ends
     flow_after_six: float = 0.1  # L still to come then
@@ -455,44 +457,48 @@ class Faults:
     false_start: Uniform = Uniform(0.005, 0.8)  # its end
 
 
-def weaken_start(b: Blows, is_b: np.ndarray, u: np.ndarray, how: Faults) -> None:
-    """A late or a weak effort for blows graded B; changes b."""
-    slow = is_b & (u["fault"] < how.slow)
-    weak = is_b & (u["fault"] >= how.slow)
-    b.start[slow, Start.LATE_SHARE] = how.late_share.at(u["fault_size"][slow])
-    b.start[slow, Start.LAG] = how.lag.at(u["second_fault"][slow])
-    b.shape[weak, Shape.EFFORT] -= how.lost_effort.at(u["fault_size"][weak])
+def weaken_start(blows: Blows, is_b: np.ndarray, u: np.ndarray, faults: Faults) -> None:
+    """A late or a weak effort for blows graded B; changes `blows`."""
+    slow = is_b & (u["fault"] < faults.slow)
+    weak = is_b & (u["fault"] >= faults.slow)
+    blows.start[slow, Start.LATE_SHARE] = faults.late_share.at(u["fault_size"][slow])
+    blows.start[slow, Start.LAG] = faults.lag.at(u["second_fault"][slow])
+    blows.shape[weak, Shape.EFFORT] -= faults.lost_effort.at(u["fault_size"][weak])
 
 
-def early_ends(b: Blows, s: Session, person: np.ndarray, u: np.ndarray, how: Faults) -> np.ndarray:
+def early_ends(
+    blows: Blows, session: Session, person: np.ndarray, u: np.ndarray, faults: Faults
+) -> np.ndarray:
     """When each blow would end if it ended early, (N,) s."""
-    left = (s.target["fvc"] - s.target["fev6"]).to_numpy()[person]
-    cut = how.cut.at(u["fault_size"] ** 2)
-    late_cut = how.first_late_cut + (b.end - 6) * how.late_cut * u["fault_size"]
-    before_six = (u["fault"] < how.before_six) | ~(left > how.flow_after_six)
-    early = np.minimum(np.where(before_six, cut, late_cut), b.end)
-    when_empty = b.end * how.cut_when_empty.at(u["fault_size"])
-    return np.where(s.end[person] < 6, when_empty, early)
+    left = (session.target["fvc"] - session.target["fev6"]).to_numpy()[person]
+    cut = faults.cut.at(u["fault_size"] ** 2)
+    late_cut = faults.first_late_cut + (blows.end - 6) * faults.late_cut * u["fault_size"]
+    before_six = (u["fault"] < faults.before_six) | ~(left > faults.flow_after_six)
+    early = np.minimum(np.where(before_six, cut, late_cut), blows.end)
+    when_empty = blows.end * faults.cut_when_empty.at(u["fault_size"])
+    return np.where(session.end[person] < 6, when_empty, early)
 
 
-def cough(b: Blows, coughing: np.ndarray, u: np.ndarray, how: Faults) -> None:
-    """One or two coughs in the first second of `coughing` blows; changes b."""
-    width = how.cough_width.at(u["early_dip_width"] ** 2)
-    time = how.cough_time + width + how.cough_time_span * u["early_dip_time"] ** 1.5
-    depth = how.cough_depth.at(u["early_dip_depth"])
-    b.dip(1)[coughing] = np.stack([time, width, depth], 1)[coughing]
-    time = time + how.second_after + how.second_after_span * u["late_dip_time"]
-    width = how.second_width.at(u["late_dip_size"])
-    depth = (u["closure"] < how.second_cough) * how.second_depth
-    b.dip(2)[coughing] = np.stack([time, width, depth], 1)[coughing]
+def cough(blows: Blows, coughing: np.ndarray, u: np.ndarray, faults: Faults) -> None:
+    """One or two coughs in the first second of `coughing` blows; changes `blows`."""
+    width = faults.cough_width.at(u["early_dip_width"] ** 2)
+    time = faults.cough_time + width + faults.cough_time_span * u["early_dip_time"] ** 1.5
+    depth = faults.cough_depth.at(u["early_dip_depth"])
+    blows.dip(1)[coughing] = np.stack([time, width, depth], 1)[coughing]
+    time = time + faults.second_after + faults.second_after_span * u["late_dip_time"]
+    width = faults.second_width.at(u["late_dip_size"])
+    depth = (u["closure"] < faults.second_cough) * faults.second_depth
+    blows.dip(2)[coughing] = np.stack([time, width, depth], 1)[coughing]
 
 
-def hesitate(b: Blows, hesitating: np.ndarray, fvc: np.ndarray, u: np.ndarray, how: Faults) -> None:
-    """A hesitation in which some of the FVC (N,) L leaves; changes b."""
-    hold = how.hesitation.at(u["early_dip_time"])
-    lost = how.lost_before.at(u["early_dip_width"]) * fvc + how.lost_volume
-    b.start[hesitating, Start.HESITATION] = hold[hesitating]
-    b.start[hesitating, Start.CREEP] = (lost / hold)[hesitating]
+def hesitate(
+    blows: Blows, hesitating: np.ndarray, fvc: np.ndarray, u: np.ndarray, faults: Faults
+) -> None:
+    """A hesitation in which some of the FVC (N,) L leaves; changes `blows`."""
+    hold = faults.hesitation.at(u["early_dip_time"])
+    lost = faults.lost_before.at(u["early_dip_width"]) * fvc + faults.lost_volume
+    blows.start[hesitating, Start.HESITATION] = hold[hesitating]
+    blows.start[hesitating, Start.CREEP] = (lost / hold)[hesitating]
 
 
 @dataclass
@@ -511,23 +517,23 @@ class Plan:
         return self.slot > 0
 
 
-def spoil(b: Blows, s: Session, plan: Plan, faults: Faults | None = None) -> None:
-    """Give each blow that is not the best the fault of its grade; changes b."""
-    how = faults or Faults()
+def spoil(blows: Blows, session: Session, plan: Plan, faults: Faults | None = None) -> None:
+    """Give each blow that is not the best the fault of its grade; changes `blows`."""
+    faults = faults or Faults()
     u = plan.u
     is_b, is_c, is_d = ((plan.grade == g) & plan.other for g in "BCD")
-    weaken_start(b, is_b, u, how)
-    over = s.end[plan.person] < 6
-    length = np.exp(how.whole + how.whole_spread * plan.z["end"])
-    whole = np.where(over, b.end, np.clip(b.end * length, *how.whole_range))
-    ends_early = is_c | (is_d & (u["second_fault"] < how.rejected_early))
-    early = early_ends(b, s, plan.person, u, how)
-    b.end = np.where(plan.other, np.where(ends_early, early, whole), b.end)
-    kind = np.digitize(u["fault"], how.kinds)
-    cough(b, is_d & (kind == 0), u, how)
-    hesitate(b, is_d & (kind == 1), s.target["fvc"].to_numpy()[plan.person], u, how)
+    weaken_start(blows, is_b, u, faults)
+    over = session.end[plan.person] < 6
+    length = np.exp(faults.whole + faults.whole_spread * plan.z["end"])
+    whole = np.where(over, blows.end, np.clip(blows.end * length, *faults.whole_range))
+    ends_early = is_c | (is_d & (u["second_fault"] < faults.rejected_early))
+    early = early_ends(blows, session, plan.person, u, faults)
+    blows.end = np.where(plan.other, np.where(ends_early, early, whole), blows.end)
+    kind = np.digitize(u["fault"], faults.kinds)
+    cough(blows, is_d & (kind == 0), u, faults)
+    hesitate(blows, is_d & (kind == 1), session.target["fvc"].to_numpy()[plan.person], u, faults)
     false = is_d & (kind == 2)
-    b.end[false] = how.false_start.at(u["fault_size"][false] ** 3)
+    blows.end[false] = faults.false_start.at(u["fault_size"][false] ** 3)
 
 # %% ../../nbs/simulator/02_session.ipynb #37d5db64
 HOLD_BACK_ROUNDS = 4
@@ -536,14 +542,17 @@ BEV_MARGIN = 0.02  # L added to extrapolated volumes, and the log excess from wh
 MUCH_TOO_LATE = 0.25  # log excess of the extrapolated volume at which effort comes sooner
 
 
-def hold_back(b: Blows, s: Session, person: np.ndarray, check: np.ndarray) -> None:
-    """Slow the blows of `check` that exceed their person's target in an index; changes b.shape."""
+def hold_back(blows: Blows, session: Session, person: np.ndarray, check: np.ndarray) -> None:
+    """Slow the blows of `check` that exceed their person's target in an index.
+
+    Changes `blows.shape`.
+    """
     i = np.flatnonzero(check)
     for _ in range(HOLD_BACK_ROUNDS):
         if not len(i):
             return
-        got = indices(volumes(b.take(i)), COARSE, rule="2005")
-        goal = s.target.iloc[person[i]].reset_index(drop=True)
+        got = indices(volumes(blows.take(i)), COARSE, rule="2005")
+        goal = session.target.iloc[person[i]].reset_index(drop=True)
         over = {
             c: np.log(got[c].to_numpy() / goal[c].to_numpy()) + MARGIN
             for c in ("fvc", "fev1", "pef", "fef2575", "fev6")
@@ -551,11 +560,11 @@ def hold_back(b: Blows, s: Session, person: np.ndarray, check: np.ndarray) -> No
         volume = np.maximum(over["fvc"], over["fev6"])
         speed = np.maximum(over["fev1"] * 1.5, over["fef2575"])
         late = np.log((got["bev"].to_numpy() + BEV_MARGIN) / (goal["bev"].to_numpy() + BEV_MARGIN))
-        b.shape[i, Shape.RISE] -= 0.7 * np.maximum(late + BEV_MARGIN, 0)
-        b.start[i, Start.LATE_SHARE] *= np.where(late > MUCH_TOO_LATE, 0.75, 1)
-        b.shape[i, Shape.SIZE] -= np.maximum(volume, 0)
-        b.shape[i, Shape.TAU] += 1.2 * np.maximum(speed, 0)
-        b.shape[i, Shape.EFFORT] -= 1.3 * np.maximum(over["pef"], 0)
+        blows.shape[i, Shape.RISE] -= 0.7 * np.maximum(late + BEV_MARGIN, 0)
+        blows.start[i, Start.LATE_SHARE] *= np.where(late > MUCH_TOO_LATE, 0.75, 1)
+        blows.shape[i, Shape.SIZE] -= np.maximum(volume, 0)
+        blows.shape[i, Shape.TAU] += 1.2 * np.maximum(speed, 0)
+        blows.shape[i, Shape.EFFORT] -= 1.3 * np.maximum(over["pef"], 0)
         i = i[np.max([*over.values(), late - 0.03], 0) > 0]
 
 # %% ../../nbs/simulator/02_session.ipynb #c4c9261c
@@ -568,39 +577,39 @@ OTHER_RISE_SPREAD = 0.15
 OTHER_WIGGLE = 0.025  # how much their limbs differ, log scale
 
 
-def plan_session(s: Session, how: Protocol) -> Plan:
+def plan_session(session: Session, protocol: Protocol) -> Plan:
     """Which blows a session has, and their grades."""
-    count = s.acceptable + s.rejected
+    count = session.acceptable + session.rejected
     person = np.repeat(np.arange(len(count)), count)
     slot = np.arange(len(person)) - np.repeat(np.cumsum(count) - count, count)
-    u = s.uniform[person, slot]
-    grade = draw_grades(s, person, slot, u, how)
-    return Plan(person, slot, grade, u, s.normal[person, slot])
+    u = session.uniform[person, slot]
+    grade = draw_grades(session, person, slot, u, protocol)
+    return Plan(person, slot, grade, u, session.normal[person, slot])
 
 
-def fall_short(b: Blows, s: Session, plan: Plan, how: Protocol) -> None:
-    """Make the blows that are not the best smaller, slower and weaker; changes b."""
-    clumsy = by_age(s.age[plan.person], child=1.7, teenager=1.2, adult=1.0) * (
-        CLUMSINESS + CLUMSINESS_PER_BLOW * s.acceptable[plan.person]
+def fall_short(blows: Blows, session: Session, plan: Plan, protocol: Protocol) -> None:
+    """Make the blows that are not the best smaller, slower and weaker; changes `blows`."""
+    clumsy = by_age(session.age[plan.person], child=1.7, teenager=1.2, adult=1.0) * (
+        CLUMSINESS + CLUMSINESS_PER_BLOW * session.acceptable[plan.person]
     )
-    loss = -np.log(plan.u["loss"]) * np.array(how.shortfall) * (clumsy * plan.other)[:, None]
+    loss = -np.log(plan.u["loss"]) * np.array(protocol.shortfall) * (clumsy * plan.other)[:, None]
     volume, speed, effort = loss.T
-    b.shape[:, Shape.SIZE] -= volume
-    b.shape[:, Shape.TAU] += speed
-    b.shape[:, Shape.EFFORT] -= effort
-    b.shape[:, Shape.RISE] += plan.other * (OTHER_RISE_SPREAD * plan.z["rise"] + OTHER_RISE)
-    b.wiggle += plan.other[:, None] * OTHER_WIGGLE * plan.z["wiggle"]
+    blows.shape[:, Shape.SIZE] -= volume
+    blows.shape[:, Shape.TAU] += speed
+    blows.shape[:, Shape.EFFORT] -= effort
+    blows.shape[:, Shape.RISE] += plan.other * (OTHER_RISE_SPREAD * plan.z["rise"] + OTHER_RISE)
+    blows.wiggle += plan.other[:, None] * OTHER_WIGGLE * plan.z["wiggle"]
 
 
-def session_blows(s: Session, how: Protocol) -> tuple[Blows, Plan]:
+def session_blows(session: Session, protocol: Protocol) -> tuple[Blows, Plan]:
     """All blows of a session, and what each of them is."""
-    plan = plan_session(s, how)
-    b = best_blows(s).take(plan.person)
-    fall_short(b, s, plan, how)
-    b.dips[plan.other] = mild_dips(plan.u[plan.other], mild=plan.grade[plan.other] != "D")
-    spoil(b, s, plan)
-    hold_back(b, s, plan.person, plan.other & (plan.grade != "D"))
-    return b, plan
+    plan = plan_session(session, protocol)
+    blows = best_blows(session).take(plan.person)
+    fall_short(blows, session, plan, protocol)
+    blows.dips[plan.other] = mild_dips(plan.u[plan.other], mild=plan.grade[plan.other] != "D")
+    spoil(blows, session, plan)
+    hold_back(blows, session, plan.person, plan.other & (plan.grade != "D"))
+    return blows, plan
 
 
 def reaches_plateau(plan: Plan) -> np.ndarray:
@@ -625,20 +634,20 @@ INHALED = Uniform(4, 200)  # mL per 10 ms at its height
 
 
 def recorded_volume(
-    b: Blows, s: Session, plan: Plan, noise: np.ndarray, how: Protocol
+    blows: Blows, session: Session, plan: Plan, noise: np.ndarray, protocol: Protocol
 ) -> np.ndarray:
     """Volume (N, T) L BTPS that a spirometer sees; noise (N, at least T) standard normal."""
-    time = np.arange(samples_of(b.end).max() + 1) / RATE
-    v = volumes(b, time)
-    own = s.own[plan.person]
+    time = np.arange(samples_of(blows.end).max() + 1) / RATE
+    v = volumes(blows, time)
+    own = session.own[plan.person]
     flow = np.diff(v, axis=1, prepend=0) * RATE
     fade = flow / (flow + 0.4) / (1 + flow / 5)
     loud = np.exp(FLUTTER_SPREAD * own["noise"][:, None])
-    flutter = lfilter(*FLUTTER_FILTER, noise[:, : len(time)], axis=1) * loud * how.flutter
+    flutter = lfilter(*FLUTTER_FILTER, noise[:, : len(time)], axis=1) * loud * protocol.flutter
     rate = HEART_RATE * np.exp(HEART_RATE_SPREAD * own["heart_rate"][:, None])
     phase = 2 * np.pi * (rate * time + plan.u["heart_phase"][:, None])
-    beat = np.sin(phase) * np.exp(HEART_SPREAD * own["noise"][:, None]) * how.heart
-    size = np.minimum(s.target["fvc"].to_numpy()[plan.person] / SMALL_LUNG, 1)[:, None]
+    beat = np.sin(phase) * np.exp(HEART_SPREAD * own["noise"][:, None]) * protocol.heart
+    size = np.minimum(session.target["fvc"].to_numpy()[plan.person] / SMALL_LUNG, 1)[:, None]
     return v + (flutter + beat * np.minimum(time, 1)) * fade * size
 
 
@@ -650,7 +659,7 @@ def samples_of(end: np.ndarray) -> np.ndarray:
 def pad(steps: np.ndarray, wait: float, u: np.ndarray) -> np.ndarray:
     """A record with silence before and after, and perhaps a breath in; u one of `BLOW_UNIFORMS`.
 
-    wait: samples for which the person goes on blowing though nothing comes.
+    wait: samples for which the person keeps blowing though nothing comes.
     """
     silent_before = int(LONGEST_SILENCE * u["silence_before"] ** 2)
     before = np.zeros(min(silent_before, MAX_SAMPLES - len(steps)), dtype=int)
@@ -664,20 +673,27 @@ def pad(steps: np.ndarray, wait: float, u: np.ndarray) -> np.ndarray:
 
 
 def record(
-    b: Blows, s: Session, plan: Plan, noise: np.ndarray, factor: np.ndarray, how: Protocol
+    blows: Blows,
+    session: Session,
+    plan: Plan,
+    noise: np.ndarray,
+    factor: np.ndarray,
+    protocol: Protocol,
 ) -> list[np.ndarray]:
     """The steps in mL per 10 ms at ATPS of each blow, a list of integer arrays.
 
     noise: (N, MAX_SAMPLES + 1) standard normal; factor: (P,) from ambient to body conditions.
     """
-    volume = recorded_volume(b, s, plan, noise, how)
+    volume = recorded_volume(blows, session, plan, noise, protocol)
     whole = np.rint(volume * (1000 / factor[plan.person])[:, None]).astype(np.int32)
     steps = np.clip(np.diff(whole, axis=1, prepend=0)[:, 1:], LEAST_STEP, MOST_STEP)
-    empty = (b.end < 6) & (b.end == s.end[plan.person])  # still blowing, nothing comes
-    goes_on = s.target["fet"].to_numpy()[plan.person] - b.end
+    empty = (blows.end < 6) & (
+        blows.end == session.end[plan.person]
+    )  # still blowing, nothing comes
+    goes_on = session.target["fet"].to_numpy()[plan.person] - blows.end
     wait = np.where(empty, np.maximum(goes_on, 0) * RATE, 0)
     records = []
-    for row, n, w, u in zip(steps, samples_of(b.end), wait, plan.u, strict=True):
+    for row, n, w, u in zip(steps, samples_of(blows.end), wait, plan.u, strict=True):
         records.append(pad(row[:n], w, u) if n > PADDED else row[:n])
     return records
 
@@ -700,27 +716,27 @@ BTPS_SPREAD = 0.013
 BTPS_RANGE = (1.039, 1.129)  # as in SPXRAW
 
 
-def session_noise(s: Session, plan: Plan, seed: int) -> np.ndarray:
+def session_noise(session: Session, plan: Plan, seed: int) -> np.ndarray:
     """Standard normal noise (N, MAX_SAMPLES + 1) float32, a stream a person and test."""
-    counts = np.bincount(plan.person, minlength=len(s.people))
+    counts = np.bincount(plan.person, minlength=len(session.people))
     parts = []
-    for seqn, count in zip(s.people["SEQN"], counts, strict=True):
-        stream = rng_for(seed, "noise", s.test, int(seqn))
+    for seqn, count in zip(session.people["SEQN"], counts, strict=True):
+        stream = rng_for(seed, "noise", session.test, int(seqn))
         parts.append(stream.standard_normal((count, MAX_SAMPLES + 1), dtype=np.float32))
     return np.concatenate(parts)
 
 
-def session_rows(s: Session, seed: int, how: Protocol) -> pd.DataFrame:
+def session_rows(session: Session, seed: int, protocol: Protocol) -> pd.DataFrame:
     """The rows of SPXRAW of one session, in the order of merit."""
-    b, plan = session_blows(s, how)
-    factor = np.clip(BTPS + BTPS_SPREAD * s.own["btps"], *BTPS_RANGE).round(3)
-    records = record(b, s, plan, session_noise(s, plan, seed), factor, how)
+    blows, plan = session_blows(session, protocol)
+    factor = np.clip(BTPS + BTPS_SPREAD * session.own["btps"], *BTPS_RANGE).round(3)
+    records = record(blows, session, plan, session_noise(session, plan, seed), factor, protocol)
     order = pd.Series(plan.u["order"]).groupby(plan.person).rank(method="first")
-    sitting = ndtr(s.own["bev_or_sitting"]) < how.sitting
+    sitting = ndtr(session.own["bev_or_sitting"]) < protocol.sitting
     return pd.DataFrame(
         {
-            "SEQN": s.people["SEQN"].to_numpy(dtype=float)[plan.person],
-            "SPATTYPE": s.test,
+            "SEQN": session.people["SEQN"].to_numpy(dtype=float)[plan.person],
+            "SPATTYPE": session.test,
             "SPAMANU": order.to_numpy(),
             "SPAFACT": factor[plan.person],
             "SPAPOS": np.where(sitting, "Sitting", "Standing")[plan.person],
@@ -738,10 +754,11 @@ def record_text(steps: np.ndarray) -> str:
     return ",".join([STEP_TEXTS[i] for i in (steps - LEAST_STEP).tolist()])
 
 
-def blows_of_some(people: pd.DataFrame, seed: int, how: Protocol) -> pd.DataFrame:
+def blows_of_some(people: pd.DataFrame, seed: int, protocol: Protocol) -> pd.DataFrame:
     """The rows of SPXRAW of some people, in the order of the table, the tests and the trials."""
     rows = pd.concat(
-        [session_rows(s, seed, how) for s in sessions(people, seed, how)], ignore_index=True
+        [session_rows(session, seed, protocol) for session in sessions(people, seed, protocol)],
+        ignore_index=True,
     )
     place = {float(seqn): i for i, seqn in enumerate(people["SEQN"])}
     rows["place"] = rows["SEQN"].map(place)
@@ -771,12 +788,12 @@ def simulate_blows(
         )
     if people.empty:
         return pd.DataFrame(columns=list(COLUMNS))
-    how = protocol or Protocol()
+    protocol = protocol or Protocol()
     starts = range(0, len(people), chunk)
     parts = []
     for start in tqdm(starts, desc="simulating blows", unit="chunk", disable=not progress):
         some = people.iloc[start : start + chunk].reset_index(drop=True)
-        parts.append(blows_of_some(some, seed, how))
+        parts.append(blows_of_some(some, seed, protocol))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/simulator/02_session.ipynb #8d21ae93

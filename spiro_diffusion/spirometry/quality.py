@@ -34,7 +34,7 @@ LONG_EXPIRATION = 15.0
 REPEATABLE = 0.150
 """A FVC within so many L of the person's largest needs no plateau (Graham 2019)."""
 SLOW_RISE = 0.150
-"""Rise time over which the operator is told, s (Graham 2019)."""
+"""Rise time over which the operator is warned, s (Graham 2019)."""
 ROUNDING = 1e-9
 """A value this little beyond a limit (L or s) is on it: the rest is rounding."""
 

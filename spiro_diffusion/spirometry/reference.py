@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pyspiro.src.reference import Reference
 
 # %% auto #0
-__all__ = ['SOURCES', 'GLI_2012_OTHER', 'NHANES3_CAUCASIAN', 'NHANES3_OF_RIDRETH1', 'MALE', 'SECANT_STEPS', 'Z_EXACT', 'Z_FOUND',
-           'SEARCHED', 'zscores', 'predicted', 'value_at']
+__all__ = ['SOURCES', 'GLI_2012_OTHER', 'NHANES3_CAUCASIAN', 'NHANES3_OF_RIDRETH1', 'SEX_CODES', 'SECANT_STEPS', 'Z_EXACT',
+           'Z_FOUND', 'SEARCHED', 'sex_codes', 'zscores', 'predicted', 'value_at']
 
 # %% ../../nbs/spirometry/03_reference.ipynb #d453f095
 SOURCES = {
@@ -35,8 +35,8 @@ NHANES3_CAUCASIAN = 1
 NHANES3_OF_RIDRETH1 = {1: 3, 2: 3, 3: 1, 4: 2, 5: 1}
 """pyspiro's group of NHANES III (1 Caucasian, 2 African-American, 3 Mexican-American) for each code
 of RIDRETH1 (1 Mexican American, 2 other Hispanic, 3 white, 4 black, 5 other)."""
-MALE = ("male", "1", "1.0")
-"""What stands for a man in a column `sex`, as text."""
+SEX_CODES = {"male": 1, "m": 1, "1": 1, "1.0": 1, "female": 2, "f": 2, "2": 2, "2.0": 2}
+"""NHANES's code (RIAGENDR) of each way to write a sex, in small letters."""
 
 
 @cache
@@ -49,11 +49,10 @@ def _equation(name: str) -> tuple[Reference, object]:
     return equation, equation.Parameters[parameter]
 
 
-def _is_male(people: pd.DataFrame) -> np.ndarray:
-    """(N,) bool, from `gender` with NHANES's coding (1 male, 2 female), or from `sex`."""
-    if "gender" in people:
-        return people["gender"].to_numpy() == 1
-    return people["sex"].astype(str).isin(MALE).to_numpy()
+def sex_codes(sex: pd.Series) -> np.ndarray:
+    """1 male, 2 female, NaN for anything else, (N,) float; sex: words, letters or these codes."""
+    words = [str(value).strip().lower() for value in sex]
+    return np.array([SEX_CODES.get(word, np.nan) for word in words], dtype=float)
 
 
 def _inputs(people: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +61,7 @@ def _inputs(people: pd.DataFrame) -> pd.DataFrame:
         {
             "age": people["age"].astype(float),
             "height": people["height"].astype(float),
-            "sex": _is_male(people).astype(int),
+            "sex": 2 - sex_codes(people["gender" if "gender" in people else "sex"]),
             "GLI_2012": GLI_2012_OTHER,
             "HANKINSON_1999": NHANES3_CAUCASIAN,
         },
@@ -83,7 +82,7 @@ def _computed(inputs: pd.DataFrame, name: str, metrics: tuple[str, ...]) -> dict
     equation, parameter = _equation(name)
     group_column = SOURCES[name][0]
     groups = {"ethnicity_col": group_column} if group_column in inputs else {}
-    needed = np.stack([inputs[column].to_numpy() for column in ("age", "height", name)])
+    needed = np.stack([inputs[column].to_numpy() for column in ("age", "height", "sex", name)])
     known = ~np.isnan(needed).any(0)
     found = {metric: np.full(len(inputs), np.nan) for metric in metrics}
     if known.any():
