@@ -41,11 +41,11 @@ def steering_misses(
     requested = share * people[name].to_numpy()
     denoise = steer(
         models.cldm.denoiser(conditions_of(people, settings.variables).to(to)),
-        models.vqvae.decode_latents,
+        models.decode,
         {name: torch.from_numpy(requested).to(to, torch.float32)},
     )
     latents = sample(denoise, torch.from_numpy(noise).to(to))
-    flow = models.vqvae.decode_latents(latents).cpu().numpy()
+    flow = models.decode(latents).cpu().numpy()
     miss = 1000 * np.abs(indices_on_clock(flow)[name].to_numpy() - requested)
     return {
         "median_ml": float(np.median(miss)),
@@ -119,7 +119,7 @@ def grid_means(
     batches = zip(conditions.split(BATCH), torch.from_numpy(noise).split(BATCH), strict=True)
     for values, x in batches:
         latents = sample(models.cldm.denoiser(values.to(to)), x.to(to))
-        flow.append(models.vqvae.decode_latents(latents).cpu().numpy())
+        flow.append(models.decode(latents).cpu().numpy())
     found = indices_on_clock(np.concatenate(flow))[["fvc", "fev1_fvc"]].to_numpy()
     mean = found.reshape(len(grid), draws, 2).mean(1)
     return grid.assign(fvc=mean[:, 0], fev1_fvc=mean[:, 1])
