@@ -219,7 +219,7 @@ def requested_patients(
 
     Raises DataError as `check_patients` does, and on a variable that the model was trained without.
     """
-    table = check_patients(patients, model.height_range, settings.extrapolate)
+    table = check_patients(patients, model.height_range, settings.extrapolate, model.variables)
     for name, value in settings.target.items():
         if name in OPTIONAL:
             table[name] = value

@@ -13,12 +13,12 @@ import pandas as pd
 
 from ..base.errors import DataError
 from ..formats.delimited import read_csv
-from .conditions import VARIABLES
+from .conditions import VARIABLES, Variable
 from ..spirometry.reference import sex_codes
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'AGES', 'BEYOND', 'SHORTEST_IN_CM', 'LOOKS_LIKE_INCHES', 'CM_PER_METRE', 'CM_PER_INCH',
-           'patient_name', 'check_patients', 'read_patients']
+           'optional_variables', 'patient_name', 'check_patients', 'read_patients']
 
 # %% ../../nbs/learning/03_patients.ipynb #92b5030c
 REQUIRED = ("age", "height", "sex")
@@ -30,13 +30,16 @@ AGES = (6.0, 79.0)
 BEYOND = {"age": (3.0, 95.0), "height": (90.0, 250.0)}
 """What may be requested on the user's own responsibility: ages (years) and heights (cm)."""
 
-_COLUMNS = ("patient", "gender", *REQUIRED, *OPTIONAL)
-_OPTIONAL_MEASUREMENTS = tuple(
-    variable.name for variable in VARIABLES if variable.name in OPTIONAL and not variable.categories
-)
+
+def optional_variables(variables: tuple[Variable, ...] = VARIABLES) -> tuple[Variable, ...]:
+    """What a patients' table may have: `VARIABLES` and a model's own, less those of `REQUIRED`."""
+    known = {variable.name: variable for variable in (*VARIABLES, *variables)}
+    return tuple(variable for name, variable in known.items() if name not in REQUIRED)
 
 # %% ../../nbs/learning/03_patients.ipynb #e9613b88
-def _as_table(patients: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
+def _as_table(
+    patients: Mapping[str, Any] | pd.DataFrame, optional: tuple[Variable, ...] = ()
+) -> pd.DataFrame:
     """`patients` as a table with columns age, height and sex, and one row or more.
 
     Raises DataError if that cannot be.
@@ -47,12 +50,13 @@ def _as_table(patients: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
         table = pd.DataFrame(patients).reset_index(drop=True)
     except ValueError as err:
         raise DataError(f"the patients are no table ({err}): give columns of one length") from err
+    columns = ("patient", "gender", *REQUIRED, *(variable.name for variable in optional))
     plain_names = {column: str(column).strip().lower() for column in table}
     table = table.rename(
         columns={
             column: name
             for column, name in plain_names.items()
-            if name in _COLUMNS and name not in table
+            if name in columns and name not in table
         }
     )
     if "sex" not in table and "gender" in table:
@@ -117,9 +121,11 @@ def _need_required(checked: pd.DataFrame, table: pd.DataFrame) -> None:
         _refuse_value(checked, table[name], bad, reason)
 
 
-def _need_numbers(checked: pd.DataFrame, table: pd.DataFrame) -> None:
+def _need_numbers(
+    checked: pd.DataFrame, table: pd.DataFrame, optional: tuple[Variable, ...]
+) -> None:
     """Raise DataError on an optional measurement that is given and no number."""
-    for name in _OPTIONAL_MEASUREMENTS:
+    for name in [variable.name for variable in optional if not variable.categories]:
         if name in table:
             given = table[name].notna() & (table[name].astype(str).str.strip() != "")
             read = pd.to_numeric(table[name], errors="coerce").notna()
@@ -196,22 +202,25 @@ def check_patients(
     patients: Mapping[str, Any] | pd.DataFrame,
     height_range: tuple[float, float] = (90, 220),
     extrapolate: bool = False,
+    variables: tuple[Variable, ...] = VARIABLES,
 ) -> pd.DataFrame:
     """The patients as a table: `patient, age` (years), `height` (cm), `sex` (1 male, 2 female).
 
-    The columns of `OPTIONAL` that are given follow. height_range: cm, of the training people.
+    The columns of `optional_variables(variables)` that are given follow; variables: those of the
+    model, where it has others than `VARIABLES`. height_range: cm, of the training people.
     extrapolate: let ages outside 6 to 79 years and heights outside height_range through, within
     `BEYOND`, and add a column `extrapolated` that says what is outside ("" for nothing).
     Raises DataError, naming the patient, on a missing column or value, an unknown sex, an age or
     height outside or in other units, an empty table, or a name given twice.
     """
-    table = _as_table(patients)
+    optional = optional_variables(variables)
+    table = _as_table(patients, optional)
     checked = pd.DataFrame({"patient": _names(table)})
     for name in ("age", "height"):
         checked[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
     checked["sex"] = sex_codes(table["sex"])
     _need_required(checked, table)
-    _need_numbers(checked, table)
+    _need_numbers(checked, table, optional)
     _check_ages(checked, BEYOND["age"] if extrapolate else AGES)
     _check_heights(checked, BEYOND["height"] if extrapolate else height_range)
     again = checked["patient"].duplicated()
@@ -222,8 +231,8 @@ def check_patients(
         )
     if extrapolate:
         checked["extrapolated"] = _beyond(checked, height_range)
-    optional = [name for name in OPTIONAL if name in table]
-    return checked.astype({"sex": int}).join(table[optional])
+    given = [variable.name for variable in optional if variable.name in table]
+    return checked.astype({"sex": int}).join(table[given])
 
 # %% ../../nbs/learning/03_patients.ipynb #528b5a30
 def read_patients(path: str | Path) -> pd.DataFrame:
