@@ -132,14 +132,15 @@ SMOOTHED_STEP = 0.010
 def _volume_step(volume: np.ndarray) -> float:
     """The step in L of which all changes of volume (T,) are multiples; 0 if there is none."""
     changes = np.abs(np.diff(volume))
-    changes = changes[changes > 1e-6]
-    if len(changes) < 10:
+    moved = np.flatnonzero(changes > 1e-6)
+    if len(moved) < 10:
         return 0.0
-    smallest = float(changes.min())
-    multiples = changes / smallest
-    is_multiple = np.abs(multiples - np.rint(multiples)) < 0.02 * multiples
-    several = len(np.unique(np.rint(multiples))) > 2  # an even ramp is not counted in steps
-    return smallest if is_multiple.mean() > 0.99 and several else 0.0
+    smallest = float(changes[moved].min())
+    multiples = changes[moved[0] : moved[-1] + 1] / smallest
+    whole = np.rint(multiples)
+    is_multiple = np.abs(multiples - whole) < 0.02 * np.maximum(multiples, 1)
+    differ = len(np.unique(whole)) > 1  # on an even ramp all changes are the same
+    return smallest if is_multiple.mean() > 0.99 and differ else 0.0
 
 
 def _smoothed(volume: np.ndarray, time: np.ndarray) -> np.ndarray:

@@ -6,14 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from spiro_diffusion.spirometry.clock import (
-    CLOCK,
-    END,
-    monotone_rows,
-    volume_at_times,
-    volume_on_clock,
-)
+from ..base.flags import read_flags
+from .clock import CLOCK, END, volume_on_clock
 from .indices import measure_rows, time_at_level, volume_at
+from .manoeuvre import Which, find_expirations
 
 # %% auto #0
 __all__ = ['MAX_BEV_SHARE', 'MAX_BEV', 'PLATEAU_TIME', 'PLATEAU_RISE', 'LONG_EXPIRATION', 'REPEATABLE', 'SLOW_RISE', 'ROUNDING',
@@ -44,23 +40,28 @@ COUGH_STEP = 0.05
 COUGH_UNTIL = 1.0
 """A cough counts until so long after time zero, s (Graham 2019: in the first second)."""
 COUGH_SEARCH = 4.0
-"""The search ends so long after the first sample, s: an expiration begins long before."""
+"""The search ends so long after the start, s: an expiration has its peak long before."""
 COUGH_DIP = 0.5
 """Flow falls below this share of the largest flow before ..."""
 COUGH_RECOVERY = 0.25
 """... and rises again by more than this share of PEF."""
 
 
-def _cough(rows: np.ndarray, time: np.ndarray, t0: np.ndarray, pef: np.ndarray) -> np.ndarray:
+def _cough(
+    rows: np.ndarray, time: np.ndarray, begins: np.ndarray, t0: np.ndarray, pef: np.ndarray
+) -> np.ndarray:
     """Whether flow dips and recovers between its peak and 1 s after time zero, (N,) bool.
 
-    rows: (N, T) L that never fall; time: (T,) s; t0: (N,) s on that axis; pef: (N,) L/s.
+    rows: (N, T) L that never fall; time: (T,) s; begins, t0: (N,) s on that axis, the start of each
+    expiration and its time zero; pef: (N,) L/s.
     """
-    grid = np.arange(time[0], min(time[-1], time[0] + COUGH_SEARCH), COUGH_STEP)
-    flow = np.diff(volume_at_times(rows, time, grid), axis=1) / COUGH_STEP
+    since = np.arange(0, min(time[-1] - begins.min(), COUGH_SEARCH), COUGH_STEP)
+    grid = begins[:, None] + since
+    volume = np.stack([volume_at(rows, time, when) for when in grid.T], axis=1)
+    flow = np.diff(volume, axis=1) / COUGH_STEP
     peak = flow.argmax(1)
     after_peak = np.arange(flow.shape[1]) >= peak[:, None]
-    in_first_second = grid[1:] <= t0[:, None] + COUGH_UNTIL + ROUNDING
+    in_first_second = grid[:, 1:] <= t0[:, None] + COUGH_UNTIL + ROUNDING
     flow = np.where(after_peak & in_first_second, flow, np.nan)
     largest_before = np.fmax.accumulate(flow, axis=1)
     largest_after = np.fmax.accumulate(flow[:, ::-1], axis=1)[:, ::-1]
@@ -71,10 +72,18 @@ def _cough(rows: np.ndarray, time: np.ndarray, t0: np.ndarray, pef: np.ndarray) 
 
 
 def _criteria(
-    rows: np.ndarray, time: np.ndarray, end: np.ndarray, largest_fvc: np.ndarray | None
+    rows: np.ndarray,
+    time: np.ndarray,
+    end: np.ndarray,
+    largest_fvc: np.ndarray | None,
+    start: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """The columns of `acceptability`, of rows (N, T) L that never fall; end: (N,) s on `time`."""
-    measured = measure_rows(rows, time, "2019")
+    """The columns of `acceptability`, of rows (N, T) L that never fall.
+
+    end: (N,) s on `time`; start: (N,) samples at which they begin, the first ones if not given.
+    """
+    measured = measure_rows(rows, time, "2019", start)
+    begins = np.full(len(rows), time[0]) if start is None else time[start]
     fvc = measured["fvc"]
     t0 = time[0] + measured["t0"]
     expiration = end - time[0] - measured["t0"]
@@ -84,7 +93,7 @@ def _criteria(
     criteria = pd.DataFrame(
         {"bev": measured["bev"] <= np.maximum(MAX_BEV_SHARE * fvc, MAX_BEV) + ROUNDING}
     )
-    criteria["no_cough"] = ~_cough(rows, time, t0, measured["pef"])
+    criteria["no_cough"] = ~_cough(rows, time, begins, t0, measured["pef"])
     criteria["plateau"] = (in_last_second <= PLATEAU_RISE + ROUNDING) & long_enough
     criteria["fet15"] = expiration >= LONG_EXPIRATION - ROUNDING
     if largest_fvc is None:
@@ -100,19 +109,24 @@ def _criteria(
 
 # %% ../../nbs/spirometry/03_quality.ipynb #bf3139ca
 def acceptability(
-    volume: np.ndarray, time: np.ndarray, largest_fvc: np.ndarray | None = None
+    volume: np.ndarray,
+    time: np.ndarray,
+    largest_fvc: np.ndarray | None = None,
+    which: Which = None,
 ) -> pd.DataFrame:
-    """Which acceptability criteria of ATS/ERS 2019 each forced expiration meets, a row a curve.
+    """Which acceptability criteria of ATS/ERS 2019 each forced expiration meets, a row a recording.
 
-    volume: (N, T) or (T,) L BTPS, NaN after the recorded end; time: (T,) s;
-    largest_fvc: (N,) L, of all the person's manoeuvres, if known.
+    volume: (N, T) or (T,) L BTPS, exhaled volume counts up, NaN before or after a recording; time:
+    (T,) s; largest_fvc: (N,) L, of all the person's manoeuvres, if known; which: of several
+    manoeuvres in a recording.
     Columns, bool: `bev`, `no_cough`, `plateau`, `fet15`, `near_largest`, `end` (any of the three
     before), `fev1_acceptable`, `fvc_acceptable`, `acceptable` (both), and `rise_time_warning`
-    (over 150 ms: feedback, no criterion). Raises ValueError as `to_clock` does.
+    (over 150 ms: feedback, no criterion). Raises DataError as `find_expirations` does.
     Source: Graham 2019.
     """
-    rows, time, last = monotone_rows(volume, time)
-    return _criteria(rows, time, time[last], largest_fvc)
+    found = find_expirations(volume, time, which)
+    end = found.time[found.end]
+    return _criteria(found.rows, found.time, end, largest_fvc, found.start)
 
 
 def acceptability_on_clock(
@@ -167,17 +181,18 @@ def repeatability(
 ) -> pd.DataFrame:
     """Grade A-F of each person's set of manoeuvres, a row a person, index `person`.
 
-    person: (N,), whose each manoeuvre is; values: (N,) L, its FVC or FEV1; acceptable: (N,) bool;
-    usable: (N,) bool, the acceptable ones if not given; age: (N,) years, over 6 if not given.
+    person: (N,), whose each manoeuvre is; values: (N,) L, its FVC or FEV1; acceptable: (N,) flags,
+    as `read_flags` reads them; usable: (N,) flags, the acceptable ones if not given; age: (N,)
+    years, over 6 if not given.
     Columns `best` (L), `n_acceptable`, `gap` (L, between the two largest), `grade`.
     Source: Graham 2019.
     """
     manoeuvres = pd.DataFrame(
-        {"person": person, "value": values, "acceptable": np.asarray(acceptable, dtype=bool)}
+        {"person": person, "value": values, "acceptable": read_flags(acceptable, "acceptable")}
     )
     manoeuvres["usable"] = manoeuvres["acceptable"]
     if usable is not None:
-        manoeuvres["usable"] = np.asarray(usable, dtype=bool)
+        manoeuvres["usable"] = read_flags(usable, "usable")
     manoeuvres["young"] = False
     if age is not None:
         manoeuvres["young"] = np.asarray(age) <= YOUNG
