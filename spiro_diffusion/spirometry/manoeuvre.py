@@ -3,7 +3,7 @@
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #cd76e658
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -255,6 +255,15 @@ class Expiration:
     full_flow: bool  # flow stopped at full speed
     breath_in_after: bool  # volume falls after it
 
+    def later_by(self, samples: int) -> Expiration:
+        """The same in a recording that has so many samples more in front."""
+        return replace(
+            self,
+            start=self.start + samples,
+            last_rise=self.last_rise + samples,
+            end=self.end + samples,
+        )
+
     def volume(self, recorded: np.ndarray) -> np.ndarray:
         """Exhaled volume L from the start to the end, from 0, of a recording (T,) L."""
         return recorded[self.start : self.end + 1] - recorded[self.start]
@@ -423,6 +432,7 @@ def _chosen(volume: np.ndarray, time: np.ndarray, which: Which) -> Expiration:
 class Expirations:
     """The forced expirations of N recordings, on one time axis."""
 
+    volume: np.ndarray  # (N, T) L: as recorded, smoothed where its steps are coarse, from the start
     rows: np.ndarray  # (N, T) L: 0 until the start, never falling, constant after the end
     time: np.ndarray  # (T,) s
     found: list[Expiration]  # N
@@ -476,27 +486,21 @@ def find_expirations(volume: np.ndarray, time: np.ndarray, which: Which = None) 
     volume, time = _as_recordings(volume, time)
     time = corrected_times(volume, time)
     rows = np.zeros(volume.shape)
+    exhaled = np.full(volume.shape, np.nan)
     found = []
-    for number, (row, recorded) in enumerate(zip(rows, volume, strict=True)):
+    for number, recorded in enumerate(volume):
         try:
             part = _recorded(recorded)
             known = _smoothed(recorded[part], time[part])
-            one = _chosen(known, time[part], which)
+            one = _chosen(known, time[part], which).later_by(part.start)
         except DataError as err:
             raise DataError(f"curve {number}: {err}" if len(volume) > 1 else str(err)) from None
-        first = part.start
-        row[first + one.start : first + one.end + 1] = np.maximum.accumulate(one.volume(known))
-        row[first + one.end + 1 :] = row[first + one.end]
-        found.append(
-            Expiration(
-                first + one.start,
-                first + one.last_rise,
-                first + one.end,
-                one.full_flow,
-                one.breath_in_after,
-            )
-        )
-    return Expirations(rows, time, found)
+        exhaled[number, part] = known - known[one.start - part.start]
+        manoeuvre = slice(one.start, one.end + 1)
+        rows[number, manoeuvre] = np.maximum.accumulate(exhaled[number, manoeuvre])
+        rows[number, one.end :] = rows[number, one.end]
+        found.append(one)
+    return Expirations(exhaled, rows, time, found)
 
 
 def forced_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:

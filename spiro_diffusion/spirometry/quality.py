@@ -14,7 +14,8 @@ from .manoeuvre import Which, find_expirations
 # %% auto #0
 __all__ = ['MAX_BEV_SHARE', 'MAX_BEV', 'PLATEAU_TIME', 'PLATEAU_RISE', 'LONG_EXPIRATION', 'REPEATABLE', 'SLOW_RISE', 'ROUNDING',
            'COUGH_STEP', 'COUGH_UNTIL', 'COUGH_SEARCH', 'COUGH_DIP', 'COUGH_RECOVERY', 'GRADE_LIMITS', 'YOUNG',
-           'YOUNG_GRADE_LIMITS', 'YOUNG_SHARE', 'acceptability', 'acceptability_on_clock', 'repeatability']
+           'YOUNG_GRADE_LIMITS', 'YOUNG_SHARE', 'acceptability_of_rows', 'acceptability', 'acceptability_on_clock',
+           'repeatability']
 
 # %% ../../nbs/spirometry/03_quality.ipynb #cce3c173
 MAX_BEV_SHARE = 0.05
@@ -71,14 +72,14 @@ def _cough(
     return np.asarray((dips & recovers).any(1))
 
 
-def _criteria(
+def acceptability_of_rows(
     rows: np.ndarray,
     time: np.ndarray,
     end: np.ndarray,
-    largest_fvc: np.ndarray | None,
+    largest_fvc: np.ndarray | None = None,
     start: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """The columns of `acceptability`, of rows (N, T) L that never fall.
+    """The columns of `acceptability`, of rows (N, T) L that never fall on the times (T,) s.
 
     end: (N,) s on `time`; start: (N,) samples at which they begin, the first ones if not given.
     """
@@ -126,7 +127,7 @@ def acceptability(
     """
     found = find_expirations(volume, time, which)
     end = found.time[found.end]
-    return _criteria(found.rows, found.time, end, largest_fvc, found.start)
+    return acceptability_of_rows(found.rows, found.time, end, largest_fvc, found.start)
 
 
 def acceptability_on_clock(
@@ -141,7 +142,7 @@ def acceptability_on_clock(
     rows = volume_on_clock(flow)
     if end is None:
         end = time_at_level(rows, CLOCK, rows[:, -1])
-    return _criteria(rows, CLOCK, np.minimum(end, END), largest_fvc)
+    return acceptability_of_rows(rows, CLOCK, np.minimum(end, END), largest_fvc)
 
 # %% ../../nbs/spirometry/03_quality.ipynb #5dad866c
 GRADE_LIMITS = {"A": 0.150, "C": 0.200, "D": 0.250}
