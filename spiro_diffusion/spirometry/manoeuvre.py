@@ -11,12 +11,12 @@ import numpy as np
 from ..base.errors import DataError
 
 # %% auto #0
-__all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'PACKET_SAMPLES', 'PACKET_PEAK', 'COARSE', 'TOO_COARSE',
-           'SMOOTHED_OVER', 'SMOOTHED_STEP', 'LARGEST_FVC', 'SMALLEST_FVC', 'LARGEST_FLOW', 'UNITS', 'USUAL_FVC',
-           'MIDDLE_FVC', 'USUAL_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER', 'STEEP_OVER', 'LEAST_STEEP', 'MOST_REST',
-           'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL',
-           'ANOTHER', 'EARLY_PEAK', 'Which', 'corrected_times', 'volume_of_flow', 'Expiration', 'Expirations',
-           'find_expirations', 'forced_expirations']
+__all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'PACKET_SAMPLES', 'PACKET_PEAK', 'STEEP_OVER', 'FAST',
+           'LARGEST_FLOW', 'JUMP', 'COARSE', 'TOO_COARSE', 'SMOOTHED_OVER', 'SMOOTHED_STEP', 'LARGEST_FVC',
+           'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER',
+           'LEAST_STEEP', 'MOST_REST', 'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME',
+           'FULL_FLOW', 'STILL', 'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'Which', 'corrected_times',
+           'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #7a393a1f
 LARGEST_STEP = 0.25
@@ -25,21 +25,63 @@ LOOKS_LIKE_MS = 0.5
 """A median step from here on is no time in s: it is in ms, or these are numbers of samples."""
 STRAYS = 0.005
 """s: time stamps that stray no further from an even clock may be corrected to it."""
-SMOOTHER = 0.7
+SMOOTHER = 0.8
 """By the correction, the flow must become this much smoother: its roughness, over what it was."""
 PACKET_SAMPLES = 11
 """Samples over which time stamps are averaged to look for packets."""
 PACKET_PEAK = 1.10
 """Packets are refused if the largest flow is this many times that of averaged time stamps."""
+STEEP_OVER = 0.08
+"""s, over which the steepest rise is looked for (Miller 2005)."""
+FAST = 0.3
+"""Of the steepest rise: where volume rises at least so fast, roughness is measured."""
+LARGEST_FLOW = 20.0
+"""L/s: nobody blows faster."""
+JUMP = 0.2
+"""L from one sample to the next, at least, and faster than `LARGEST_FLOW`: no air moves so."""
+
+
+def _rise_over(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Rise of volume (T,) L in the 80 ms after each sample."""
+    return np.interp(time + STEEP_OVER, time, volume) - volume
 
 
 def _flows(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     return np.diff(volume, axis=-1) / np.diff(time)
 
 
-def _roughness(volume: np.ndarray, time: np.ndarray) -> float:
-    """Sum of the changes of flow between all samples of volume (N, T) L, L/s."""
-    return float(np.nansum(np.abs(np.diff(_flows(volume, time), axis=-1))))
+def _jumps(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Which steps (T - 1,) between samples are jumps that stand alone: a reset, padding, a fault.
+
+    In a recording in another unit jump follows upon jump.
+    """
+    steps = np.abs(np.diff(volume))
+    jumps = steps > np.maximum(JUMP, LARGEST_FLOW * np.diff(time))
+    beside = np.zeros_like(jumps)
+    beside[1:] |= jumps[:-1]
+    beside[:-1] |= jumps[1:]
+    return jumps & ~beside
+
+
+def _rises_without_jumps(volume: np.ndarray, time: np.ndarray, jumps: np.ndarray) -> np.ndarray:
+    """Rise (T,) L in the 80 ms after each sample, -inf where a jump lies within."""
+    rises = _rise_over(volume, time)
+    for step in np.flatnonzero(jumps):
+        first = int(np.searchsorted(time, time[step] - STEEP_OVER))
+        rises[first : step + 1] = -np.inf
+    return rises
+
+
+def _fast_part(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Which second differences of flow (N, T - 3) lie where volume (N, T) L rises fast."""
+    rises = [_rises_without_jumps(row, time, _jumps(row, time)) for row in volume]
+    inside = np.array(rises)[:, 1:-2]
+    return inside > FAST * np.nanmax(inside, axis=1, keepdims=True)
+
+
+def _roughness(volume: np.ndarray, time: np.ndarray, part: np.ndarray) -> float:
+    """Median second difference of flow in a part of volume (N, T) L, L/s."""
+    return float(np.nanmedian(np.abs(np.diff(_flows(volume, time), n=2, axis=-1))[part]))
 
 
 def _even_clock(time: np.ndarray) -> np.ndarray:
@@ -91,14 +133,12 @@ def corrected_times(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     strays = np.abs(time - even).max()
     if strays <= 1e-3 * (time[1] - time[0]):
         return time
-    roughness = _roughness(volume, time)
+    fast = _fast_part(volume, even)
+    limit = SMOOTHER * _roughness(volume, time, fast)
     if strays <= STRAYS:
-        return even if _roughness(volume, even) < SMOOTHER * roughness else time
+        return even if _roughness(volume, even, fast) < limit else time
     averaged = _averaged(time)
-    smoother = (np.diff(averaged) > 0).all() and (
-        _roughness(volume, averaged) < SMOOTHER * roughness
-    )
-    if smoother:
+    if (np.diff(averaged) > 0).all() and _roughness(volume, averaged, fast) < limit:
         peak = np.nanmax(_flows(volume, time))
         if peak > PACKET_PEAK * np.nanmax(_flows(volume, averaged)):
             raise DataError(
@@ -136,6 +176,8 @@ def _volume_step(volume: np.ndarray) -> float:
     if len(moved) < 10:
         return 0.0
     smallest = float(changes[moved].min())
+    if smallest < COARSE:
+        return 0.0
     multiples = changes[moved[0] : moved[-1] + 1] / smallest
     whole = np.rint(multiples)
     is_multiple = np.abs(multiples - whole) < 0.02 * np.maximum(multiples, 1)
@@ -143,18 +185,23 @@ def _volume_step(volume: np.ndarray) -> float:
     return smallest if is_multiple.mean() > 0.99 and differ else 0.0
 
 
-def _smoothed(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Volume (T,) L, smoothed if it comes in coarse steps. Raises DataError if too coarse."""
+def _refuse_coarse(volume: np.ndarray) -> None:
+    """Raise DataError if volume (T,) L comes in steps too coarse to smooth."""
     step = _volume_step(volume)
-    interval = np.diff(time)
-    is_even = np.ptp(interval) < 0.05 * interval[0]
-    if step < COARSE or not is_even:
-        return volume
     if step > TOO_COARSE:
         raise DataError(
             f"volume comes in steps of {1000 * step:.0f} mL: too coarse to read PEF from, "
             "give the curve as the device records it"
         )
+
+
+def _smoothed(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Volume (T,) L, smoothed if it comes in coarse steps."""
+    step = _volume_step(volume)
+    interval = np.diff(time)
+    is_even = np.ptp(interval) < 0.05 * interval[0]
+    if not COARSE <= step <= TOO_COARSE or not is_even:
+        return volume
     from scipy.signal import savgol_filter
 
     seconds = SMOOTHED_OVER * (step / SMOOTHED_STEP) ** (1 / 3)
@@ -169,8 +216,6 @@ LARGEST_FVC = 13.0
 """L: no lungs hold more."""
 SMALLEST_FVC = 0.1
 """L: with less, no air was moved."""
-LARGEST_FLOW = 20.0
-"""L/s: nobody blows faster."""
 UNITS = {1000.0: "mL", 100.0: "cL", 60.0: "L/min summed as L/s", 10.0: "dL"}
 """How many of a unit make a litre (or a litre per second)."""
 USUAL_FVC = (0.4, 9.0)
@@ -183,7 +228,7 @@ SHORT_RISE = 0.3
 """s: a forced expiration takes longer for the middle 90 % of its volume, flow for its rise."""
 SINKS = 0.5
 """A curve of flow sinks by more than this share of its height ..."""
-SINKS_OVER = 2.0
+SINKS_OVER = 1.0
 """... over at least this many times the time of its rise."""
 
 
@@ -219,8 +264,6 @@ def _refuse_size(fvc: float, flow: float) -> None:
     raise DataError(f"{found}: no lungs hold that; is volume in another unit? give it in L")
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #187f12ef
-STEEP_OVER = 0.08
-"""s, over which the steepest rise is looked for (Miller 2005)."""
 LEAST_STEEP = 0.25
 """L/s: with less flow in the steepest 80 ms nobody exhaled by force."""
 MOST_REST = 0.5
@@ -267,11 +310,6 @@ class Expiration:
     def volume(self, recorded: np.ndarray) -> np.ndarray:
         """Exhaled volume L from the start to the end, from 0, of a recording (T,) L."""
         return recorded[self.start : self.end + 1] - recorded[self.start]
-
-
-def _rise_over(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Rise of volume (T,) L in the 80 ms after each sample."""
-    return np.interp(time + STEEP_OVER, time, volume) - volume
 
 
 def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> int:
@@ -335,43 +373,66 @@ def _refuse_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> Non
             )
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #8fa52abe
-EARLY_PEAK = 0.3
-"""Share of its volume before which a forced expiration is fastest."""
+LONG_TAIL = 2.0
+"""Most forced expirations take this many times longer from 75 to 95 % of volume than to 25 %."""
+SHORT_TAIL = 1.5
+"""A breath in takes at most this many times longer: 1.0 in the median of 48 recorded loops."""
 
 
-def _peak_share(volume: np.ndarray, time: np.ndarray, steep: int, found: Expiration) -> float:
-    """Share of an expiration that is exhaled in the middle of its steepest rise."""
-    exhaled = np.interp(time[steep] + STEEP_OVER / 2, time, volume) - volume[found.start]
-    return float(exhaled / (volume[found.last_rise] - volume[found.start]))
+def _tail(volume: np.ndarray, time: np.ndarray, found: Expiration) -> float:
+    """Time from 75 to 95 % of an expiration's volume over the time to 25 %."""
+    exhaled = np.maximum.accumulate(found.volume(volume))
+    levels = np.array([0.25, 0.75, 0.95]) * exhaled.max()
+    first, late, last = time[found.start + np.searchsorted(exhaled, levels)]
+    return float((last - late) / max(first - time[found.start], 0.001))
 
 
-def _refuse_upside_down(
-    volume: np.ndarray, time: np.ndarray, steep: int, found: Expiration
-) -> None:
+def _refuse_upside_down(volume: np.ndarray, time: np.ndarray, found: Expiration) -> None:
     """Raise DataError if the recording looks as if exhaling made its volume fall."""
-    falls = _rise_over(-volume, time)
-    steep_fall = int(falls.argmax())
-    rise = _rise_over(volume, time)[steep]
-    if falls[steep_fall] < max(ANOTHER * rise, LEAST_STEEP * STEEP_OVER):
+    falls = _rises_without_jumps(-volume, time, _jumps(volume, time))
+    steep = int(falls.argmax())
+    if falls[steep] < LEAST_STEEP * STEEP_OVER:
         return
-    fall = _expiration(-volume, time, steep_fall)
+    fall = _expiration(-volume, time, steep)
     fallen = volume[fall.start] - volume[fall.last_rise]
     risen = volume[found.last_rise] - volume[found.start]
-    looks_forced = _peak_share(-volume, time, steep_fall, fall) < EARLY_PEAK
-    if (
-        looks_forced
-        and fallen > ANOTHER * risen
-        and _peak_share(volume, time, steep, found) > EARLY_PEAK
-    ):
+    is_large = fallen > ANOTHER * risen
+    has_tail = _tail(-volume, time, fall) > LONG_TAIL
+    if is_large and has_tail and _tail(volume, time, found) < SHORT_TAIL:
         raise DataError(
             "the volume falls as a forced expiration rises: is it upside down, or inhaled volume? "
             "give exhaled volume, which rises when air is blown out"
         )
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #7f155833
+DROPS_OUT = 1.0
+"""s within which volume comes back after it dropped to nothing."""
+
+
+def _refuse_jumps(
+    volume: np.ndarray, time: np.ndarray, jumps: np.ndarray, found: Expiration
+) -> None:
+    """Raise DataError if volume jumps within an expiration, or drops out at its end."""
+    within = jumps[found.start : found.end]
+    if within.any():
+        where = found.start + int(within.argmax())
+    else:
+        where = found.end
+        soon = int(np.searchsorted(time, time[where] + DROPS_OUT))
+        drops = jumps[where : where + 2].any()
+        if not drops or volume[where + 2 : soon].max(initial=-np.inf) < volume[where]:
+            return
+    step = volume[min(where + 1, len(volume) - 1)] - volume[where]
+    raise DataError(
+        f"volume jumps by {step:.2f} L at {time[where]:.2f} s, within the manoeuvre: "
+        "mend the curve, or mark the samples as not observed where that can be done"
+    )
+
+
 def _all_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:
     """The forced expirations of a recording without gaps, in order of time. Raises DataError."""
-    rises = _rise_over(volume, time)
+    jumps = _jumps(volume, time)
+    rises = _rises_without_jumps(volume, time, jumps)
     steepest = float(rises.max())
     if steepest < LEAST_STEEP * STEEP_OVER:
         largest = float(np.max(volume - np.minimum.accumulate(volume)))
@@ -394,12 +455,13 @@ def _all_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:
         found.append((steep, one))
     sizes = [volume[one.last_rise] - volume[one.start] for _, one in found]
     kept = [pair for pair, size in zip(found, sizes, strict=True) if size >= ANOTHER * max(sizes)]
-    for steep, one in kept:
+    for _, one in kept:
+        _refuse_jumps(volume, time, jumps, one)
         _refuse_flow(volume, time, one)
         _refuse_size(
             float(volume[one.last_rise] - volume[one.start]), _largest_flow(volume, time, one)
         )
-        _refuse_upside_down(volume, time, steep, one)
+        _refuse_upside_down(volume, time, one)
     return sorted((one for _, one in kept), key=lambda one: one.start)
 
 
@@ -493,6 +555,7 @@ def find_expirations(volume: np.ndarray, time: np.ndarray, which: Which = None) 
             part = _recorded(recorded)
             known = _smoothed(recorded[part], time[part])
             one = _chosen(known, time[part], which).later_by(part.start)
+            _refuse_coarse(recorded[part])
         except DataError as err:
             raise DataError(f"curve {number}: {err}" if len(volume) > 1 else str(err)) from None
         exhaled[number, part] = known - known[one.start - part.start]
