@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..spirometry.clock import CLOCK, END, FINE, N_BINS, N_FINE, WIDTHS, to_clock
+from ..spirometry.clock import CLOCK, END, FINE, N_BINS, N_FINE, WIDTHS, rows_to_clock
 
 # %% auto #0
 __all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'EDGES', 'BIN_WIDTHS', 'BEFORE', 'N_FEATURES', 'MOST_SLOWED', 'MOST_ENLARGED',
@@ -30,7 +30,7 @@ def formula_blows(n: int, seed: int = 0) -> np.ndarray:
     left = (fall * np.exp(-since / fall) - rise * np.exp(-since / rise)) / (fall - rise)
     volume = fvc * (1 - left)
     volume[:, 801:] = volume[:, 800:801]  # over after 8 s
-    return to_clock(volume, time)
+    return rows_to_clock(volume, time)
 
 # %% ../../nbs/learning/01_curves.ipynb #066a4b0d
 LOWEST_PEAK = 0.2

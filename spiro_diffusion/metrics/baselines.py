@@ -18,7 +18,7 @@ from ..base.seeds import rng_for
 from ..learning.training import TrainConfig, train
 from ..simulator.expiration import match, quiet_blows, reachable, volumes
 from ..simulator.people import BEST_INDICES, CHAIN, from_chain, to_chain
-from ..spirometry.clock import END, N_BINS, to_clock
+from ..spirometry.clock import END, N_BINS, rows_to_clock
 from ..spirometry.indices import indices_on_clock
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def curves_from_indices(table: pd.DataFrame, rng: np.random.Generator) -> np.nda
     flow = np.empty((len(table), N_BINS), dtype=np.float32)
     for start in range(0, len(table), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(table)))
-        flow[rows] = to_clock(volumes(blows.take(rows), time), time)
+        flow[rows] = rows_to_clock(volumes(blows.take(rows), time), time)
     return flow
 
 # %% ../../nbs/metrics/01_baselines.ipynb #c388e9f2

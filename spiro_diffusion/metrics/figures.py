@@ -26,7 +26,7 @@ from spiro_diffusion.spirometry.clock import (
     from_clock,
     volume_on_clock,
 )
-from ..spirometry.indices import indices, indices_on_clock
+from ..spirometry.indices import indices_of_rows, indices_on_clock
 from ..spirometry.plots import plot_loops
 
 STYLE = "spiro_diffusion.metrics.spiro"
@@ -217,14 +217,14 @@ def clock_errors(flow: np.ndarray, names: Sequence[str] = tuple(LABELS)) -> dict
     bins`, `own length`.
     """
     volume, time = from_clock(flow)
-    true = indices(volume, time)[list(names)]
+    true = indices_of_rows(volume, time)[list(names)]
     kept = {
         "clock": _through(volume, time, CLOCK),
         "even bins": _through(volume, time, EVEN_BINS),
         "own length": _through_own_length(volume, time),
     }
     fine = np.arange(0, END, SAMPLE)
-    return {way: indices(rows, fine)[list(names)] / true - 1 for way, rows in kept.items()}
+    return {way: indices_of_rows(rows, fine)[list(names)] / true - 1 for way, rows in kept.items()}
 
 # %% ../../nbs/metrics/09_figures.ipynb #5f734775
 LEAST_ERROR = 1e-3

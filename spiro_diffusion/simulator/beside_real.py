@@ -18,7 +18,7 @@ from spiro_diffusion.simulator.people import (
     read_published,
 )
 from .session import simulate_blows, volume_of_records
-from ..spirometry.indices import indices
+from ..spirometry.indices import indices_of_rows
 
 # %% ../../nbs/simulator/04_beside_real.ipynb #1bb58850
 KS_LIMIT = 1.36  # of a test at 5 % (Smirnov 1948)
@@ -83,7 +83,7 @@ def best_of_blows(people: pd.DataFrame, seed: int) -> pd.DataFrame:
     parts = []
     for i in range(0, len(rows), AT_ONCE):
         volume = volume_of_records(rows[i : i + AT_ONCE])
-        parts.append(indices(volume, time, rule="2005"))
+        parts.append(indices_of_rows(volume, time, rule="2005"))
     return pd.concat(parts, ignore_index=True).groupby(rows["SEQN"]).max()
 
 # %% ../../nbs/simulator/04_beside_real.ipynb #a77d09a1

@@ -23,7 +23,7 @@ import pandas as pd
 
 from ..base.files import read_json
 from .people import BEST_INDICES
-from ..spirometry.indices import indices
+from ..spirometry.indices import indices_of_rows
 
 # %% ../../nbs/simulator/01_expiration.ipynb #4c7010fb
 class Shape(IntEnum):
@@ -392,7 +392,7 @@ def goals_and_slopes(
     nudges = np.vstack([np.zeros(width), NUDGE * np.eye(width)])
     shape = (start[:, None] + (u[:, None] + nudges) * SPREAD).reshape(-1, width)
     many = replace(blows.take(np.repeat(np.arange(n), width + 1)), shape=shape)
-    got = indices(volumes(many), COARSE, rule="2005")
+    got = indices_of_rows(volumes(many), COARSE, rule="2005")
     y = np.column_stack([six_goals(got, np.repeat(no_gap, width + 1)), course(got), hump(many)])
     y = y.reshape(n, width + 1, len(GOALS))
     return y[:, 0], ((y[:, 1:] - y[:, :1]) / NUDGE).transpose(0, 2, 1)

@@ -48,7 +48,7 @@ from spiro_diffusion.simulator.people import (
     age_band,
     people_params,
 )
-from ..spirometry.indices import indices
+from ..spirometry.indices import indices_of_rows
 from ..spirometry.reference import predicted
 
 # %% ../../nbs/simulator/02_session.ipynb #58f2ea17
@@ -551,7 +551,7 @@ def hold_back(blows: Blows, session: Session, person: np.ndarray, check: np.ndar
     for _ in range(HOLD_BACK_ROUNDS):
         if not len(i):
             return
-        got = indices(volumes(blows.take(i)), COARSE, rule="2005")
+        got = indices_of_rows(volumes(blows.take(i)), COARSE, rule="2005")
         goal = session.target.iloc[person[i]].reset_index(drop=True)
         over = {
             c: np.log(got[c].to_numpy() / goal[c].to_numpy()) + MARGIN

@@ -8,13 +8,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .clock import CLOCK, volume_at_times, volume_on_clock
+from spiro_diffusion.spirometry.clock import (
+    CLOCK,
+    monotone_rows,
+    volume_at_times,
+    volume_on_clock,
+)
 from .manoeuvre import Which, find_expirations
 
 # %% auto #0
 __all__ = ['Rule', 'PEAK_OVER', 'ROUNDING', 'STEEPEST_OVER', 'PEAK_ROUNDING', 'LEAST_SLOPE', 'FEV_TIMES', 'FEF_SHARES',
            'FEF_HALF_WIDTH', 'SHORTEST_PASSAGE', 'RISE_FROM', 'RISE_TO', 'INDICES', 'CHUNK', 'volume_at',
-           'time_at_level', 'measure_rows', 'indices', 'indices_on_clock']
+           'time_at_level', 'measure_rows', 'indices', 'indices_of_rows', 'indices_on_clock']
 
 # %% ../../nbs/spirometry/02_indices.ipynb #873d3d02
 def volume_at(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
@@ -240,6 +245,22 @@ def indices(
     for first in range(0, max(len(volume), 1), chunk):
         found = find_expirations(volume[first : first + chunk], time, which)
         parts.append(measure_rows(found.rows, found.time, rule, found.start))
+    return _as_table(parts)
+
+
+def indices_of_rows(
+    volume: np.ndarray, time: np.ndarray, rule: Rule = "2019", chunk: int = CHUNK
+) -> pd.DataFrame:
+    """The indices of computed expirations, as `indices` gives them: nothing is looked for.
+
+    volume: (N, T) or (T,) L, all of it the expiration, NaN only after a row's end; time: (T,) s.
+    Raises ValueError as `monotone_rows` does, and on an unknown rule.
+    """
+    volume = np.atleast_2d(np.asarray(volume))
+    parts = []
+    for first in range(0, max(len(volume), 1), chunk):
+        rows, axis, _ = monotone_rows(volume[first : first + chunk], time)
+        parts.append(measure_rows(rows, axis, rule))
     return _as_table(parts)
 
 
