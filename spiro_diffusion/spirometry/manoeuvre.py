@@ -13,10 +13,10 @@ from ..base.errors import DataError
 # %% auto #0
 __all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'PACKET_SAMPLES', 'PACKET_PEAK', 'STEEP_OVER', 'FAST',
            'LARGEST_FLOW', 'JUMP', 'COARSE', 'TOO_COARSE', 'SMOOTHED_OVER', 'SMOOTHED_STEP', 'LARGEST_FVC',
-           'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER',
-           'LEAST_STEEP', 'MOST_REST', 'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME',
-           'FULL_FLOW', 'STILL', 'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'Which', 'corrected_times',
-           'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
+           'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW', 'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS',
+           'SINKS_OVER', 'LEAST_STEEP', 'MOST_REST', 'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART',
+           'LAST_TIME', 'FULL_FLOW', 'STILL', 'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'Which',
+           'corrected_times', 'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #7a393a1f
 LARGEST_STEP = 0.25
@@ -25,7 +25,7 @@ LOOKS_LIKE_MS = 0.5
 """A median step from here on is no time in s: it is in ms, or these are numbers of samples."""
 STRAYS = 0.005
 """s: time stamps that stray no further from an even clock may be corrected to it."""
-SMOOTHER = 0.8
+SMOOTHER = 0.95
 """By the correction, the flow must become this much smoother: its roughness, over what it was."""
 PACKET_SAMPLES = 11
 """Samples over which time stamps are averaged to look for packets."""
@@ -224,6 +224,8 @@ MIDDLE_FVC = 3.5
 """L, of an adult."""
 USUAL_FLOW = (0.5, 18.0)
 """L/s, largest flow of nearly everybody."""
+MISFIT_OF_FLOW = 2.0
+"""A unit that fits volume but not flow is taken where none fits both."""
 SHORT_RISE = 0.3
 """s: a forced expiration takes longer for the middle 90 % of its volume, flow for its rise."""
 SINKS = 0.5
@@ -238,8 +240,9 @@ def _unit_of(fvc: float, flow: float) -> str:
     for factor, unit in UNITS.items():
         volume_fits = USUAL_FVC[0] <= fvc / factor <= USUAL_FVC[1]
         flow_fits = USUAL_FLOW[0] <= flow / factor <= USUAL_FLOW[1]
-        if volume_fits and flow_fits:
-            likeness[unit] = abs(np.log(fvc / factor / MIDDLE_FVC))
+        if volume_fits and (flow_fits or fvc > LARGEST_FVC):
+            misfit = abs(np.log(fvc / factor / MIDDLE_FVC))
+            likeness[unit] = misfit + (0 if flow_fits else MISFIT_OF_FLOW)
     return min(likeness, key=lambda unit: likeness[unit], default="")
 
 
