@@ -14,12 +14,17 @@ from spiro_diffusion.spirometry.clock import (
     volume_at_times,
     volume_on_clock,
 )
-from .manoeuvre import Which, find_expirations
+from spiro_diffusion.spirometry.manoeuvre import (
+    PEAK_OVER,
+    STEEP_OVER,
+    Which,
+    find_expirations,
+)
 
 # %% auto #0
-__all__ = ['Rule', 'PEAK_OVER', 'ROUNDING', 'STEEPEST_OVER', 'PEAK_ROUNDING', 'LEAST_SLOPE', 'FEV_TIMES', 'FEF_SHARES',
-           'FEF_HALF_WIDTH', 'SHORTEST_PASSAGE', 'RISE_FROM', 'RISE_TO', 'INDICES', 'CHUNK', 'volume_at',
-           'time_at_level', 'measure_rows', 'indices', 'indices_of_rows', 'indices_on_clock']
+__all__ = ['Rule', 'ROUNDING', 'PEAK_ROUNDING', 'LEAST_SLOPE', 'FEV_TIMES', 'FEF_SHARES', 'FEF_HALF_WIDTH', 'SHORTEST_PASSAGE',
+           'RISE_FROM', 'RISE_TO', 'INDICES', 'CHUNK', 'volume_at', 'time_at_level', 'measure_rows', 'indices',
+           'indices_of_rows', 'indices_on_clock']
 
 # %% ../../nbs/spirometry/02_indices.ipynb #873d3d02
 def volume_at(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
@@ -55,12 +60,8 @@ def time_at_level(rows: np.ndarray, time: np.ndarray, level: np.ndarray) -> np.n
 Rule = Literal["2019", "2005"]
 """Where time zero lies after ATS/ERS 2019 (Graham 2019) or ATS/ERS 2005 (Miller 2005)."""
 
-PEAK_OVER = 0.01
-"""Flow is a mean over so many s, or over one sample where those are longer: less is noise."""
 ROUNDING = 1e-6
 """s: a span this little shorter is as long."""
-STEEPEST_OVER = 0.08
-"""Time over which the 2005 rule takes the steepest mean slope, s (Miller 2005)."""
 PEAK_ROUNDING = 1e-5
 """A value less than this share below the maximum equals it: the rest is rounding."""
 LEAST_SLOPE = 1e-9
@@ -111,15 +112,15 @@ def _tangent_at_peak_flow(rows: np.ndarray, time: np.ndarray, peak: np.ndarray) 
 
 def _steepest_80_ms(rows: np.ndarray, time: np.ndarray) -> _Line:
     """The line through the 80 ms in which volume rises most (Miller 2005)."""
-    n_starts = max(int(np.searchsorted(time, time[-1] - STEEPEST_OVER, side="right")), 1)
+    n_starts = max(int(np.searchsorted(time, time[-1] - STEEP_OVER, side="right")), 1)
     start = time[:n_starts]
-    stop = np.minimum(start + STEEPEST_OVER, time[-1])
+    stop = np.minimum(start + STEEP_OVER, time[-1])
     rise = volume_at_times(rows, time, stop) - rows[:, :n_starts]
     best = _first_peak(rise)
     each = np.arange(len(rows))
     return _Line(
-        slope=rise[each, best] / STEEPEST_OVER,
-        time=start[best] + STEEPEST_OVER / 2,
+        slope=rise[each, best] / STEEP_OVER,
+        time=start[best] + STEEP_OVER / 2,
         volume=rows[each, best] + rise[each, best] / 2,
     )
 

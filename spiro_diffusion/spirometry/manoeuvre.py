@@ -14,8 +14,8 @@ from ..base.errors import DataError
 __all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'PACKET_SAMPLES', 'PACKET_PEAK', 'STEEP_OVER', 'FAST',
            'LARGEST_FLOW', 'JUMP', 'COARSE', 'TOO_COARSE', 'SMOOTHED_OVER', 'SMOOTHED_STEP', 'LARGEST_FVC',
            'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW', 'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS',
-           'SINKS_OVER', 'LEAST_STEEP', 'MOST_REST', 'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART',
-           'LAST_TIME', 'FULL_FLOW', 'STILL', 'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'Which',
+           'SINKS_OVER', 'PEAK_OVER', 'LEAST_STEEP', 'MOST_REST', 'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE',
+           'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL', 'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'Which',
            'corrected_times', 'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #7a393a1f
@@ -267,6 +267,8 @@ def _refuse_size(fvc: float, flow: float) -> None:
     raise DataError(f"{found}: no lungs hold that; is volume in another unit? give it in L")
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #187f12ef
+PEAK_OVER = 0.01
+"""s over which flow, and the lowest volume, are means: one sample of less is noise."""
 LEAST_STEEP = 0.25
 """L/s: with less flow in the steepest 80 ms nobody exhaled by force."""
 MOST_REST = 0.5
@@ -296,6 +298,7 @@ class Expiration:
     """Where a forced expiration lies in a recording: numbers of samples, and how it ended."""
 
     start: int  # the deepest inspiration
+    zero: float  # L, volume of the recording there, from which exhaled volume counts
     last_rise: int  # the largest volume
     end: int  # last sample that shows it: of the pause after it, if flow had come to rest
     full_flow: bool  # flow stopped at full speed
@@ -312,29 +315,50 @@ class Expiration:
 
     def volume(self, recorded: np.ndarray) -> np.ndarray:
         """Exhaled volume L from the start to the end, from 0, of a recording (T,) L."""
-        return recorded[self.start : self.end + 1] - recorded[self.start]
+        return recorded[self.start : self.end + 1] - self.zero
+
+    def fvc(self, recorded: np.ndarray) -> float:
+        """Exhaled volume L at the last rise, of a recording (T,) L."""
+        return float(recorded[self.last_rise] - self.zero)
 
 
-def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> int:
-    """The deepest inspiration before the steepest rise, from sample `steep` to `top`."""
+def _zero(volume: np.ndarray, time: np.ndarray, since: int, deepest: int) -> float:
+    """Volume L at the deepest inspiration: the lowest mean over 10 ms, for one sample is noise.
+
+    Where the recording, or a new level after a jump, begins there, it is that sample's.
+    """
+    if deepest == since:
+        return float(volume[deepest])
+    step = float(np.median(np.diff(time)))
+    samples = max(round(PEAK_OVER / step), 1) + 1
+    around = volume[max(since, deepest - samples + 1) : deepest + samples]
+    means = np.convolve(around, np.full(samples, 1 / samples), mode="valid")
+    return float(means.min())
+
+
+def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> tuple[int, float]:
+    """The deepest inspiration before the steepest rise, from sample `steep` to `top`.
+
+    Returns its sample and the volume L there.
+    """
     above = np.flatnonzero(volume[:steep] > volume[top])
     since = int(above[-1]) + 1 if len(above) else 0
     deepest = since + int(volume[since : top + 1].argmin())
     waited = np.maximum(time[deepest : top + 1] - time[deepest] - 1, 0)
     at_rest = volume[deepest : top + 1] <= volume[deepest] + REST_RISE + DRIFT * waited
     rest_ends = deepest + int(np.flatnonzero(at_rest)[-1])
-    if time[rest_ends] - time[deepest] <= MOST_REST:
-        return deepest
-    earliest = int(np.searchsorted(time, time[rest_ends] - MOST_REST))
-    rest = volume[earliest : rest_ends + 1]
-    return rest_ends - int(rest[::-1].argmin())
+    if time[rest_ends] - time[deepest] > MOST_REST:
+        earliest = int(np.searchsorted(time, time[rest_ends] - MOST_REST))
+        rest = volume[earliest : rest_ends + 1]
+        deepest = rest_ends - int(rest[::-1].argmin())
+    return deepest, _zero(volume, time, since, deepest)
 
 
 def _expiration(volume: np.ndarray, time: np.ndarray, steep: int) -> Expiration:
     """The expiration whose steepest rise begins at sample `steep`."""
     top = min(int(np.searchsorted(time, time[steep] + STEEP_OVER)), len(time) - 1)
-    start = _start(volume, time, steep, top)
-    exhaled = volume[start:] - volume[start]
+    start, zero = _start(volume, time, steep, top)
+    exhaled = volume[start:] - zero
     largest = np.maximum.accumulate(exhaled)
     breath = largest - exhaled > np.maximum(BREATH_IN, BREATH_IN_SHARE * largest)
     breath[: top - start + 1] = False
@@ -347,25 +371,26 @@ def _expiration(volume: np.ndarray, time: np.ndarray, steep: int) -> Expiration:
     sinks = exhaled[peak:stop] < exhaled[peak] - STILL
     still = peak + (int(sinks.argmax()) if sinks.any() else stop - peak) - 1
     end = peak if full_flow else max(still, peak)
-    return Expiration(start, start + peak, start + end, full_flow, bool(breath.any()))
+    return Expiration(start, zero, start + peak, start + end, full_flow, bool(breath.any()))
 
 
 def _largest_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> float:
     """Largest flow over 10 ms or a sample of an expiration, L/s."""
     part = slice(found.start, found.last_rise + 1)
-    span = max(0.01, float(np.median(np.diff(time))))
+    span = max(PEAK_OVER, float(np.median(np.diff(time))))
     rise = np.interp(time[part] + span, time[part], volume[part]) - volume[part]
     return float(rise.max() / span)
 
 
 def _refuse_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> None:
     """Raise DataError if the expiration found is the rise of a curve of flow."""
-    base = volume[found.start]
-    height = volume[found.last_rise] - base
-    rising = volume[found.start : found.last_rise + 1] - base
+    height = found.fvc(volume)
+    if height > 2 * LARGEST_FVC:  # in another unit, which is said elsewhere
+        return
+    rising = volume[found.start : found.last_rise + 1] - found.zero
     at = time[found.start : found.last_rise + 1]
     rise_time = at[np.argmax(rising >= 0.95 * height)] - at[np.argmax(rising >= 0.05 * height)]
-    rest = volume[found.last_rise :] - base
+    rest = volume[found.last_rise :] - found.zero
     sunk = rest < (1 - SINKS) * height
     if rise_time < SHORT_RISE and sunk.any():
         sinks_in = time[found.last_rise + int(sunk.argmax())] - time[found.last_rise]
@@ -397,9 +422,7 @@ def _refuse_upside_down(volume: np.ndarray, time: np.ndarray, found: Expiration)
     if falls[steep] < LEAST_STEEP * STEEP_OVER:
         return
     fall = _expiration(-volume, time, steep)
-    fallen = volume[fall.start] - volume[fall.last_rise]
-    risen = volume[found.last_rise] - volume[found.start]
-    is_large = fallen > ANOTHER * risen
+    is_large = fall.fvc(-volume) > ANOTHER * found.fvc(volume)
     has_tail = _tail(-volume, time, fall) > LONG_TAIL
     if is_large and has_tail and _tail(volume, time, found) < SHORT_TAIL:
         raise DataError(
@@ -456,14 +479,12 @@ def _all_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:
         begins = int(np.searchsorted(time, time[one.start] - STEEP_OVER))
         free[min(begins, steep) : max(one.end, steep) + 1] = False
         found.append((steep, one))
-    sizes = [volume[one.last_rise] - volume[one.start] for _, one in found]
+    sizes = [one.fvc(volume) for _, one in found]
     kept = [pair for pair, size in zip(found, sizes, strict=True) if size >= ANOTHER * max(sizes)]
     for _, one in kept:
         _refuse_jumps(volume, time, jumps, one)
         _refuse_flow(volume, time, one)
-        _refuse_size(
-            float(volume[one.last_rise] - volume[one.start]), _largest_flow(volume, time, one)
-        )
+        _refuse_size(one.fvc(volume), _largest_flow(volume, time, one))
         _refuse_upside_down(volume, time, one)
     return sorted((one for _, one in kept), key=lambda one: one.start)
 
@@ -476,7 +497,7 @@ def _chosen(volume: np.ndarray, time: np.ndarray, which: Which) -> Expiration:
     """The one forced expiration of a recording that is meant. Raises DataError."""
     found = _all_expirations(volume, time)
     if which == "largest":
-        return max(found, key=lambda one: volume[one.last_rise] - volume[one.start])
+        return max(found, key=lambda one: one.fvc(volume))
     if which is None:
         if len(found) == 1:
             return found[0]
@@ -561,9 +582,9 @@ def find_expirations(volume: np.ndarray, time: np.ndarray, which: Which = None) 
             _refuse_coarse(recorded[part])
         except DataError as err:
             raise DataError(f"curve {number}: {err}" if len(volume) > 1 else str(err)) from None
-        exhaled[number, part] = known - known[one.start - part.start]
+        exhaled[number, part] = known - one.zero
         manoeuvre = slice(one.start, one.end + 1)
-        rows[number, manoeuvre] = np.maximum.accumulate(exhaled[number, manoeuvre])
+        rows[number, manoeuvre] = np.maximum.accumulate(exhaled[number, manoeuvre]).clip(min=0)
         rows[number, one.end :] = rows[number, one.end]
         found.append(one)
     return Expirations(exhaled, rows, time, found)
