@@ -14,9 +14,10 @@ from ..base.errors import DataError
 __all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'PACKET_SAMPLES', 'PACKET_PEAK', 'STEEP_OVER', 'FAST',
            'LARGEST_FLOW', 'JUMP', 'COARSE', 'TOO_COARSE', 'SMOOTHED_OVER', 'SMOOTHED_STEP', 'LARGEST_FVC',
            'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW', 'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS',
-           'SINKS_OVER', 'PEAK_OVER', 'LEAST_STEEP', 'MOST_REST', 'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE',
-           'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL', 'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'Which',
-           'corrected_times', 'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
+           'SINKS_OVER', 'PEAK_OVER', 'LEAST_STEEP', 'MOST_REST', 'FEW_ML', 'REST_RISE', 'DRIFT', 'BREATH_IN',
+           'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL', 'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL',
+           'DROPS_OUT', 'Which', 'corrected_times', 'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations',
+           'forced_expirations']
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #7a393a1f
 LARGEST_STEP = 0.25
@@ -273,6 +274,8 @@ LEAST_STEEP = 0.25
 """L/s: with less flow in the steepest 80 ms nobody exhaled by force."""
 MOST_REST = 0.5
 """s of rest at full lungs that are kept before an expiration."""
+FEW_ML = 0.010
+"""L by which a recording that begins at full lungs may begin above its lowest sample."""
 REST_RISE = 0.005
 """L by which volume may rise in a rest ..."""
 DRIFT = 0.005
@@ -325,10 +328,14 @@ class Expiration:
 def _zero(volume: np.ndarray, time: np.ndarray, since: int, deepest: int) -> float:
     """Volume L at the deepest inspiration: the lowest mean over 10 ms, for one sample is noise.
 
-    Where the recording, or a new level after a jump, begins there, it is that sample's.
+    Where the recording, or a new level after a jump, begins there, it is that sample's. Where a
+    recording begins a few mL above, at the very end of the breath in, it is half way between.
     """
     if deepest == since:
         return float(volume[deepest])
+    begins_there = since == 0 and time[deepest] - time[0] <= MOST_REST
+    if begins_there and volume[0] - volume[deepest] <= FEW_ML:
+        return float(volume[0] + volume[deepest]) / 2
     step = float(np.median(np.diff(time)))
     samples = max(round(PEAK_OVER / step), 1) + 1
     around = volume[max(since, deepest - samples + 1) : deepest + samples]
