@@ -58,15 +58,15 @@ def weights_sha256(state: Mapping[str, Any]) -> str:
 
 # %% ../../nbs/base/04_provenance.ipynb #69623f34
 def write_provenance(
-    artefact: str | Path, made_from: Mapping[str, str], content: str | Path | None = None
+    artefact: str | Path, made_from: Mapping[str, str], record: str | Path | None = None
 ) -> None:
     """Write beside `artefact` what it was made from: hashes by name ("VQ-VAE", "signals").
 
-    content: the file that is to become the artefact, where it does not stand in its place yet.
-    Raises DataError as `write_json`.
+    record: where to write it instead, while the artefact is not in its place yet. Raises DataError
+    as `write_json`.
     """
-    record = {"sha256": sha256_of(content or artefact), "made_from": dict(made_from)}
-    write_json(record_beside(artefact), record)
+    said = {"sha256": sha256_of(artefact), "made_from": dict(made_from)}
+    write_json(record or record_beside(artefact), said)
 
 
 def check_provenance(artefact: str | Path, made_from: Mapping[str, str], step: str) -> None:
