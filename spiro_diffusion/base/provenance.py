@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,11 @@ from .arrays import as_numpy
 from .errors import DataError
 from .files import read_json, record_beside, sha256_of, write_json
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% auto #0
-__all__ = ['HASHED_ROWS', 'array_sha256', 'weights_sha256', 'write_provenance', 'check_provenance']
+__all__ = ['HASHED_ROWS', 'array_sha256', 'weights_sha256', 'table_sha256', 'write_provenance', 'check_provenance']
 
 # %% ../../nbs/base/04_provenance.ipynb #d8ae20d1
 HASHED_ROWS = 4096
@@ -56,6 +59,14 @@ def weights_sha256(state: Mapping[str, Any]) -> str:
     plain = {name: as_numpy(array) for name, array in state.items()}
     return hashlib.sha256(save(plain)).hexdigest()
 
+
+def table_sha256(table: pd.DataFrame) -> str:
+    """SHA-256 of the values of a table, row by row; its index does not count."""
+    import pandas as pd
+
+    rows = pd.util.hash_pandas_object(table, index=False).to_numpy()
+    return hashlib.sha256(rows.tobytes()).hexdigest()
+
 # %% ../../nbs/base/04_provenance.ipynb #69623f34
 def write_provenance(
     artefact: str | Path, made_from: Mapping[str, str], record: str | Path | None = None
@@ -91,6 +102,4 @@ def check_provenance(artefact: str | Path, made_from: Mapping[str, str], step: s
         )
     for name, sha256 in made_from.items():
         if noted.get(name) != sha256:
-            raise DataError(
-                f"run {step} again: {artefact} was not made from the {name} that is there now"
-            )
+            raise DataError(f"run {step} again: {artefact} was not made from the present {name}")
