@@ -17,7 +17,7 @@ import torch
 
 from spiro_diffusion.apps.generate import main
 from spiro_diffusion.base.errors import DataError
-from spiro_diffusion.base.files import locked, read_json
+from spiro_diffusion.base.files import locked, read_json, record_beside
 from spiro_diffusion.generation.cohort import read_cohort
 from spiro_diffusion.generation.drawing import DrawSettings
 from spiro_diffusion.generation.partitions import generate_partitions
