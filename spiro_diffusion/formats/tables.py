@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -465,7 +465,7 @@ def write_xport(table: pd.DataFrame, path: str | Path, name: str, label: str) ->
     """
     import pyreadstat
 
-    version = 5 if _fits_version_5(table, name) else 8
+    version: Literal[5, 8] = 5 if _fits_version_5(table, name) else 8
     try:
         pyreadstat.write_xport(
             table, str(path), file_label=label, table_name=name, file_format_version=version
