@@ -108,11 +108,16 @@ def _why_not_ready(path: Path, title: str) -> str:
 def check_ready(folder: str | Path, name: str, cycle: str = "G") -> None:
     """Raise DataError if table `name` of `cycle` is in `folder` or one folder down, but not ready.
 
-    Not ready: in an archive, a download that has not ended, or under another name.
+    Not ready: in an archive, a download that has not ended, under another name, or two folders
+    down.
     """
+    title = f"{name}_{cycle}".lower()
     for path in _files_in(folder):
-        if why := _why_not_ready(path, f"{name}_{cycle}".lower()):
+        if why := _why_not_ready(path, title):
             raise DataError(why)
+    for path in sorted(Path(folder).glob("*/*/*")):
+        if path.name.lower() in {f"{title}{suffix}" for suffix in SUFFIXES}:
+            raise DataError(f"{path} lies two folders down: move it into {folder}")
 
 # %% ../../nbs/formats/01_tables.ipynb #c1990654
 XPORT_BEGINS = b"HEADER RECORD"
