@@ -10,7 +10,7 @@ import pytest
 
 from spiro_diffusion.apps.reconstruct import main
 from spiro_diffusion.base.errors import DataError
-from spiro_diffusion.base.files import sha256_of, shipped_weights
+from spiro_diffusion.base.files import record_beside, sha256_of, shipped_weights
 from spiro_diffusion.completion.model import Completion
 from spiro_diffusion.completion.reconstruction import reconstruct
 
@@ -50,7 +50,7 @@ def test_command_writes_table_record_and_figure(tmp_path, capsys):
     table = pd.read_parquet(out)
     assert len(table) == 20
     assert {"fvc", "fev6", "fef2575", "meets_observed", "flow"} <= set(table)
-    record = json.loads(out.with_suffix(".json").read_text())
+    record = json.loads(record_beside(out).read_text())
     assert "not a medical device" in record["notice"]
     assert record["interval_90"]["fvc"]["low"] < record["interval_90"]["fvc"]["high"]
 

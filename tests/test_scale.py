@@ -17,7 +17,7 @@ import torch
 
 from spiro_diffusion.apps.generate import main
 from spiro_diffusion.base.errors import DataError
-from spiro_diffusion.base.files import locked, read_json
+from spiro_diffusion.base.files import locked, read_json, record_beside
 from spiro_diffusion.generation.cohort import read_cohort
 from spiro_diffusion.generation.drawing import DrawSettings
 from spiro_diffusion.generation.partitions import generate_partitions
@@ -83,7 +83,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(alone, tmp_path):
         generate_partitions(PEOPLE, folder, HOW, size=20, scheduler=cluster.scheduler_address)
     assert killed.is_set()
     assert digests(folder) == digests(alone)
-    assert read_json(tmp_path / "cohort.json") == read_json(alone.with_suffix(".json"))
+    assert read_json(tmp_path / "cohort.json") == read_json(record_beside(alone))
     assert not list(folder.glob(".*"))
 
 

@@ -16,7 +16,7 @@ from spiro_diffusion.apps.console import (
     save_figure,
 )
 from ..base.errors import DataError
-from ..base.files import check_free
+from ..base.files import check_free, record_beside
 from ..completion.reconstruction import NOTICE, reconstruct
 from ..formats.delimited import read_blow
 
@@ -70,7 +70,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
         out = Path(args.out)
         if out.suffix.lower() != ".parquet":
             raise DataError(f"{out} must end in .parquet")
-        files += [out, out.with_suffix(".json")]
+        files += [out, record_beside(out)]
     check_free(files, args.overwrite)
 
 # %% ../../nbs/apps/02_reconstruct.ipynb #3df20a15

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..base.files import check_free, write_json
+from ..base.files import check_free, record_beside, write_json
 from ..base.flags import read_flags
 from ..base.seeds import rng_for
 from ..generation.cohort import write_curves
@@ -558,7 +558,7 @@ def _plot(r: Reconstruction) -> Figure:
 def _save(made: Reconstruction, path: Path, overwrite: bool) -> None:
     if path.suffix.lower() != ".parquet":
         raise DataError(f"{path} must end in .parquet")
-    beside = path.with_suffix(".json")
+    beside = record_beside(path)
     check_free([path, beside], overwrite)
     write_curves(made.table, made.flow.astype(np.float32), path)
     answer = {

@@ -12,7 +12,13 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError, need_file
-from ..base.files import check_free, read_json, write_json, writing_all
+from spiro_diffusion.base.files import (
+    check_free,
+    read_json,
+    record_beside,
+    write_json,
+    writing_all,
+)
 from .report import evenly, plot_report
 from ..spirometry.clock import CLOCK, N_BINS, from_clock
 from ..spirometry.indices import INDICES
@@ -150,7 +156,10 @@ def _nhanes_people(first: pd.DataFrame, seqn: np.ndarray) -> tuple[pd.DataFrame,
 def _write_nhanes(
     table: pd.DataFrame, flow: np.ndarray, raw: Path, demo: Path, bmx: Path, names: Path
 ) -> None:
-    """SPXRAW, DEMO and BMX of cycle G as SAS transport, and whose SEQN is whose as CSV."""
+    """SPXRAW, DEMO and BMX of cycle G as SAS transport, and whose SEQN is whose as CSV.
+
+    DEMO and BMX are of version 5, CDC's own, which pandas reads too; SPXRAW needs version 8.
+    """
     from spiro_diffusion.formats.tables import write_xport
 
     place, patients = pd.factorize(table["patient"])
@@ -196,7 +205,7 @@ def default_name(file_format: str | None = None) -> str:
 def files_of(path: str | Path, file_format: str | None = None) -> tuple[Path, ...]:
     """The files that a cohort saved as `path` consists of, its JSON record last."""
     path = Path(path)
-    record = path.with_suffix(".json")
+    record = record_beside(path)
     kind = format_of(path, file_format)
     if kind == "nhanes":
         tables = [path / f"{name}_G_simulated.xpt" for name in ("SPXRAW", "DEMO", "BMX")]
@@ -270,6 +279,21 @@ def _read_rows(files: Sequence[Path], most: int | None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record of a cohort, {} if it has none.
+
+    Earlier versions put `c.json` beside `c.parquet`; it counts if it names that file.
+    """
+    if record_beside(path).is_file():
+        return dict(read_json(record_beside(path)))
+    earlier = path.with_suffix(".json") if path.suffix else path
+    if earlier.is_file():
+        record = read_json(earlier)
+        if isinstance(record, dict) and path.name in record.get("files", []):
+            return record
+    return {}
+
+
 def read_cohort(path: str | Path, most: int | None = None) -> Cohort:
     """The cohort in a Parquet file or a folder of them, or at most `most` rows, evenly spread.
 
@@ -288,8 +312,7 @@ def read_cohort(path: str | Path, most: int | None = None) -> Cohort:
             f"{path} is no cohort in Parquet ({str(err).splitlines()[0]}): "
             "name a file or folder that spiro_generate wrote"
         ) from err
-    record = path.with_suffix(".json")
-    return Cohort(table, flow, read_json(record) if record.is_file() else {})
+    return Cohort(table, flow, _read_record(path))
 
 # %% ../../nbs/generation/02_cohort.ipynb #ad7659da
 TARGET_MISSED = 0.02  # of the target, from which a curve counts as missing it

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pandas as pd
 
 from ..base.errors import DataError
-from ..base.files import locked, read_json, write_json
+from ..base.files import locked, read_json, record_beside, write_json
 from .cohort import write_curves
 from spiro_diffusion.generation.drawing import (
     DrawSettings,
@@ -182,7 +182,7 @@ def _need_free(plan: Plan, overwrite: bool) -> None:
         taken = any(not path.name.startswith(".") for path in folder.iterdir())
     else:
         taken = folder.exists()
-    if not taken and not folder.with_suffix(".json").exists():
+    if not taken and not record_beside(folder).exists():
         return
     if not overwrite:
         raise DataError(
@@ -212,7 +212,7 @@ def claim(plan: Plan, record: dict[str, Any], overwrite: bool = False) -> dict[s
     Raises DataError if the folder holds another cohort and overwrite is false, or if the disk has
     no room for this one.
     """
-    beside = plan.folder.with_suffix(".json")
+    beside = record_beside(plan.folder)
     record = _described(plan, record)
     claimed = _is_claimed(beside, record)
     if not claimed:
@@ -310,7 +310,7 @@ def _finish(plan: Plan, record: dict[str, Any], client: Client | None) -> None:
         pass
     for path in plan.folder.glob(".part-*"):
         path.unlink()
-    write_json(plan.folder.with_suffix(".json"), record | {"complete": True})
+    write_json(record_beside(plan.folder), record | {"complete": True})
 
 
 def generate_partitions(
