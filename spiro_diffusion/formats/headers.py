@@ -66,9 +66,12 @@ def unit_factor(unit: str, quantity: str, where: str) -> float:
     """
     known = UNITS[quantity]
     if plain_unit(unit) not in known:
+        shown = ", ".join(known)
+        if quantity in ("volume", "flow"):
+            shown = shown.replace("l", "L")
         raise DataError(
             f"{where} has the unit {unit!r}, which is no known unit of {quantity}: "
-            f"give one of {', '.join(known)}"
+            f"give one of {shown}"
         )
     return known[plain_unit(unit)]
 
@@ -180,11 +183,13 @@ def find_columns(names: Iterable[str], path: str | Path) -> tuple[dict[str, Colu
 
 
 def near_miss(name: str) -> str:
-    """A name of `NAMES` that `name` may be a misspelling of, "" if there is none."""
+    """A name of `NAMES` that `name` may be a misspelling of, "" if there is none or it is one."""
     plain = IN_BRACKETS.sub("", name).strip().lower()
     known = [
         spelling for spellings in NAMES.values() for spelling in spellings if len(spelling) > 2
     ]
+    if plain in known:
+        return ""
     return next(iter(get_close_matches(plain, known, n=1, cutoff=0.75)), "")
 
 

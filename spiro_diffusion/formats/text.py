@@ -3,6 +3,7 @@
 # %% ../../nbs/formats/09_text.ipynb #b03344d3
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from ..base.errors import DataError, need_file
 
 # %% auto #0
-__all__ = ['FIRST_BYTES', 'GZIP', 'ALLOWED_CONTROLS', 'OLD_END_OF_FILE', 'first_bytes', 'read_text']
+__all__ = ['FIRST_BYTES', 'GZIP', 'ALLOWED_CONTROLS', 'OLD_END_OF_FILE', 'first_bytes', 'text_of', 'read_text']
 
 # %% ../../nbs/formats/09_text.ipynb #8feab1c6
 FIRST_BYTES = {
@@ -70,10 +71,29 @@ def _encoding_of(data: bytes) -> str:
     if head[0::2].count(0) > len(head) / 4:
         return "utf-16-be"
     try:
-        data.decode("utf-8-sig")
+        codecs.getincrementaldecoder("utf-8-sig")().decode(data)
     except UnicodeDecodeError:
-        return "cp1252"
+        return "latin-1"
     return "utf-8-sig"
+
+
+def text_of(data: bytes, way_out: str, path: str | Path) -> str:
+    """Bytes as text, whatever the encoding; lines end in \\n. Half a character at the end is lost.
+
+    `path` and `way_out` are for the message. Raises DataError if it is empty or no text.
+    """
+    decoder = codecs.getincrementaldecoder(_encoding_of(data))()
+    try:
+        text = decoder.decode(data)
+    except UnicodeDecodeError:
+        text = "\0"
+    text = text.rstrip(OLD_END_OF_FILE).replace("\r\n", "\n").replace("\r", "\n")
+    controls = {c for c in text if c < " "} - set(ALLOWED_CONTROLS)
+    if controls:
+        raise DataError(f"{path} is no text file: {way_out}")
+    if not text.strip():
+        raise DataError(f"{path} is empty: {way_out}")
+    return text
 
 
 def read_text(path: str | Path, way_out: str) -> str:
@@ -86,14 +106,4 @@ def read_text(path: str | Path, way_out: str) -> str:
     for start, what in FIRST_BYTES.items():
         if data.startswith(start):
             raise DataError(f"{path} is {what}")
-    try:
-        text = data.decode(_encoding_of(data))
-    except UnicodeDecodeError:
-        text = "\0"
-    text = text.rstrip(OLD_END_OF_FILE).replace("\r\n", "\n").replace("\r", "\n")
-    controls = {c for c in text if c < " "} - set(ALLOWED_CONTROLS)
-    if controls:
-        raise DataError(f"{path} is no text file: {way_out}")
-    if not text.strip():
-        raise DataError(f"{path} is empty: {way_out}")
-    return text
+    return text_of(data, way_out, path)
