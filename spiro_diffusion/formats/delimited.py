@@ -80,7 +80,10 @@ NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 
 def _filled(cells: list[str]) -> int:
     """How many cells there are up to the last one in which something stands."""
-    return max((i + 1 for i, cell in enumerate(cells) if cell), default=0)
+    number = len(cells)
+    while number and not cells[number - 1]:
+        number -= 1
+    return number
 
 
 def _may_be_header(row: Row, width: int) -> bool:

@@ -88,7 +88,7 @@ def text_of(data: bytes, way_out: str, path: str | Path) -> str:
     except UnicodeDecodeError:
         text = "\0"
     text = text.rstrip(OLD_END_OF_FILE).replace("\r\n", "\n").replace("\r", "\n")
-    controls = {c for c in text if c < " "} - set(ALLOWED_CONTROLS)
+    controls = {c for c in set(text) if c < " "} - set(ALLOWED_CONTROLS)
     if controls:
         raise DataError(f"{path} is no text file: {way_out}")
     if not text.strip():
