@@ -50,7 +50,7 @@ def _equation(name: str) -> tuple[Reference, object]:
     equation = getattr(pyspiro, class_name)()
     return equation, equation.Parameters[parameter]
 
-# %% ../../nbs/spirometry/03_reference.ipynb #20163175
+# %% ../../nbs/spirometry/04_reference.ipynb #20163175
 MALE = (
     "male",
     "m",
@@ -116,7 +116,7 @@ def sex_of(table: pd.DataFrame) -> np.ndarray:
         raise DataError(f"columns sex and gender disagree in row {row}: keep the right one")
     return np.where(np.isnan(first), last, first)
 
-# %% ../../nbs/spirometry/03_reference.ipynb #6bf15994
+# %% ../../nbs/spirometry/04_reference.ipynb #6bf15994
 AGE_OF_SHORT = 5.0
 """Years, below which a height under 90 cm is one in cm."""
 LOOKS_LIKE_INCHES = 90.0
