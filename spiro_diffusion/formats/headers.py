@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
+from ..base.units import QUANTITIES
 
 # %% auto #0
 __all__ = ['UNITS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'ONLY_ONE', 'ONE_NUMBER', 'THOUSANDS', 'plain_unit',
            'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss', 'with_near_misses', 'numbers_in']
 
 # %% ../../nbs/formats/10_headers.ipynb #e2024466
-UNITS = {
+UNITS: dict[str, Mapping[str, float]] = {
     "time": {"s": 1.0, "ms": 1e-3, "min": 60.0, "us": 1e-6, "µs": 1e-6},
     "volume": {"l": 1.0, "dl": 0.1, "cl": 1e-2, "ml": 1e-3, "cc": 1e-3, "cm3": 1e-3},
     "flow": {
@@ -32,9 +33,9 @@ UNITS = {
         "lpm": 1 / 60,
         "ml/min": 1e-3 / 60,
     },
-    "age": {"years": 1.0, "year": 1.0, "yrs": 1.0, "yr": 1.0, "y": 1.0, "months": 1 / 12},
-    "height": {"cm": 1.0, "m": 100.0, "mm": 0.1, "in": 2.54, "inches": 2.54, "inch": 2.54},
-    "weight": {"kg": 1.0, "g": 1e-3, "lb": 0.45359237, "lbs": 0.45359237},
+    "age": QUANTITIES["age"].headers,
+    "height": QUANTITIES["height"].headers,
+    "weight": QUANTITIES["weight"].headers,
 }
 """By quantity: what one of each unit is in s, L, L/s, years, cm and kg."""
 SPELLINGS = (
@@ -65,6 +66,8 @@ def unit_factor(unit: str, quantity: str, where: str) -> float:
     `where` names the file and column. Raises DataError that names the unit if it is not known.
     """
     known = UNITS[quantity]
+    if unit.strip().lower() in known:
+        return known[unit.strip().lower()]
     if plain_unit(unit) not in known:
         shown = ", ".join(known)
         if quantity in ("volume", "flow"):
@@ -123,7 +126,7 @@ def _unit_in(rest: str, quantity: str, where: str) -> str | None:
             unit_factor(bracketed[1], quantity, where)  # or it says that it does not know it
         return bracketed[1] if units else ""
     behind = BEHIND.fullmatch(rest)
-    if behind and plain_unit(behind[1]) in units:
+    if behind and (plain_unit(behind[1]) in units or behind[1].lower() in units):
         return behind[1]
     return None
 

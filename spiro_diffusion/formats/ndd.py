@@ -72,7 +72,7 @@ INDEX_OF = {
     "BEV": "bev",
 }
 """Our name of each of the device's indices."""
-FACTORS = UNITS["volume"] | UNITS["flow"] | {"s": 1.0, "": 1.0}
+FACTORS = {**UNITS["volume"], **UNITS["flow"], "s": 1.0, "": 1.0}
 """What one of each unit of an index is in L, L/s and s."""
 WORDS = {"Accepted": "accepted", "Rank": "rank"}
 """What the device says of a manoeuvre in words, and our name of it."""

@@ -116,7 +116,7 @@ class Place(NamedTuple):
 
     field: int
     instance: int
-    index: int
+    array: int
 
 
 def _place_of(column: str) -> Place | None:
@@ -208,7 +208,7 @@ def _table_recordings(path: str | Path) -> Iterator[Recording]:
                 np.arange(len(cell.volume)) * STEP,
                 person=eid,
                 visit=str(place.instance),
-                trial=cell.order or str(place.index + 1),
+                trial=cell.order or str(place.array + 1),
                 patient=_patient_in(row, place.instance),
                 device=_device_in(row, place),
                 source=Path(path).name,
