@@ -92,6 +92,17 @@ def _may_be_header(row: Row, width: int) -> bool:
     return _filled(row.cells) >= width and not any(NUMBER.fullmatch(name) for name in names)
 
 
+def _block_start(rows: list[Row]) -> int:
+    """Where the block of lines begins that holds the first number, or the first block."""
+    start = 0
+    for place, row in enumerate(rows[:ROWS_ABOVE]):
+        if place and row.line > rows[place - 1].line + 1:
+            start = place
+        if any(NUMBER.fullmatch(cell) for cell in row.cells):
+            return start
+    return 0
+
+
 def _uncommented(row: Row) -> Row:
     """A row without the mark of a comment before it."""
     first = row.cells[0].lstrip(COMMENT).strip()
@@ -105,14 +116,16 @@ def _header_and_body(rows: list[Row], path: str | Path) -> tuple[Row, list[Row]]
         raise DataError(f"{path} is no CSV table: there are comments in it and nothing else")
     cells, _ = _commonest_width(plain)
     width = max(_filled(row.cells) for row in plain if len(row.cells) == cells)
-    for place, row in enumerate(plain[:ROWS_ABOVE]):
+    for place in range(_block_start(plain), min(len(plain), ROWS_ABOVE)):
+        row = plain[place]
         if _may_be_header(row, width):
             return row, plain[place + 1 :]
     first = plain[0]
     above = [row for row in rows if row.line < first.line]
     if above and _may_be_header(_uncommented(above[-1]), width):  # as numpy.savetxt writes it
         return _uncommented(above[-1]), plain
-    if all(NUMBER.fullmatch(cell) for cell in first.cells if cell):
+    numbers = sum(bool(NUMBER.fullmatch(cell)) for cell in first.cells)
+    if numbers > len(first.cells) / 2:
         shown = ", ".join(first.cells[:5])
         raise DataError(
             f"{path} has no header: its first line is {shown}; write the columns' names above it"

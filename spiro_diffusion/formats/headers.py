@@ -16,8 +16,9 @@ from ..base.errors import DataError
 from ..base.units import QUANTITIES
 
 # %% auto #0
-__all__ = ['UNITS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'ONLY_ONE', 'ONE_NUMBER', 'THOUSANDS', 'plain_unit',
-           'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss', 'with_near_misses', 'numbers_in']
+__all__ = ['UNITS', 'BTPS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'ONLY_ONE', 'ONE_NUMBER', 'THOUSANDS',
+           'plain_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss', 'with_near_misses',
+           'numbers_in']
 
 # %% ../../nbs/formats/10_headers.ipynb #e2024466
 UNITS: dict[str, Mapping[str, float]] = {
@@ -38,8 +39,10 @@ UNITS: dict[str, Mapping[str, float]] = {
     "weight": QUANTITIES["weight"].headers,
 }
 """By quantity: what one of each unit is in s, L, L/s, years, cm and kg."""
+BTPS = r"[\s,;_]*(?<![a-z])btps(?![a-z])"
+"""What volumes are in anyway."""
 SPELLINGS = (
-    (r"\bbtps\b", ""),
+    (BTPS, ""),
     (r"milli(?=l|s)", "m"),
     (r"centi(?=l|m)", "c"),
     (r"lit(er|re)s?", "l"),
@@ -136,10 +139,11 @@ def column_called(name: str, path: str | Path) -> Column | None:
 
     Raises DataError if its unit is not known.
     """
+    plain = re.sub(BTPS, "", name.strip(), flags=re.IGNORECASE)
     for quantity, spellings in NAMES.items():
         for spelling in sorted(spellings, key=len, reverse=True):
             words = spelling.replace(" ", r"[\s_-]*")
-            found = re.fullmatch(f"{EXHALED}{words}(.*)", name.strip(), re.IGNORECASE)
+            found = re.fullmatch(f"{EXHALED}{words}(.*)", plain, re.IGNORECASE)
             if not found:
                 continue
             unit = _unit_in(found[1], quantity, f"{path}, column {name!r},")
