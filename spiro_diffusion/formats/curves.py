@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..base.errors import DataError
 from ..base.flags import read_flags
+from ..base.units import shown
 from .delimited import read_csv
 from .headers import Column, find_columns, numbers_in, with_near_misses
 from .recording import Recording
@@ -46,7 +47,7 @@ def _times_of_day(cells: pd.Series, path: str | Path) -> np.ndarray:
     if when.isna().any():
         row = int(when.isna().to_numpy().argmax())
         raise DataError(
-            f"{path} has {cells.iloc[row]!r} in row {row + 1} of column {cells.name!r}, "
+            f"{path} has {shown(cells.iloc[row])} in row {row + 1} of column {shown(cells.name)}, "
             "which is no time of day as the first is: correct it, or give seconds"
         )
     return (when - when.iloc[0]).dt.total_seconds().to_numpy()
@@ -76,8 +77,8 @@ def _check_unstated(time: np.ndarray, name: str, path: str | Path) -> None:
     step = step[step > 0]
     if len(step) and np.median(step) > MOST_S_A_STEP:
         raise DataError(
-            f"{path} has steps of {np.median(step):g} in column {name!r}, whose name states no "
-            "unit: in seconds that is no spirometer; if it is milliseconds, call it time_ms"
+            f"{path} has steps of {np.median(step):g} in column {shown(name)}, whose name states "
+            "no unit: in seconds that is no spirometer; if it is milliseconds, call it time_ms"
         )
 
 # %% ../../nbs/formats/11_curves.ipynb #d6beef99
@@ -129,7 +130,8 @@ def _said_once(cells: pd.Series, whose: str, path: str | Path) -> str:
     said = [cell for cell in cells.unique() if cell]
     if len(said) > 1:
         raise DataError(
-            f"{path} has {said[0]} and {said[1]} in column {cells.name!r} of {whose}: "
+            f"{path} has {shown(said[0])} and {shown(said[1])} in column {shown(cells.name)} of "
+            f"{whose}: "
             "one of them is wrong, or two people's curves are in one"
         )
     return said[0] if said else ""
@@ -286,7 +288,7 @@ def _samples_in(table: pd.DataFrame, path: str | Path) -> _Samples:
     seen = None
     if "observed" in columns:
         name = columns["observed"].name
-        seen = read_flags(table[name], f"{path}, column {name!r},")
+        seen = read_flags(table[name], f"{path}, column {shown(name)},")
     kind = next(iter(values))
     _check_gaps(values[kind], seen if kind == "volume" else None, kind, path)
     return _Samples(table, columns, time, kind, values[kind], seen, path)

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..base.units import QUANTITIES
+from ..base.units import QUANTITIES, shown
 
 # %% auto #0
-__all__ = ['UNITS', 'BTPS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'ONLY_ONE', 'ONE_NUMBER', 'THOUSANDS',
-           'plain_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss', 'with_near_misses',
-           'numbers_in']
+__all__ = ['UNITS', 'BTPS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'MOST_NAMED', 'ONLY_ONE', 'ONE_NUMBER',
+           'THOUSANDS', 'plain_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss',
+           'with_near_misses', 'numbers_in']
 
 # %% ../../nbs/formats/10_headers.ipynb #e2024466
 UNITS: dict[str, Mapping[str, float]] = {
@@ -72,12 +72,12 @@ def unit_factor(unit: str, quantity: str, where: str) -> float:
     if unit.strip().lower() in known:
         return known[unit.strip().lower()]
     if plain_unit(unit) not in known:
-        shown = ", ".join(known)
+        units = ", ".join(known)
         if quantity in ("volume", "flow"):
-            shown = shown.replace("l", "L")
+            units = units.replace("l", "L")
         raise DataError(
-            f"{where} has the unit {unit!r}, which is no known unit of {quantity}: "
-            f"give one of {shown}"
+            f"{where} has the unit {shown(unit)}, which is no known unit of {quantity}: "
+            f"give one of {units}"
         )
     return known[plain_unit(unit)]
 
@@ -146,13 +146,15 @@ def column_called(name: str, path: str | Path) -> Column | None:
             found = re.fullmatch(f"{EXHALED}{words}(.*)", plain, re.IGNORECASE)
             if not found:
                 continue
-            unit = _unit_in(found[1], quantity, f"{path}, column {name!r},")
+            unit = _unit_in(found[1], quantity, f"{path}, column {shown(name)},")
             if unit is not None:
                 factor = unit_factor(unit, quantity, name) if unit else None
                 return Column(name, quantity, factor)
     return None
 
 # %% ../../nbs/formats/10_headers.ipynb #b562b533
+MOST_NAMED = 20
+"""Columns that a sentence names."""
 ONLY_ONE = ("time", "volume", "flow", "observed", "age", "height", "weight")
 
 
@@ -180,8 +182,8 @@ def find_columns(names: Iterable[str], path: str | Path) -> tuple[dict[str, Colu
             continue
         if column.quantity in ONLY_ONE:
             raise DataError(
-                f"{path} has two columns of {column.quantity}, {before.name!r} and {name!r}: "
-                "keep one"
+                f"{path} has two columns of {column.quantity}, {shown(before.name)} and "
+                f"{shown(name)}: keep one"
             )
         kept, left = sorted((before, column), key=_rank)
         found[column.quantity] = kept
@@ -202,8 +204,14 @@ def near_miss(name: str) -> str:
 
 def with_near_misses(names: Iterable[str]) -> str:
     """Names for a sentence, each with the name that was perhaps meant: "tiem (time?), remark"."""
-    said = [f"{name} ({near_miss(name)}?)" if near_miss(name) else name for name in names]
-    return ", ".join(said)
+    names = list(names)
+    said = []
+    for name in names[:MOST_NAMED]:
+        meant = near_miss(name)
+        short = shown(name)[1:-1]
+        said.append(f"{short} ({meant}?)" if meant else short)
+    more = len(names) - len(said)
+    return ", ".join(said) + (f" and {more} more" if more else "")
 
 # %% ../../nbs/formats/10_headers.ipynb #8d06aa6c
 ONE_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
@@ -215,9 +223,9 @@ def _refuse_cell(cells: pd.Series, bad: np.ndarray, path: str | Path) -> None:
     strange = np.array([not ONE_NUMBER.fullmatch(cell) for cell in cells[bad]])
     place = int(np.flatnonzero(bad)[strange.argmax()])
     raise DataError(
-        f"{path} has {cells.iloc[place]!r} in row {place + 1} of column {cells.name!r}, which is "
-        "no number: correct it, or leave the row out (numbers have no separators of thousands, "
-        "and decimal commas only where columns are not separated by commas)"
+        f"{path} has {shown(cells.iloc[place])} in row {place + 1} of column {shown(cells.name)}, "
+        "which is no number: correct it, or leave the row out (numbers have no separators of "
+        "thousands, and decimal commas only where columns are not separated by commas)"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..base.errors import DataError
 from .headers import unit_factor
 from .recording import Recording
-from .text import read_text
+from .text import finite_numbers, read_text
 
 # %% auto #0
 __all__ = ['FORMAT', 'QUANTITY', 'RATE', 'INDEX_OF', 'waveform_header', 'read_waveform', 'waveform_recordings']
@@ -32,12 +32,7 @@ def _header_and_values(path: str | Path) -> tuple[dict[str, str], np.ndarray]:
     text = read_text(path, "name an ATS waveform file (.wf)")
     head, mark, data = text.partition("[Data]")
     header = dict(line.strip().split("=", 1) for line in head.splitlines() if "=" in line)
-    try:
-        values = np.array(data.split(), dtype=float)
-    except ValueError as err:
-        raise DataError(f"{path} holds something that is no number under [Data] ({err})") from err
-    if not np.isfinite(values).all():
-        raise DataError(f"{path} holds NaN or infinity under [Data]: leave these samples out")
+    values = finite_numbers(data.split(), f"{path}, under [Data],")
     is_known = header.get("Type") in QUANTITY and RATE.fullmatch(header.get("Freq", ""))
     if not (mark and is_known and len(values) >= 2 and float(header["Freq"]) > 0):
         raise DataError(
