@@ -17,13 +17,19 @@ from ..base.errors import DataError
 from ..base.flags import read_flags
 from ..base.units import shown
 from .delimited import read_csv
-from .headers import Column, find_columns, numbers_in, with_near_misses
+from spiro_diffusion.formats.headers import (
+    Column,
+    find_columns,
+    is_unit,
+    numbers_in,
+    with_near_misses,
+)
 from .recording import Recording
 from ..spirometry.manoeuvre import volume_of_flow
 
 # %% auto #0
-__all__ = ['FORMAT', 'WANTED', 'TIME_OF_DAY', 'MOST_S_A_STEP', 'FITS_WITHIN', 'MS', 'FALLS_BACK_TO', 'LEAST_PASSED', 'WHO',
-           'SAMPLED', 'PATIENT', 'patient_of', 'curves_in', 'read_curves']
+__all__ = ['FORMAT', 'WANTED', 'TIME_OF_DAY', 'MOST_S_A_STEP', 'FITS_WITHIN', 'MS', 'S_A_DAY', 'FALLS_BACK_TO', 'LEAST_PASSED',
+           'WHO', 'SAMPLED', 'PATIENT', 'patient_of', 'curves_in', 'read_curves']
 
 # %% ../../nbs/formats/11_curves.ipynb #878a818f
 FORMAT = "table of curves"
@@ -34,6 +40,7 @@ MOST_S_A_STEP = 0.5
 FITS_WITHIN = 0.1
 """Share by which volume may differ from the sum of flow where flow gives the unit of time."""
 MS = 1e-3
+S_A_DAY = 86_400
 
 
 def _times_of_day(cells: pd.Series, path: str | Path) -> np.ndarray:
@@ -50,7 +57,9 @@ def _times_of_day(cells: pd.Series, path: str | Path) -> np.ndarray:
             f"{path} has {shown(cells.iloc[row])} in row {row + 1} of column {shown(cells.name)}, "
             "which is no time of day as the first is: correct it, or give seconds"
         )
-    return (when - when.iloc[0]).dt.total_seconds().to_numpy()
+    seconds = (when - when.iloc[0]).dt.total_seconds().to_numpy()
+    midnights = np.cumsum(np.diff(seconds, prepend=0) < -S_A_DAY / 2)
+    return seconds + S_A_DAY * midnights
 
 
 def _as_seconds(table: pd.DataFrame, column: Column, path: str | Path) -> np.ndarray:
@@ -234,6 +243,21 @@ def _time_in_seconds(
     return time
 
 
+def _with_units(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """A table whose first row holds units, as some devices write them, with these in the names."""
+    columns, _ = find_columns(table.columns, path)
+    names = {}
+    for quantity in ("time", *SAMPLED):
+        if table.empty or quantity not in columns or columns[quantity].factor is not None:
+            continue
+        cell = table[columns[quantity].name].iloc[0].strip("()[]")
+        if is_unit(cell, quantity):
+            names[columns[quantity].name] = f"{columns[quantity].name} ({cell})"
+    if not names:
+        return table
+    return table.iloc[1:].reset_index(drop=True).rename(columns=names)
+
+
 @dataclass(frozen=True)
 class _Samples:
     """The samples of a table, manoeuvre after manoeuvre, and the table that they came from."""
@@ -274,6 +298,7 @@ class _Samples:
 
 def _samples_in(table: pd.DataFrame, path: str | Path) -> _Samples:
     """The samples in a table of text. Raises DataError as `read_curves` does."""
+    table = _with_units(table, path)
     columns, unused = find_columns(table.columns, path)
     _check_present(columns, table, path)
     _note_unused(unused, path)

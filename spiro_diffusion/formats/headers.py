@@ -17,7 +17,7 @@ from ..base.units import QUANTITIES, shown
 
 # %% auto #0
 __all__ = ['UNITS', 'BTPS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'MOST_NAMED', 'ONLY_ONE', 'ONE_NUMBER',
-           'THOUSANDS', 'plain_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss',
+           'THOUSANDS', 'plain_unit', 'is_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss',
            'with_near_misses', 'numbers_in']
 
 # %% ../../nbs/formats/10_headers.ipynb #e2024466
@@ -63,6 +63,11 @@ def plain_unit(unit: str) -> str:
     return unit
 
 
+def is_unit(text: str, quantity: str) -> bool:
+    """Whether `text` is a known unit of a quantity."""
+    return text.strip().lower() in UNITS[quantity] or plain_unit(text) in UNITS[quantity]
+
+
 def unit_factor(unit: str, quantity: str, where: str) -> float:
     """What one `unit` is in the unit used here (s, L, L/s, years, cm, kg).
 
@@ -71,7 +76,7 @@ def unit_factor(unit: str, quantity: str, where: str) -> float:
     known = UNITS[quantity]
     if unit.strip().lower() in known:
         return known[unit.strip().lower()]
-    if plain_unit(unit) not in known:
+    if not is_unit(unit, quantity):
         units = ", ".join(known)
         if quantity in ("volume", "flow"):
             units = units.replace("l", "L")
@@ -123,13 +128,13 @@ def _unit_in(rest: str, quantity: str, where: str) -> str | None:
     is no unit but makes it another name."""
     if not rest:
         return ""
-    units = UNITS.get(quantity, {})
+    has_units = quantity in UNITS
     if bracketed := IN_BRACKETS.fullmatch(rest):
-        if units:
+        if has_units:
             unit_factor(bracketed[1], quantity, where)  # or it says that it does not know it
-        return bracketed[1] if units else ""
+        return bracketed[1] if has_units else ""
     behind = BEHIND.fullmatch(rest)
-    if behind and (plain_unit(behind[1]) in units or behind[1].lower() in units):
+    if behind and has_units and is_unit(behind[1], quantity):
         return behind[1]
     return None
 
