@@ -103,6 +103,23 @@ def _effort(criteria: pd.Series) -> str:
     return "A" if criteria["plateau"] else "C"
 
 
+def _facts(recording: Recording, criteria: pd.Series) -> dict[str, Any]:
+    """What metadata says of a manoeuvre itself; what a survey alone knows is left empty."""
+    return {
+        "test": "pre",
+        "effort": _effort(criteria),
+        "acceptable": bool(criteria["acceptable"]),
+        "plateau": bool(criteria["plateau"]),
+        "n_points": len(recording.time),
+        "btps": 1.0,
+        "ethnicity": np.nan,
+        "sample_weight": np.nan,
+        "cycle": "",
+        "source": recording.format,
+        "session": "",
+    }
+
+
 def align_recordings(
     recordings: Sequence[Recording],
 ) -> tuple[np.ndarray, pd.DataFrame, Counter[str]]:
@@ -133,24 +150,8 @@ def align_recordings(
             continue
         made[recording.person] += 1
         flows.append(flow)
-        rows.append(
-            person
-            | {
-                "SEQN": numbers[recording.person],
-                "test": "pre",
-                "manoeuvre": made[recording.person],
-                "effort": _effort(criteria),
-                "acceptable": bool(criteria["acceptable"]),
-                "plateau": bool(criteria["plateau"]),
-                "n_points": len(recording.time),
-                "btps": 1.0,
-                "ethnicity": np.nan,
-                "sample_weight": np.nan,
-                "cycle": "",
-                "source": recording.format,
-                "session": "",
-            }
-        )
+        place = {"SEQN": numbers[recording.person], "manoeuvre": made[recording.person]}
+        rows.append(person | place | _facts(recording, criteria))
     if not rows:
         shown = f", the first for this: {faults[0]}" if faults else ""
         raise DataError(f"none of {len(recordings)} recordings can be used{shown}")

@@ -18,9 +18,8 @@ from .samples import STEP
 from .text import finite_numbers, read_text
 
 # %% auto #0
-__all__ = ['ML_PER_L', 'FEWEST_COUNTED', 'ORDER', 'FORMAT', 'CURVES', 'FIELD', 'PERSON', 'MISSING', 'SEX', 'HEIGHT', 'WEIGHT',
-           'AGE', 'SEX_WORDS', 'MEASURES', 'INDEX_FIELDS', 'WORDS', 'Cell', 'Place', 'is_ukb_header', 'ukb_recordings',
-           'read_ukb']
+__all__ = ['ML_PER_L', 'FEWEST_COUNTED', 'ORDER', 'FORMAT', 'CURVES', 'FIELD', 'PERSON', 'MISSING', 'SEX', 'MEASURES',
+           'SEX_WORDS', 'INDEX_FIELDS', 'WORDS', 'Cell', 'Place', 'is_ukb_header', 'ukb_recordings', 'read_ukb']
 
 # %% ../../nbs/formats/04_ukb.ipynb #62aa74d7
 ML_PER_L = 1000
@@ -133,10 +132,11 @@ def _is_missing(cell: Any) -> bool:
     return cell.strip().strip('"').lower() in MISSING
 
 # %% ../../nbs/formats/04_ukb.ipynb #4c889850
-SEX, HEIGHT, WEIGHT, AGE = 31, 50, 21002, 21003
+SEX = 31
+MEASURES = {"height": 50, "weight": 21002, "age": 21003}
+"""Fields of sex, standing height (cm), weight (kg) and age at the visit (years)."""
 SEX_WORDS = {"0": "female", "1": "male", "female": "female", "male": "male"}
 """Sex as field 31 codes it."""
-MEASURES = {"height": HEIGHT, "weight": WEIGHT, "age": AGE}
 INDEX_FIELDS = {3062: ("fvc", 1.0), 3063: ("fev1", 1.0), 3064: ("pef", 1 / 60)}
 """Fields with the device's own indices: FVC and FEV1 in L, PEF in L/min."""
 WORDS = (3061, 3065)
