@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
+from ..base.units import is_missing, numbers_of, shown
+from ..spirometry.reference import sex_of
 
 # %% auto #0
-__all__ = ['VARIABLES', 'Variable', 'stored_variables', 'encode_patients']
+__all__ = ['VARIABLES', 'Variable', 'stored_variables', 'read_categories', 'why_no_category', 'encode_patients']
 
 # %% ../../nbs/learning/02_conditions.ipynb #6947f994
 @dataclass(frozen=True)
@@ -75,17 +77,36 @@ fev1_fvc_z  z-score   of the curve's own FEV1/FVC (GLI Global 2022)
 """
 
 # %% ../../nbs/learning/02_conditions.ipynb #4e0f2d1e
-def _category_codes(column: pd.Series, categories: tuple[Any, ...]) -> list[float]:
-    """The place of each value in `categories`, NaN for a missing or empty one."""
-    values = column.tolist()
-    places = {category: place for place, category in enumerate(categories)}
-    for value in values:
-        if value not in places and not pd.isna(value) and value != "":
-            raise DataError(
-                f"{column.name} {str(value)!r} is not known: "
-                f"use one of {', '.join(map(str, categories))}, or leave it empty"
-            )
-    return [places.get(value, np.nan) for value in values]
+def _plain(value: Any) -> str:
+    """A value as text by which categories are compared: 3, 3.0, "3" and " 3.0" are one."""
+    return str(value).strip().lower().removesuffix(".0")
+
+
+def read_categories(column: pd.Series, categories: tuple[Any, ...]) -> tuple[np.ndarray, pd.Series]:
+    """The place of each value (N,) in `categories`, NaN for a missing one; and those that are none.
+
+    A category may be written in any case, a number as text. The second is those values of the
+    column, empty if all are known.
+    """
+    places = {_plain(category): place for place, category in enumerate(categories)}
+    row_of, values = pd.factorize(column, use_na_sentinel=False)
+    found = np.array([places.get(_plain(value), np.nan) for value in values], dtype=float)
+    wrong = np.isnan(found) & np.array([not is_missing(value) for value in values], dtype=bool)
+    return found[row_of], column[wrong[row_of]]
+
+
+def why_no_category(value: Any, categories: tuple[Any, ...]) -> str:
+    """What is wrong with a value that is none of `categories`, as the end of a sentence."""
+    return f"is not known: use one of {', '.join(map(str, categories))}, or leave it empty"
+
+
+def _category_codes(column: pd.Series, categories: tuple[Any, ...]) -> np.ndarray:
+    """`read_categories`. Raises DataError on a value that is none."""
+    codes, wrong = read_categories(column, categories)
+    if len(wrong):
+        value = wrong.iloc[0]
+        raise DataError(f"{column.name} {shown(value)} {why_no_category(value, categories)}")
+    return codes
 
 
 def encode_patients(table: pd.DataFrame, variables: tuple[Variable, ...] = VARIABLES) -> np.ndarray:
@@ -93,17 +114,18 @@ def encode_patients(table: pd.DataFrame, variables: tuple[Variable, ...] = VARIA
 
     Measurements stay as they are, categories become 0, 1, ... `gender` stands for `sex` where the
     table has no `sex`; a column that the table does not have is NaN throughout.
-    Raises DataError on a category that is none of the variable's.
+    Raises DataError on a measurement that is no number, and on a category that is none of the
+    variable's.
     """
     encoded = np.full((len(table), len(variables)), np.nan, dtype=np.float32)
     for k, variable in enumerate(variables):
         name = variable.name
-        if name == "sex" and "sex" not in table:
-            name = "gender"
-        if name not in table:
+        if name == "sex" and ("sex" in table or "gender" in table):
+            encoded[:, k] = sex_of(table) - 1
+        elif name not in table:
             continue
-        if variable.categories:
+        elif variable.categories:
             encoded[:, k] = _category_codes(table[name], variable.categories)
         else:
-            encoded[:, k] = pd.to_numeric(table[name], errors="coerce")
+            encoded[:, k] = numbers_of(table[name])
     return encoded

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,41 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
+from spiro_diffusion.base.units import (
+    MOST_SHOWN,
+    QUANTITIES,
+    is_missing,
+    looks_like,
+    number_text,
+    read_numbers,
+    shown,
+    why_impossible,
+    why_no_number,
+)
 from ..formats.delimited import read_csv
-from .conditions import VARIABLES, Variable
-from ..spirometry.reference import sex_codes
+from spiro_diffusion.learning.conditions import (
+    VARIABLES,
+    Variable,
+    read_categories,
+    why_no_category,
+)
+from ..spirometry.indices import INDICES
+from ..spirometry.reference import sex_code, sex_of
 
 # %% auto #0
-__all__ = ['REQUIRED', 'OPTIONAL', 'AGES', 'BEYOND', 'SHORTEST_IN_CM', 'LOOKS_LIKE_INCHES', 'CM_PER_METRE', 'CM_PER_INCH',
-           'optional_variables', 'patient_name', 'check_patients', 'read_patients']
+__all__ = ['REQUIRED', 'OPTIONAL', 'Z_SCORES', 'AGES', 'BEYOND', 'BRACKETS', 'SEX_HEADERS', 'NEAR', 'NAMES_ELSEWHERE',
+           'GROUPS_ELSEWHERE', 'MOST_DIGITS', 'CORRECT_ROW', 'CORRECT_CELL', 'STATURE_AGES', 'STATURE', 'STATURE_SD',
+           'UNHEARD_OF', 'RARE', 'RARE_OLD', 'USUAL', 'MONTHS', 'BODY_MASS_INDEX', 'optional_variables', 'plain_header',
+           'read_header', 'notes_on_unused', 'Given', 'read_columns', 'patient_name', 'shown_name', 'height_score',
+           'notes_on_builds', 'check_patients', 'read_patients']
 
 # %% ../../nbs/learning/03_patients.ipynb #92b5030c
 REQUIRED = ("age", "height", "sex")
 """Columns that every patients' table has: years, cm, 1 male or 2 female (or in words)."""
 OPTIONAL = tuple(variable.name for variable in VARIABLES if variable.name not in REQUIRED)
 """Columns that it may have: the other variables of the models."""
+Z_SCORES = tuple(name for name in OPTIONAL if name.endswith("_z"))
+"""Those of them that are requested z-scores."""
 AGES = (6.0, 79.0)
 """Ages of the people with spirometry in NHANES, years."""
 BEYOND = {"age": (3.0, 95.0), "height": (90.0, 250.0)}
@@ -36,157 +61,436 @@ def optional_variables(variables: tuple[Variable, ...] = VARIABLES) -> tuple[Var
     known = {variable.name: variable for variable in (*VARIABLES, *variables)}
     return tuple(variable for name, variable in known.items() if name not in REQUIRED)
 
-# %% ../../nbs/learning/03_patients.ipynb #e9613b88
-def _as_table(
-    patients: Mapping[str, Any] | pd.DataFrame, optional: tuple[Variable, ...] = ()
-) -> pd.DataFrame:
-    """`patients` as a table with columns age, height and sex, and one row or more.
+# %% ../../nbs/learning/03_patients.ipynb #5ecaaf29
+BRACKETS = re.compile(r"(?P<name>[^(\[]+)[(\[](?P<unit>[^)\]]*)[)\]]")
+"""A header that ends in a unit in brackets."""
+SEX_HEADERS = ("m_f", "f_m", "male_female", "female_male", "1=male_2=female", "1=m_2=f", "1_2")
+"""What may stand in brackets after "sex": codings that are read as such."""
 
-    Raises DataError if that cannot be.
+
+def plain_header(text: object) -> str:
+    """A header in small letters, with one underscore for blanks, hyphens, commas and slashes."""
+    return re.sub(r"[\s,;/_\-]+", "_", str(text).strip("\ufeff \t").lower()).strip("_:.*?")
+
+
+def _units_of(name: str) -> Mapping[str, float]:
+    """The units that a header of column `name` may name, and the factor to its own unit."""
+    if name in ("sex", "gender"):
+        return dict.fromkeys(SEX_HEADERS, 1.0)
+    return QUANTITIES[name].headers if name in QUANTITIES else {}
+
+
+def read_header(header: object, known: Iterable[str]) -> tuple[str, float]:
+    """Which of the `known` columns a header means, "" for none, and the factor to its own unit.
+
+    Raises DataError on a column that is known, in a unit that is not.
     """
+    in_brackets = BRACKETS.fullmatch(str(header).strip())
+    if in_brackets:
+        name = plain_header(in_brackets["name"])
+        unit = plain_header(in_brackets["unit"])
+    elif (name := plain_header(header)) in known:
+        unit = ""
+    else:
+        name, _, unit = name.rpartition("_")
+        if unit not in _units_of(name):
+            name = ""
+    if name not in known:
+        return "", 1.0
+    units = _units_of(name)
+    if unit and unit not in units:
+        way_out = f"choose one of {', '.join(units)}" if units else "leave the brackets out"
+        raise DataError(f"column {shown(header)} is in a unit that is not known: {way_out}")
+    return name, units.get(unit, 1.0)
+
+# %% ../../nbs/learning/03_patients.ipynb #04e70af5
+NEAR = 0.79
+"""Similarity of two names, 0 to 1 (difflib's ratio), from which one is a mistyped other."""
+NAMES_ELSEWHERE = ("id", "name", "subject", "subject_id", "participant", "seqn", "eid", "pid")
+"""What other tables call the column `patient`."""
+GROUPS_ELSEWHERE = ("race", "ethnic_group", "race_ethnicity", "ridreth1")
+"""What other tables call the column `ethnicity`."""
+
+
+def _letters(name: str) -> list[str]:
+    """The letters and digits of a name, sorted by word: "z_fev1" and "fev1_z" have the same."""
+    return sorted(name.split("_"))
+
+
+def _mistyped(name: str, known: Iterable[str]) -> str:
+    """The known column that `name` nearly is; "" for none."""
+    for candidate in known:
+        squeezed = name.replace("_", "") == candidate.replace("_", "")
+        if squeezed or _letters(name) == _letters(candidate):
+            return candidate
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=NEAR)), "")
+
+
+def _hint(name: str) -> str:
+    """What may have been meant by an unused column, as the end of a sentence."""
+    if name in ("fvc", "fev1", "fev1_fvc"):
+        return f"; did you mean {name}_z, or a target, as in --target {name}=...?"
+    if name == "pef":
+        return "; did you mean a target, as in --target pef=...?"
+    if name in NAMES_ELSEWHERE:
+        return "; did you mean patient, the patients' names?"
+    if name in GROUPS_ELSEWHERE:
+        return "; did you mean ethnicity, coded 1 to 5 as RIDRETH1?"
+    return ""
+
+
+def notes_on_unused(headers: Iterable[object], known: Iterable[str]) -> list[str]:
+    """A sentence for the columns that are not used. Raises DataError on a mistyped one."""
+    notes = []
+    plain = []
+    for header in headers:
+        bracketed = BRACKETS.fullmatch(str(header).strip())
+        name = plain_header(bracketed["name"] if bracketed else header)
+        if name not in INDICES and (near := _mistyped(name, known)):
+            raise DataError(
+                f"column {shown(header)} is not known, did you mean {near}? "
+                "correct its name, or leave the column out"
+            )
+        if hint := _hint(name):
+            notes.append(f"column {str(header)[:MOST_SHOWN]} is not used{hint}")
+        else:
+            plain.append(str(header)[:MOST_SHOWN])
+    if len(plain) == 1:
+        notes.append(f"column {plain[0]} is not used")
+    elif plain:
+        notes.append(f"columns {', '.join(plain)} are not used")
+    return notes
+
+# %% ../../nbs/learning/03_patients.ipynb #82a6c509
+@dataclass(frozen=True)
+class Given:
+    """What a user gave."""
+
+    table: pd.DataFrame
+    """Columns of known names; values as they were given."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """By column: times which its values are in its own unit."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences on what is not used."""
+
+
+def _data_frame(patients: Any) -> pd.DataFrame:
+    """`patients` as a table. Raises DataError if that cannot be."""
+    if isinstance(patients, pd.Series):
+        patients = patients.to_dict()
     if isinstance(patients, Mapping) and all(np.ndim(value) == 0 for value in patients.values()):
         patients = {name: [value] for name, value in patients.items()}
     try:
-        table = pd.DataFrame(patients).reset_index(drop=True)
-    except ValueError as err:
+        return pd.DataFrame(patients).reset_index(drop=True)
+    except (ValueError, TypeError) as err:
         raise DataError(f"the patients are no table ({err}): give columns of one length") from err
-    columns = ("patient", "gender", *REQUIRED, *(variable.name for variable in optional))
-    plain_names = {column: str(column).strip().lower() for column in table}
-    table = table.rename(
-        columns={
-            column: name
-            for column, name in plain_names.items()
-            if name in columns and name not in table
-        }
-    )
-    if "sex" not in table and "gender" in table:
-        table = table.rename(columns={"gender": "sex"})
-    if missing := [name for name in REQUIRED if name not in table]:
+
+
+def read_columns(patients: Any, optional: tuple[Variable, ...] = ()) -> Given:
+    """`patients` as a table with columns age, height and sex, and one row or more.
+
+    Raises DataError if that cannot be, or on a column that is mistyped or given twice.
+    """
+    table = _data_frame(patients)
+    known = ("patient", *REQUIRED, "gender", *(variable.name for variable in optional))
+    read = [read_header(header, known) for header in table]
+    names = [name for name, _ in read if name]
+    for name in names:
+        if names.count(name) > 1:
+            twice = [shown(h) for h, (n, _) in zip(table, read, strict=True) if n == name]
+            raise DataError(f"columns {' and '.join(twice)} are both {name}: keep one")
+    unused = [header for header, (name, _) in zip(table, read, strict=True) if not name]
+    notes = notes_on_unused(unused, known)
+    headers = ", ".join(str(header)[:MOST_SHOWN] for header in table)
+    table = table.loc[:, [bool(name) for name, _ in read]].set_axis(names, axis=1)
+    missing = [name for name in REQUIRED if name not in table]
+    if "gender" in table and "sex" in missing:
+        missing.remove("sex")
+    if missing:
+        found = f"; the columns are {headers}" if headers else ""
         raise DataError(
-            f"the patients have no {', '.join(missing)}: give age (years), height (cm) and sex"
+            f"the patients have no {', '.join(missing)}: "
+            f"give age (years), height (cm) and sex{found}"
         )
     if table.empty:
         raise DataError(
             "there are no patients in the table: give at least one row of age, height and sex"
         )
-    return table
+    factors = {name: factor for name, factor in read if name and factor != 1}
+    return Given(table, factors, notes)
 
 # %% ../../nbs/learning/03_patients.ipynb #b8a522b7
+MOST_DIGITS = 100
+"""Of a name that is a whole number; a longer one is text."""
+
+
 def patient_name(name: Any) -> int | str:
     """A patient's name as the whole number that it is (7, 7.0, "7"), else as text.
 
-    Spaces around it do not count; "07" and "-3" are text.
+    Spaces around it do not count; "07", "7.0" and "-3" are text.
     """
     text = str(name).strip()
-    number = text.removesuffix(".0")
-    is_number = number.isascii() and number.isdigit() and str(int(number)) == number
+    number = text if isinstance(name, str) else text.removesuffix(".0")
+    digits = number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS
+    is_number = digits and (number == "0" or not number.startswith("0"))
     return int(number) if is_number else text
 
 
+def shown_name(name: Any) -> str:
+    """A patient's name as a message has it: on one line, and not too long."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= MOST_SHOWN else shown(text)
+
+
+def _is_nameless(cell: Any) -> bool:
+    """Whether a cell of column `patient` names nobody: empty or NaN, but not the text "NA"."""
+    return not cell.strip() if isinstance(cell, str) else bool(pd.isna(cell))
+
+
 def _names(table: pd.DataFrame) -> pd.Series:
-    """A name for each row: those of column `patient`, else 0, 1, ... Raises DataError on none."""
+    """A name for each row: those of column `patient`, else 0, 1, ... Raises DataError on none.
+
+    They are whole numbers if all names are, else text.
+    """
     if "patient" not in table:
         return pd.Series(range(len(table)))
     given = table["patient"]
+    nameless = [_is_nameless(cell) for cell in given]
+    if any(nameless):
+        raise DataError(
+            f"the patient in row {nameless.index(True) + 1} has no name: fill the column patient, "
+            "or leave it out and rows are numbered"
+        )
     if pd.api.types.is_integer_dtype(given):
         return given
-    if given.isna().any() or (given.astype(str).str.strip() == "").any():
-        raise DataError(
-            "a patient has no name: fill the column patient, or leave it out and rows are numbered"
-        )
     names = pd.Series([patient_name(name) for name in given])
     if pd.api.types.is_object_dtype(names):
         return names.astype(str)
     return names
 
+
+def _need_own_names(names: pd.Series) -> None:
+    """Raise DataError on a name given twice."""
+    again = names.duplicated()
+    if again.any():
+        raise DataError(
+            f"patient {shown_name(names[again].iloc[0])} is named twice: "
+            "give each row a name of its own"
+        )
+
 # %% ../../nbs/learning/03_patients.ipynb #1ae67d22
-def _refuse_value(checked: pd.DataFrame, given: pd.Series, bad: np.ndarray, reason: str) -> None:
-    """Raise DataError on the first row that is bad (N,) bool, with its value as it was given."""
+CORRECT_ROW = "correct it or leave the row out"
+CORRECT_CELL = "correct it or leave the cell empty"
+
+
+def _way_out(name: str) -> str:
+    """What to do about a value of column `name` that is none."""
+    return CORRECT_ROW if name in REQUIRED else CORRECT_CELL
+
+
+def _refuse_value(
+    names: pd.Series, given: pd.Series, bad: np.ndarray, why: Callable[[Any], str]
+) -> None:
+    """Raise DataError on the first row that is bad (N,) bool, with its value as it was given.
+
+    names: of the patients, (N,); given: a column of theirs; why: what is wrong with a value, as
+    the end of a sentence.
+    """
     if bad.any():
         row = int(bad.argmax())
-        patient = checked["patient"].iloc[row]
-        raise DataError(f"patient {patient}: {given.name} {str(given.iloc[row])!r} {reason}")
+        value = given.iloc[row]
+        name = str(given.name)
+        patient = shown_name(names.iloc[row])
+        if is_missing(value):
+            raise DataError(
+                f"patient {patient}: {name} is missing; fill it in or leave the row out"
+            )
+        raise DataError(f"patient {patient}: {name} {shown(value)} {why(value)}; {_way_out(name)}")
 
 
-def _need_required(checked: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Raise DataError on an age, height or sex that is missing or means nothing.
+def _read_measurement(names: pd.Series, given: pd.Series, factor: float = 1.0) -> np.ndarray:
+    """A column as numbers (N,) in its own unit, NaN where missing. Raises DataError on others.
 
-    checked: the patients with what could be read, NaN elsewhere; table: the values as given.
+    A missing age or height is one of these.
     """
-    for name in REQUIRED:
-        bad = ~np.isfinite(checked[name].to_numpy(dtype=float))
-        reason = "is missing or no number; correct it or leave the row out"
-        if name == "sex":
-            reason = 'is neither "male" nor "female" (1 or 2); correct it or leave the row out'
-        _refuse_value(checked, table[name], bad, reason)
+    numbers, wrong = read_numbers(given)
+    name = str(given.name)
+    _refuse_value(names, given, wrong, lambda value: why_no_number(name, str(value)))
+    if name in REQUIRED:
+        _refuse_value(names, given, np.isnan(numbers), str)
+    return numbers * factor
 
 
-def _need_numbers(
-    checked: pd.DataFrame, table: pd.DataFrame, optional: tuple[Variable, ...]
-) -> None:
-    """Raise DataError on an optional measurement that is given and no number."""
-    for name in [variable.name for variable in optional if not variable.categories]:
+def _why_no_sex(value: Any) -> str:
+    """What is wrong with a sex, as the end of a sentence; "" for nothing, or if it is missing."""
+    try:
+        sex_code(value)
+    except DataError as err:
+        return str(err)
+    return ""
+
+
+def _read_sexes(names: pd.Series, table: pd.DataFrame) -> np.ndarray:
+    """1 male, 2 female, (N,) int. Raises DataError on one that is missing or means nothing."""
+    for name in ("sex", "gender"):
         if name in table:
-            given = table[name].notna() & (table[name].astype(str).str.strip() != "")
-            read = pd.to_numeric(table[name], errors="coerce").notna()
-            bad = (given & ~read).to_numpy()
-            _refuse_value(checked, table[name], bad, "is no number; correct it or leave it empty")
+            place, values = pd.factorize(table[name], use_na_sentinel=False)
+            wrong = np.array([bool(_why_no_sex(value)) for value in values], dtype=bool)
+            _refuse_value(names, table[name], wrong[place], _why_no_sex)
+    sexes = sex_of(table)
+    column = table["sex" if "sex" in table else "gender"].rename("sex")
+    _refuse_value(names, column, np.isnan(sexes), _why_no_sex)
+    return sexes.astype(int)
+
+
+def _read_category(names: pd.Series, given: pd.Series, variable: Variable) -> pd.Series:
+    """A column as categories of a variable, NaN where missing. Raises DataError on others."""
+    codes, wrong = read_categories(given, variable.categories)
+    bad = given.index.isin(wrong.index)
+    _refuse_value(names, given, bad, lambda value: why_no_category(value, variable.categories))
+    return pd.Series([None if np.isnan(c) else variable.categories[int(c)] for c in codes])
 
 # %% ../../nbs/learning/03_patients.ipynb #80a789b8
-SHORTEST_IN_CM = 3.0
-"""A height below it looks like metres."""
-LOOKS_LIKE_INCHES = (50.0, 90.0)
-"""A height within looks like inches: 127 to 229 cm."""
-CM_PER_METRE = 100
-CM_PER_INCH = 2.54
-
-
-def _number(value: float) -> str:
-    """A number as a person writes it: 110.1, 85, and no rounding that could be seen."""
-    return f"{value:.12g}"
-
-
 def _between(limits: tuple[float, float]) -> str:
     """Limits as text, "110.3 to 203.8": the widest with one decimal that lie within them."""
     low = math.ceil(round(10 * limits[0], 6)) / 10
     high = math.floor(round(10 * limits[1], 6)) / 10
-    return f"{_number(low)} to {_number(high)}"
+    return f"{number_text(low)} to {number_text(high)}"
+
+
+def _outside(values: pd.Series, limits: tuple[float, float]) -> np.ndarray:
+    """Which values (N,) lie outside the limits; a missing one does not."""
+    return (values.notna() & ~values.between(*limits)).to_numpy()
+
+
+def _check_possible(checked: pd.DataFrame, name: str) -> None:
+    """Raise DataError on the first value of column `name` that nobody has, in its own unit."""
+    outside = _outside(checked[name], QUANTITIES[name].possible)
+    if outside.any():
+        row = checked[outside].iloc[0]
+        raise DataError(
+            f"patient {shown_name(row['patient'])}: {name} {number_text(row[name])} "
+            f"{why_impossible(name, row[name])}; {_way_out(name)}"
+        )
 
 
 def _check_ages(checked: pd.DataFrame, ages: tuple[float, float]) -> None:
     """Raise DataError on the first age (years) outside the limits."""
-    outside = ~checked["age"].between(*ages)
+    outside = _outside(checked["age"], ages)
     if outside.any():
-        row = next(checked[outside].itertuples())
+        row = checked[outside].iloc[0]
+        way_out = "choose an age within"
+        if BEYOND["age"][0] <= row["age"] <= BEYOND["age"][1]:
+            way_out = (
+                "where people were measured (NHANES writes 80 for everyone older); for a person "
+                "who was measured at that age extrapolate (--extrapolate), else choose an age "
+                "within"
+            )
         raise DataError(
-            f"patient {row.patient}: age {_number(row.age)} is outside {_between(ages)} years, "
-            "where people were measured; choose an age within"
+            f"patient {shown_name(row['patient'])}: age {number_text(row['age'])} is outside "
+            f"{_between(ages)} years{_months_hint(checked[outside].iloc[:1])}, {way_out}"
         )
 
 
 def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
     """Raise DataError on the first height in other units, else on the first outside (cm)."""
-    height = checked["height"]
-    metres = height < SHORTEST_IN_CM
-    if metres.any():
-        row = next(checked[metres].itertuples())
-        raise DataError(
-            f"patient {row.patient}: height {_number(row.height)} looks like metres; "
-            f"give it in cm ({CM_PER_METRE * row.height:.0f})"
-        )
-    inches = height.between(*LOOKS_LIKE_INCHES)
-    if inches.any():
-        row = next(checked[inches].itertuples())
-        raise DataError(
-            f"patient {row.patient}: height {_number(row.height)} looks like inches; "
-            f"give it in cm ({CM_PER_INCH * row.height:.0f}) if it is"
-        )
-    outside = ~height.between(*heights)
+    outside = _outside(checked["height"], heights)
+    for _, row in checked[outside].iterrows():
+        if unit := looks_like("height", row["height"]):
+            raise DataError(
+                f"patient {shown_name(row['patient'])}: height {number_text(row['height'])} {unit}"
+            )
     if outside.any():
-        row = next(checked[outside].itertuples())
+        row = checked[outside].iloc[0]
         raise DataError(
-            f"patient {row.patient}: height {_number(row.height)} cm is outside "
-            f"{_between(heights)} cm, where the model was trained; choose a height within"
+            f"patient {shown_name(row['patient'])}: height {number_text(row['height'])} cm is "
+            f"outside {_between(heights)} cm, where the model was trained; choose a height within"
+        )
+
+# %% ../../nbs/learning/03_patients.ipynb #d2a9acd0
+STATURE_AGES = (3.0, 6.0, 9.0, 12.0, 15.0, 18.0, 50.0, 80.0)
+"""Years, at which `STATURE` and `STATURE_SD` are given; straight lines between."""
+STATURE = {
+    1: (95.0, 116.0, 134.0, 150.0, 170.0, 176.5, 176.5, 171.0),
+    2: (94.0, 115.5, 134.0, 152.0, 162.0, 163.0, 162.0, 156.0),
+}
+"""Mean height in cm of 1 boys and men and 2 girls and women (NHANES 2011-2012, rounded)."""
+STATURE_SD = (4.2, 5.5, 6.5, 8.0, 8.0, 7.3, 7.3, 7.3)
+"""SD of it, cm, for both."""
+UNHEARD_OF = 6.0
+"""Distance of a height from the mean at its age, in SD, that is taken for an error."""
+RARE = 4.5
+"""The same, where another unit explains it."""
+RARE_OLD = 2.5
+"""The same, at an age beyond those measured."""
+USUAL = 3.0
+"""The same, of a height that is not remarkable."""
+MONTHS = (36.0, 240.0)
+"""Ages in months that may be taken for years."""
+
+
+def height_score(age: np.ndarray, height: np.ndarray, sex: np.ndarray) -> np.ndarray:
+    """Distance (N,) of a height (cm) from the mean at its age (years), in SD; sex: 1 or 2."""
+    means = [np.interp(age, STATURE_AGES, STATURE[code]) for code in (1, 2)]
+    mean = np.where(sex == 1, *means)
+    return (height - mean) / np.interp(age, STATURE_AGES, STATURE_SD)
+
+
+def _in_months(checked: pd.DataFrame, from_score: float) -> np.ndarray:
+    """Whose height (N,) is odd at the age given, and usual if that is in months."""
+    age, height, sex = (checked[name].to_numpy(dtype=float) for name in ("age", "height", "sex"))
+    odd = height_score(age, height, sex) < -from_score
+    usual = np.abs(height_score(age / 12, height, sex)) < USUAL
+    return odd & usual & (age >= MONTHS[0]) & (age <= MONTHS[1])
+
+
+def _months_hint(row: pd.DataFrame) -> str:
+    """A half-sentence if the age in a table of one row looks like one in months, else ""."""
+    if "sex" not in row or not _in_months(row, RARE_OLD).any():
+        return ""
+    years = row["age"].iloc[0] / 12
+    return (
+        f" and, with a height of {number_text(row['height'].iloc[0])} cm, looks like months"
+        f" ({years:.3g} years)"
+    )
+
+
+def notes_on_builds(checked: pd.DataFrame, extrapolate: bool) -> list[str]:
+    """A sentence for the first age and height that do not belong together, if there is one.
+
+    Raises DataError with it unless extrapolate is true.
+    """
+    age, height, sex = (checked[name].to_numpy(dtype=float) for name in ("age", "height", "sex"))
+    score = height_score(age, height, sex)
+    months = _in_months(checked, RARE)
+    odd = months | (np.abs(score) > UNHEARD_OF)
+    if not odd.any():
+        return []
+    row = int(odd.argmax())
+    sentence = (
+        f"patient {shown_name(checked['patient'].iloc[row])}: an age of {number_text(age[row])} "
+        f"years and a height of {number_text(height[row])} cm do not belong together"
+    )
+    if months[row]:
+        sentence += f", the age looks like months; give it in years ({age[row] / 12:.3g})"
+    if extrapolate:
+        return [sentence]
+    raise DataError(f"{sentence}; correct them or, if they are right, extrapolate (--extrapolate)")
+
+# %% ../../nbs/learning/03_patients.ipynb #0d45eb7a
+BODY_MASS_INDEX = (8.0, 150.0)
+"""kg/m², beyond which a weight and a height do not belong together."""
+
+
+def _check_weights(checked: pd.DataFrame) -> None:
+    """Raise DataError on the first weight (kg) that does not go with its height."""
+    index = checked["weight"] / (checked["height"] / 100) ** 2
+    outside = _outside(index, BODY_MASS_INDEX)
+    if outside.any():
+        row = checked[outside].iloc[0]
+        raise DataError(
+            f"patient {shown_name(row['patient'])}: weight {number_text(row['weight'])} kg and "
+            f"height {number_text(row['height'])} cm do not belong together; {CORRECT_CELL}"
         )
 
 # %% ../../nbs/learning/03_patients.ipynb #af55896b
@@ -196,6 +500,26 @@ def _beyond(checked: pd.DataFrame, heights: tuple[float, float]) -> pd.Series:
     height = ~checked["height"].between(*heights)
     outside = np.select([age & height, age, height], ["age, height", "age", "height"], "")
     return pd.Series(outside.tolist(), index=checked.index)
+
+
+def _read_values(given: Given, optional: tuple[Variable, ...]) -> pd.DataFrame:
+    """Names and values of all patients, each read. Raises DataError on one that cannot be."""
+    names = _names(given.table)
+    read = pd.DataFrame({"patient": names})
+    for name in ("age", "height"):
+        factor = given.factors.get(name, 1.0)
+        read[name] = _read_measurement(names, given.table[name], factor)
+    read["sex"] = _read_sexes(names, given.table)
+    for variable in optional:
+        if variable.name not in given.table:
+            continue
+        column = given.table[variable.name]
+        if variable.categories:
+            read[variable.name] = _read_category(names, column, variable)
+        else:
+            factor = given.factors.get(variable.name, 1.0)
+            read[variable.name] = _read_measurement(names, column, factor)
+    return read
 
 
 def check_patients(
@@ -210,31 +534,29 @@ def check_patients(
     model, where it has others than `VARIABLES`. height_range: cm, of the training people.
     extrapolate: let ages outside 6 to 79 years and heights outside height_range through, within
     `BEYOND`, and add a column `extrapolated` that says what is outside ("" for nothing).
-    Raises DataError, naming the patient, on a missing column or value, an unknown sex, an age or
-    height outside or in other units, an empty table, or a name given twice.
+    `attrs["notes"]` of the table has a sentence for each column that is not used, and on what was
+    let through. Raises DataError, naming the patient or the column, on a missing column or value,
+    an unknown sex or category, a value outside or in other units, an age and a height that do not
+    belong together, a mistyped column, an empty table, or a name given twice.
     """
     optional = optional_variables(variables)
-    table = _as_table(patients, optional)
-    checked = pd.DataFrame({"patient": _names(table)})
-    for name in ("age", "height"):
-        checked[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
-    checked["sex"] = sex_codes(table["sex"])
-    _need_required(checked, table)
-    _need_numbers(checked, table, optional)
+    given = read_columns(patients, optional)
+    checked = _read_values(given, optional)
+    _check_possible(checked, "age")
     _check_ages(checked, BEYOND["age"] if extrapolate else AGES)
     _check_heights(checked, BEYOND["height"] if extrapolate else height_range)
-    again = checked["patient"].duplicated()
-    if again.any():
-        raise DataError(
-            f"patient {checked['patient'][again].iloc[0]} is named twice: "
-            "give each row a name of its own"
-        )
+    notes = given.notes + notes_on_builds(checked, extrapolate)
+    for name in [name for name in checked if name in QUANTITIES and name not in REQUIRED]:
+        _check_possible(checked, name)
+    if "weight" in checked:
+        _check_weights(checked)
+    _need_own_names(checked["patient"])
     if extrapolate:
-        checked["extrapolated"] = _beyond(checked, height_range)
-    given = [variable.name for variable in optional if variable.name in table]
-    return checked.astype({"sex": int}).join(table[given])
+        checked.insert(4, "extrapolated", _beyond(checked, height_range))
+    checked.attrs["notes"] = notes
+    return checked
 
 # %% ../../nbs/learning/03_patients.ipynb #528b5a30
 def read_patients(path: str | Path) -> pd.DataFrame:
-    """A CSV file of patients as a table. Raises DataError as `read_csv` does."""
+    """A CSV file of patients as a table of text. Raises DataError as `read_csv` does."""
     return read_csv(path, "age, height, sex")

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from ..base.errors import DataError
+from ..base.units import QUANTITIES, is_missing, looks_like, numbers_of, shown
 
 if TYPE_CHECKING:
     from pyspiro.src.reference import Reference
 
 # %% auto #0
-__all__ = ['SOURCES', 'GLI_2012_OTHER', 'NHANES3_CAUCASIAN', 'NHANES3_OF_RIDRETH1', 'SEX_CODES', 'SECANT_STEPS', 'Z_EXACT',
-           'Z_FOUND', 'SEARCHED', 'sex_codes', 'zscores', 'predicted', 'value_at']
+__all__ = ['SOURCES', 'GLI_2012_OTHER', 'NHANES3_CAUCASIAN', 'NHANES3_OF_RIDRETH1', 'MALE', 'FEMALE', 'SEX_CODES', 'AGE_OF_SHORT',
+           'LOOKS_LIKE_INCHES', 'TALLEST', 'SECANT_STEPS', 'Z_EXACT', 'Z_FOUND', 'SEARCHED', 'sex_code', 'sex_codes',
+           'sex_of', 'zscores', 'predicted', 'value_at']
 
 # %% ../../nbs/spirometry/04_reference.ipynb #d453f095
 SOURCES = {
@@ -35,8 +39,6 @@ NHANES3_CAUCASIAN = 1
 NHANES3_OF_RIDRETH1 = {1: 3, 2: 3, 3: 1, 4: 2, 5: 1}
 """pyspiro's group of NHANES III (1 Caucasian, 2 African-American, 3 Mexican-American) for each code
 of RIDRETH1 (1 Mexican American, 2 other Hispanic, 3 white, 4 black, 5 other)."""
-SEX_CODES = {"male": 1, "m": 1, "1": 1, "1.0": 1, "female": 2, "f": 2, "2": 2, "2.0": 2}
-"""NHANES's code (RIAGENDR) of each way to write a sex, in small letters."""
 
 
 @cache
@@ -48,27 +50,115 @@ def _equation(name: str) -> tuple[Reference, object]:
     equation = getattr(pyspiro, class_name)()
     return equation, equation.Parameters[parameter]
 
+# %% ../../nbs/spirometry/04_reference.ipynb #20163175
+MALE = (
+    "male",
+    "m",
+    "1",
+    "man",
+    "boy",
+    "homme",
+    "masculin",
+    "garçon",
+    "männlich",
+    "mann",
+    "男",
+    "男性",
+)
+FEMALE = (
+    *("female", "f", "2", "woman", "girl", "femme", "féminin", "fille"),
+    *("weiblich", "w", "frau", "女", "女性"),
+)
+SEX_CODES = dict.fromkeys(MALE, 1) | dict.fromkeys(FEMALE, 2)
+"""NHANES's code (RIAGENDR) of each way to write a sex, in small letters."""
+
+
+def sex_code(value: Any) -> float:
+    """1 male, 2 female, NaN for a missing one; value: a word, a letter or one of these codes.
+
+    Raises DataError on anything else, with what is wrong as the end of a sentence.
+    """
+    if is_missing(value):
+        return np.nan
+    word = str(value).strip().lower().rstrip(".").removesuffix(".0")
+    if word in SEX_CODES:
+        return SEX_CODES[word]
+    reason = 'is neither "male" nor "female" (1 or 2)'
+    if word == "0":
+        reason += "; a coding with 0 does not say which is which, so write the words"
+    raise DataError(reason)
+
 
 def sex_codes(sex: pd.Series) -> np.ndarray:
-    """1 male, 2 female, NaN for anything else, (N,) float; sex: words, letters or these codes."""
-    words = [str(value).strip().lower() for value in sex]
-    return np.array([SEX_CODES.get(word, np.nan) for word in words], dtype=float)
+    """`sex_code` of each value, (N,) float: 1, 2 or NaN. Raises DataError on any other value."""
+    place, values = pd.factorize(sex, use_na_sentinel=False)
+    codes = np.full(len(values), np.nan)
+    for k, value in enumerate(values):
+        try:
+            codes[k] = sex_code(value)
+        except DataError as err:
+            raise DataError(f"sex {shown(value)} {err}; correct it or leave it empty") from None
+    return codes[place]
+
+
+def sex_of(table: pd.DataFrame) -> np.ndarray:
+    """The sexes (N,) of a table with a column `sex`, `gender` or both: 1, 2 or NaN.
+
+    Raises DataError where a value means nothing, or where the two columns disagree.
+    """
+    columns = [sex_codes(table[name]) for name in ("sex", "gender") if name in table]
+    if not columns:
+        raise DataError("the table has no sex: give a column sex (male or female, 1 or 2)")
+    first, last = columns[0], columns[-1]
+    differs = np.isfinite(first) & np.isfinite(last) & (first != last)
+    if differs.any():
+        row = int(differs.argmax()) + 1
+        raise DataError(f"columns sex and gender disagree in row {row}: keep the right one")
+    return np.where(np.isnan(first), last, first)
+
+# %% ../../nbs/spirometry/04_reference.ipynb #6bf15994
+AGE_OF_SHORT = 5.0
+"""Years, below which a height under 90 cm is one in cm."""
+LOOKS_LIKE_INCHES = 90.0
+"""A height below it looks like inches, or metres or feet."""
+TALLEST = QUANTITIES["height"].possible[1]
+"""cm; a height above it may be in mm."""
+
+
+def _check_units(age: np.ndarray, height: np.ndarray) -> None:
+    """Raise DataError on the first age (N,) or height (N,) that looks like one in another unit."""
+    small_child = (age < AGE_OF_SHORT) & (height >= QUANTITIES["height"].possible[0])
+    odd = {
+        "age": age[age > QUANTITIES["age"].possible[1]],
+        "height": height[((height < LOOKS_LIKE_INCHES) & ~small_child) | (height > TALLEST)],
+    }
+    for name, values in odd.items():
+        for value in values:
+            if unit := looks_like(name, value):
+                raise DataError(f"{name} {value:g} {unit}")
 
 
 def _inputs(people: pd.DataFrame) -> pd.DataFrame:
-    """Age (years), height (cm), sex (0 female, 1 male) and groups, as pyspiro takes them."""
+    """Age (years), height (cm), sex (0 female, 1 male) and groups, as pyspiro takes them.
+
+    Raises DataError on a column that is missing, and on values that are none or in other units.
+    """
+    if missing := [name for name in ("age", "height") if name not in people]:
+        raise DataError(f"the table has no {', '.join(missing)}: give age (years) and height (cm)")
     inputs = pd.DataFrame(
         {
-            "age": people["age"].astype(float),
-            "height": people["height"].astype(float),
-            "sex": 2 - sex_codes(people["gender" if "gender" in people else "sex"]),
+            "age": numbers_of(people["age"]),
+            "height": numbers_of(people["height"]),
+            "sex": 2 - sex_of(people),
             "GLI_2012": GLI_2012_OTHER,
             "HANKINSON_1999": NHANES3_CAUCASIAN,
         },
         index=people.index,
     )
+    _check_units(inputs["age"].to_numpy(), inputs["height"].to_numpy())
     if "ethnicity" in people:
-        group = people["ethnicity"].map(NHANES3_OF_RIDRETH1)
+        codes = pd.Series(numbers_of(people["ethnicity"]), index=people.index)
+        group = codes.map(NHANES3_OF_RIDRETH1)
         inputs["HANKINSON_1999"] = group.fillna(NHANES3_CAUCASIAN).astype(int)
     return inputs
 
@@ -98,19 +188,31 @@ def _zscore(inputs: pd.DataFrame, name: str, values: np.ndarray | pd.Series) -> 
     return _computed(inputs.assign(**{name: values}), name, ("zscore",))["zscore"]
 
 
-def zscores(table: pd.DataFrame) -> pd.DataFrame:
+def _check_index(name: str, values: np.ndarray) -> None:
+    """Raise DataError on the first value (N,) of an index that looks like one in another unit."""
+    if name in QUANTITIES:
+        for value in values[values > QUANTITIES[name].possible[1]]:
+            if unit := looks_like(name, value):
+                raise DataError(f"{name} {value:g} {unit}")
+
+
+def zscores(table: pd.DataFrame, check_units: bool = True) -> pd.DataFrame:
     """z-scores of the indices in `table`: columns `fev1_z`, `fvc_z`, ... for those of `SOURCES`.
 
     table: `age` (years), `height` (cm), `gender` (1 male, 2 female) or `sex`, optionally
     `ethnicity` (RIDRETH1), and indices (L, L/s, a ratio). NaN where something is missing or
     outside the equations' ages. Sources: Bowerman 2023, Quanjer 2012, Hankinson 1999.
+    check_units: refuse indices that look like mL, L/min or percent; curves that a model drew may
+    be as odd as they are. Raises DataError on such values, and on a sex that is neither.
     """
     inputs = _inputs(table)
-    scores = {
-        f"{name}_z": _zscore(inputs, name, table[name].astype(float))
-        for name in SOURCES
-        if name in table
-    }
+    scores = {}
+    for name in SOURCES:
+        if name in table:
+            values = numbers_of(table[name])
+            if check_units:
+                _check_index(name, values)
+            scores[f"{name}_z"] = _zscore(inputs, name, values)
     return pd.DataFrame(scores, index=table.index)
 
 
