@@ -57,7 +57,7 @@ BAD = {
     "no column": (["--patients", "column.csv"], "height"),
     "missing value": (["--patients", "hole.csv"], "height"),
     "output there": ([*MAN, "--out", "there.parquet"], "there.parquet exists"),
-    "record there": ([*MAN, "--out", "record.parquet"], "record.parquet.json exists"),
+    "record there": ([*MAN, "--out", "record.parquet"], "record.json exists"),
     "figure's kind": ([*MAN, "--figure", "loops.xyz"], "loops.xyz"),
     "unknown option": ([*MAN, "--colour", "red"], "--colour"),
     "beyond everything": (["--age", "120", *MAN[2:], "--extrapolate"], "age 120"),
@@ -81,7 +81,7 @@ FILES = {
     "column.csv": "age,sex\n45,male\n",
     "hole.csv": "age,height,sex\n45,,male\n",
     "there.parquet": "mine",
-    "record.parquet.json": "mine",
+    "record.json": "mine",
     "heavy.csv": "age,height,sex,weight\n45,175,male,heavy\n",
     "twice.csv": "patient,age,height,sex\n7,45,175,male\n7,46,175,male\n",
     "full/mine.txt": "mine",
@@ -248,7 +248,7 @@ def test_command_gives_the_cohort_of_generate(tmp_path: Path, people: pd.DataFra
     done = command(*argv, "--figure", "loops.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "loops.png").stat().st_size > 10_000
-    info = read_json(tmp_path / "cohort.parquet.json")
+    info = read_json(tmp_path / "cohort.json")
     assert info["synthetic"] is True
     assert set(info["weights_sha256"]) == {"vqvae", "cldm"}
     written = read_cohort(tmp_path / "cohort.parquet")

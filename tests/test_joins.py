@@ -312,19 +312,23 @@ def test_one_cohort_in_every_format_under_one_name(tmp_path: Path) -> None:
     names = ["c.parquet", "c.csv", "c.npz", "c.b.parquet", "C.PARQUET", "a.b.c.parquet"]
     for name in names:
         cohort.save(tmp_path / name)
-        record = read_json(tmp_path / f"{name}.json")
+        record = read_json(record_beside(tmp_path / name))
         assert record["files"][0] == name
-    cohort.save(tmp_path / "c", file_format="nhanes")
+    cohort.save(tmp_path / "folder", file_format="nhanes")
     assert read_cohort(tmp_path / "a.b.c.parquet").info["files"] == ["a.b.c.parquet"]
     with pytest.raises(DataError, match=r"c\.csv exists"):
         cohort.save(tmp_path / "c.csv")
 
 
-def test_a_cohort_of_an_earlier_version_keeps_its_record(tmp_path: Path) -> None:
+def test_a_record_of_another_output_is_never_overwritten(tmp_path: Path) -> None:
     cohort = generate({"age": 40, "height": 170, "sex": "male"}, 1, steps=1)
-    cohort.save(tmp_path / "c.parquet")
-    (tmp_path / "c.parquet.json").rename(tmp_path / "c.json")
-    assert read_cohort(tmp_path / "c.parquet").info["synthetic"] is True
+    cohort.save(tmp_path / "c", file_format="nhanes")
+    kept = (tmp_path / "c.json").read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=r"c\.json is the record of c"):
+            cohort.save(tmp_path / "c.parquet", overwrite)
+    assert (tmp_path / "c.json").read_bytes() == kept
+    assert not (tmp_path / "c.parquet").exists()
 
 
 # ---- next steps

@@ -176,10 +176,15 @@ def read_json(path: str | Path) -> Any:
 
 # %% ../../nbs/base/01_files.ipynb #79fbd938
 def record_beside(path: str | Path) -> Path:
-    """Where the record of a file or folder is: beside it, under its whole name and `.json`."""
+    """Where the record of a file or folder is: beside it, under its whole name and `.json`.
+
+    A Parquet file's record is called as it is, with `.json` instead of `.parquet`.
+    """
     path = Path(path)
     if path.name in ("", ".."):  # "." has no name of its own
         path = path.resolve()
+    if path.suffix.lower() == ".parquet":
+        return path.with_suffix(".json")
     return path.with_name(f"{path.name}.json")
 
 # %% ../../nbs/base/01_files.ipynb #c1ede618

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['CURVES_AT_ONCE', 'FIRST_SEQN', 'FACTOR', 'MOST_POINTS', 'LARGEST_STEP', 'REST_POINTS', 'WRITERS', 'ENDINGS',
            'TARGET_MISSED', 'Z_MISSED', 'Z_MISSED_CONDITIONED', 'Z_ODD', 'SUMMARISED', 'spxraw', 'format_of',
-           'default_name', 'files_of', 'write_curves', 'Cohort', 'read_cohort', 'warnings_of', 'summary']
+           'refuse_others_record', 'default_name', 'files_of', 'write_curves', 'Cohort', 'read_cohort', 'warnings_of',
+           'summary']
 
 # %% ../../nbs/generation/02_cohort.ipynb #3b834419
 def _write_parquet(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
@@ -196,6 +197,17 @@ def format_of(path: str | Path, file_format: str | None = None) -> str:
     )
 
 
+def refuse_others_record(path: str | Path) -> None:
+    """Raise DataError if the record of `path` has the name of another output's: it is kept."""
+    record = record_beside(path)
+    if not record.is_file():
+        return
+    said = read_json(record)
+    of = said.get("of") if isinstance(said, dict) else None
+    if of not in (None, Path(path).name):
+        raise DataError(f"{record} is the record of {of}: choose another name than {path}")
+
+
 def default_name(file_format: str | None = None) -> str:
     """What a cohort is called if nobody says: "cohort.parquet", or as its format wants it."""
     kind = format_of("cohort.parquet", file_format)
@@ -254,10 +266,11 @@ class Cohort:
         path = Path(path)
         kind = format_of(path, file_format)
         files = files_of(path, kind)
+        refuse_others_record(path)
         check_free(files, overwrite)
         with writing_all(path, files) as (*parts, record):
             names = [file.name for file in files[:-1]]
-            write_json(record, self.info | {"format": kind, "files": names})
+            write_json(record, self.info | {"of": path.name, "format": kind, "files": names})
             WRITERS[kind](self.table, self.flow, *parts)
         return path
 
@@ -280,18 +293,11 @@ def _read_rows(files: Sequence[Path], most: int | None) -> pd.DataFrame:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """The record of a cohort, {} if it has none.
-
-    Earlier versions put `c.json` beside `c.parquet`; it counts if it names that file.
-    """
-    if record_beside(path).is_file():
-        return dict(read_json(record_beside(path)))
-    earlier = path.with_suffix(".json") if path.suffix else path
-    if earlier.is_file():
-        record = read_json(earlier)
-        if isinstance(record, dict) and path.name in record.get("files", []):
-            return record
-    return {}
+    """The record of a cohort, {} if it has none, or if the file of that name is another's."""
+    beside = record_beside(path)
+    record = read_json(beside) if beside.is_file() else {}
+    names = record.get("files", [path.name])
+    return dict(record) if path.name in names else {}
 
 
 def read_cohort(path: str | Path, most: int | None = None) -> Cohort:

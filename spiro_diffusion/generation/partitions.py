@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..base.errors import DataError
 from ..base.files import locked, read_json, record_beside, write_json
-from .cohort import write_curves
+from .cohort import refuse_others_record, write_curves
 from spiro_diffusion.generation.drawing import (
     DrawSettings,
     ModelFolders,
@@ -159,6 +159,7 @@ def _described(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
     """The record of a cohort with what its partitions are and who its patients are."""
     rows = pd.util.hash_pandas_object(plan.table, index=False).to_numpy()
     return record | {
+        "of": plan.folder.resolve().name,
         "format": "parquet",
         "partitions": len(plan),
         "partition_curves": plan.size,
@@ -212,6 +213,7 @@ def claim(plan: Plan, record: dict[str, Any], overwrite: bool = False) -> dict[s
     Raises DataError if the folder holds another cohort and overwrite is false, or if the disk has
     no room for this one.
     """
+    refuse_others_record(plan.folder)
     beside = record_beside(plan.folder)
     record = _described(plan, record)
     claimed = _is_claimed(beside, record)
