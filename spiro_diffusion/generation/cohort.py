@@ -319,8 +319,9 @@ def _missed_targets(cohort: Cohort) -> list[str]:
 def warnings_of(cohort: Cohort) -> list[str]:
     """What to know about a cohort, a sentence each.
 
-    Extrapolation, assumptions, targets missed (by over 2 %, or 0.1 of a z-score; 0.5 of one that
-    was conditioned on only), curves without z-scores and odd ones.
+    Extrapolation, assumptions, notes of the record (columns that are not used, guidance below 1),
+    targets missed (by over 2 %, or 0.1 of a z-score; 0.5 of one that was conditioned on only),
+    curves without z-scores and odd ones.
     """
     table = cohort.table
     total = len(table)
@@ -334,6 +335,7 @@ def warnings_of(cohort: Cohort) -> list[str]:
     if assumed := cohort.info.get("assumed"):
         values = ", ".join(f"{name} {value}" for name, value in assumed.items())
         sentences.append(f"Not given, and so assumed: {values}.")
+    sentences += [f"{note}." for note in cohort.info.get("notes", [])]
     sentences += _missed_targets(cohort)
     if "fev1_z" in table and table["fev1_z"].isna().any():
         unknown = table["fev1_z"].isna().sum()
