@@ -16,9 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base.arrays import building
+from .base.arrays import building, load_safetensors
 from .base.errors import DataError
-from .base.files import sha256_of, shipped_weights
+from .base.files import record_beside, sha256_of, shipped_weights
+from spiro_diffusion.base.provenance import (
+    array_sha256,
+    check_provenance,
+    weights_sha256,
+    write_provenance,
+)
 from spiro_diffusion.learning.conditions import (
     VARIABLES,
     Variable,
@@ -718,6 +724,22 @@ def new_model(settings: CLDMSettings, z: Tensor) -> CLDM:
     return model
 
 # %% ../nbs/03_cldm.ipynb #bd9a6e11
+def _check_latents(latents: np.ndarray, metadata: pd.DataFrame, vqvae_folder: str | Path) -> None:
+    """Raise DataError unless latents have as many rows as metadata, and are of this VQ-VAE.
+
+    The latter is known of a memory map of a file that has a record beside it (02_latents).
+    """
+    if len(latents) != len(metadata):
+        raise DataError(
+            f"there are {len(latents):,} latents and {len(metadata):,} rows of metadata: "
+            "run 02_latents again"
+        )
+    file = getattr(latents, "filename", None)
+    if file is not None and record_beside(file).is_file():
+        weights = load_safetensors(Path(vqvae_folder) / "model.safetensors")
+        check_provenance(file, {"VQ-VAE": weights_sha256(weights)}, "02_latents")
+
+
 def train_cldm(
     latents: np.ndarray,
     metadata: pd.DataFrame,
@@ -730,8 +752,9 @@ def train_cldm(
 
     vqvae_folder holds the VQ-VAE that made the latents. Returns the model (averaged weights, on the
     CPU) and the history of `train`, with the loss on at most `VALIDATION_ROWS` rows of split val.
-    Raises DataError if no row can be used.
+    Raises DataError if no row can be used, or if the latents are known to be another VQ-VAE's.
     """
+    _check_latents(latents, metadata, vqvae_folder)
     rows = rows_of_split(latents, metadata, "train", settings.variables)
     if not len(rows.latents):
         raise DataError(
@@ -762,4 +785,6 @@ def train_cldm(
     )
     model = model.cpu().eval().requires_grad_(False)
     save_model(folder, model, asdict(settings))
+    made_from = {"VQ-VAE": settings.vqvae_sha256, "latents": array_sha256(latents)}
+    write_provenance(Path(folder) / "model.safetensors", made_from)
     return model, history

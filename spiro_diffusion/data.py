@@ -6,8 +6,10 @@ __all__ = ['PEOPLE_BY_PROFILE', 'NOT_IN_DEMO', 'NO_AGE_SEX', 'NO_FLOW', 'people_
            'load_prepared']
 
 # %% ../nbs/00_data.ipynb #86dda24e
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,15 @@ import pandas as pd
 from .base.errors import DataError, need_dir
 from .base.files import locked, write_json
 from .base.seeds import split_of
-from .formats.nhanes import RawBlows, SurveyFiles, iter_raw, read_best, read_people
+from spiro_diffusion.formats.nhanes import (
+    FEW_JOINED,
+    RawBlows,
+    SurveyFiles,
+    check_joined,
+    iter_raw,
+    read_best,
+    read_people,
+)
 from spiro_diffusion.formats.prepared import (
     METADATA,
     REPORT_FILE,
@@ -25,8 +35,8 @@ from spiro_diffusion.formats.prepared import (
     preparation_report,
     write_prepared,
 )
-from .formats.tables import SUFFIXES
-from .simulator.survey import survey_files
+from .formats.tables import PACKED, SUFFIXES, UNFINISHED
+from .simulator.survey import SurveyPlan, plan_survey
 
 _all_ = ["load_prepared"]  # which every later step imports from here
 
@@ -46,14 +56,34 @@ def people_for(profile: str, real: bool) -> int:
 
 # %% ../nbs/00_data.ipynb #09f4a94b
 def resolve_data_dir(data_dir: str, run_dir: str | Path) -> Path | None:
-    """The folder with NHANES files: `data_dir`, else `<run_dir>/data/raw/nhanes` if it has any."""
+    """The folder with NHANES files: `data_dir`, else `<run_dir>/data/raw/nhanes` if it has any.
+
+    Archives and downloads that have not ended count: `plan_survey` says what to do with them.
+    """
     if data_dir:
-        return need_dir(data_dir, "name a folder that holds SPXRAW_G, DEMO_G and BMX_G")
+        return need_dir(data_dir, "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, unpacked")
     folder = Path(run_dir) / "data" / "raw" / "nhanes"
-    holds = folder.is_dir() and any(p.suffix.lower() in SUFFIXES for p in folder.rglob("*"))
+    kinds = (*SUFFIXES, *PACKED, *UNFINISHED)
+    holds = folder.is_dir() and any(p.suffix.lower() in kinds for p in folder.rglob("*"))
     return folder if holds else None
 
 # %% ../nbs/00_data.ipynb #0ef0bf90
+def _planned(
+    data_dir: str | Path | None | Sequence[SurveyFiles], cycles: tuple[str, ...], n_people: int
+) -> Sequence[SurveyPlan | SurveyFiles]:
+    """For each cycle what is there and what is to be simulated. Nothing is written."""
+    if data_dir is None or isinstance(data_dir, (str, Path)):
+        return [plan_survey(data_dir, cycle, n_people) for cycle in cycles]
+    return data_dir
+
+
+def _obtained(
+    plans: Sequence[SurveyPlan | SurveyFiles], simulated_dir: Path, seed: int
+) -> list[SurveyFiles]:
+    """The files of plans; what is not there is simulated."""
+    return [p.obtain(simulated_dir, seed) if isinstance(p, SurveyPlan) else p for p in plans]
+
+
 def obtain_files(
     data_dir: str | Path | None | Sequence[SurveyFiles],
     simulated_dir: str | Path,
@@ -61,13 +91,13 @@ def obtain_files(
     n_people: int = 1000,
     seed: int = 0,
 ) -> list[SurveyFiles]:
-    """The files of each cycle; what is missing is simulated into `simulated_dir` (`survey_files`).
+    """The files of each cycle; what is missing is simulated into `simulated_dir`.
 
     data_dir: a folder with NHANES files; None: none, all is simulated; or files already obtained.
+    What is simulated is said on stderr. Raises DataError as `plan_survey`, before anything is
+    written.
     """
-    if data_dir is None or isinstance(data_dir, (str, Path)):
-        return [survey_files(data_dir, simulated_dir, c, n_people, seed) for c in cycles]
-    return list(data_dir)
+    return _obtained(_planned(data_dir, cycles, n_people), Path(simulated_dir), seed)
 
 # %% ../nbs/00_data.ipynb #8bc60760
 NOT_IN_DEMO = "SEQN not in DEMO"
@@ -110,51 +140,68 @@ def described_people(source: SurveyFiles) -> pd.DataFrame:
     people = read_people(source.demo, source.bmx, source.cycle).sort_values("SEQN")
     if source.spx is None:
         return people.assign(session="")
-    grades = read_best(source.spx).drop_duplicates("SEQN").set_index("SEQN")["session"]
+    grades = read_best(source.spx).set_index("SEQN")["session"]
+    check_joined(grades.index.to_series(), source.spx, people["SEQN"], source.demo, "grades")
     return people.assign(session=grades.reindex(people["SEQN"], fill_value="").to_numpy())
 
 # %% ../nbs/00_data.ipynb #6769bb10
+def _warn_if_few(source: SurveyFiles, read: int, dropped: Counter[str]) -> None:
+    """Warn if most of the blows of a source, of `read` in all, are of nobody in DEMO."""
+    if read and dropped[NOT_IN_DEMO] > (1 - FEW_JOINED) * read:
+        warnings.warn(
+            f"{dropped[NOT_IN_DEMO]:,} of {read:,} blows of {source.raw} are of nobody in "
+            f"{source.demo} and are left out",
+            stacklevel=3,
+        )
+
+
 def joined_pieces(
     sources: list[SurveyFiles], dropped: Counter[str], chunk: int
 ) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
-    """Flow and metadata of all sources, `chunk` blows at a time; DataError if none is left."""
+    """Flow and metadata of all sources, `chunk` blows at a time, where any of them is left.
+
+    The people of all sources are read first. Raises DataError if no blow of a source is left.
+    """
     from tqdm.auto import tqdm
 
-    kept = 0
-    for source in sources:
-        people = described_people(source)
+    people = [described_people(source) for source in sources]
+    for source, who in zip(sources, people, strict=True):
+        kept = 0
+        reasons: Counter[str] = Counter()
         with tqdm(desc=f"reading {source.raw.name}", unit=" blows") as bar:
             for blows in iter_raw(source.raw, chunk):
                 bar.update(len(blows.table) + sum(blows.dropped.values()))
-                flow, table = join_people(blows, people, source, dropped)
+                flow, table = join_people(blows, who, source, reasons)
                 kept += len(table)
-                yield flow, table
-    if not kept:
-        raise DataError(
-            f"no blow of {sources[0].raw} is left: nobody in {sources[0].demo} has its SEQN, "
-            f"an age and a sex, or every blow is faulty ({dict(dropped)})"
-        )
+                if len(table):
+                    yield flow, table
+        dropped.update(reasons)
+        if not kept:
+            raise DataError(
+                f"no blow of {source.raw} is left: nobody in {source.demo} has its SEQN, "
+                f"an age and a sex, or every blow is faulty ({dict(reasons)})"
+            )
+        _warn_if_few(source, kept + sum(reasons.values()), reasons)
 
 # %% ../nbs/00_data.ipynb #bd31ed51
-def _read_and_write(sources: list[SurveyFiles], out: Path, seed: int, chunk: int) -> dict[str, Any]:
-    """`prepare_files`, in a folder that is locked."""
-    dropped: Counter[str] = Counter()
-    metadata = write_prepared(out, joined_pieces(sources, dropped, chunk))
-    report = preparation_report(metadata, dropped, sources, seed)
-    write_json(out / REPORT_FILE, report)
-    return report
-
-
 def prepare_files(
     sources: list[SurveyFiles], out_dir: str | Path, seed: int = 0, chunk: int = 8_000
 ) -> dict[str, Any]:
     """Read files (`obtain_files`) and write signals, metadata and a report into `out_dir`.
 
     Returns the report. seed: with which files were simulated, for the report. Raises DataError if
-    a file is missing, damaged or of another cycle, or if nobody is left.
+    a file is missing, damaged or of another cycle, if two do not belong together, or if nobody is
+    left: before `out_dir` is made, but for a fault that only the last blows show.
     """
-    with locked(Path(out_dir)):
-        return _read_and_write(sources, Path(out_dir), seed, chunk)
+    out = Path(out_dir)
+    dropped: Counter[str] = Counter()
+    pieces = joined_pieces(sources, dropped, chunk)
+    first = next(pieces)
+    with locked(out):
+        metadata = write_prepared(out, chain([first], pieces))
+        report = preparation_report(metadata, dropped, sources, seed)
+        write_json(out / REPORT_FILE, report)
+    return report
 
 # %% ../nbs/00_data.ipynb #3177f49c
 def prepare(
@@ -170,10 +217,13 @@ def prepare(
     data_dir: a folder with NHANES files, None for simulated people and blows, or files that were
     obtained before (`obtain_files`); what is missing is simulated into `<out_dir>/../simulated`.
     Signals are (N, 512) float32 L/s BTPS on the clock; metadata has the columns `METADATA`, row
-    for row. Raises DataError if a file is missing, damaged or of another cycle, or if nobody is
-    left.
+    for row. Raises DataError as `plan_survey` and `prepare_files`; nothing is written if a file is
+    missing, or does not belong to the others.
     """
     out = Path(out_dir)
-    with locked(out):
-        sources = obtain_files(data_dir, out.parent / "simulated", cycles, n_people, seed)
-        return _read_and_write(sources, out, seed, chunk)
+    plans = _planned(data_dir, cycles, n_people)
+    if all(isinstance(p, SurveyFiles) or p.people is None for p in plans):
+        return prepare_files(_obtained(plans, out.parent, seed), out, seed, chunk)
+    simulated = out.parent / "simulated"
+    with locked(simulated):
+        return prepare_files(_obtained(plans, simulated, seed), out, seed, chunk)

@@ -10,9 +10,17 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .base.arrays import new_array, open_array
+from .base.arrays import load_safetensors, new_array, open_array
 from .base.errors import DataError, need_file
-from .base.files import writing
+from .base.files import record_beside, writing
+from spiro_diffusion.base.provenance import (
+    array_sha256,
+    check_provenance,
+    table_sha256,
+    weights_sha256,
+    write_provenance,
+)
+from .formats.prepared import SIGNALS_FILE
 from .spirometry.clock import CLOCK
 from .spirometry.indices import indices_on_clock
 from .spirometry.reference import zscores
@@ -24,9 +32,10 @@ if TYPE_CHECKING:
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['MAP_ROWS', 'MEASURED', 'DESCRIBED', 'POOR_SESSIONS', 'mean_flow_by_code', 'position_of_largest_effect',
-           'principal_components', 'plot_code_usage', 'plot_mean_flows', 'plot_map', 'plot_latents', 'best_of_session',
-           'measure_blows', 'describe_blows', 'load_described', 'encode_dataset', 'encode_rows', 'load_latents']
+__all__ = ['MAP_ROWS', 'MEASURED', 'DESCRIBED', 'DESCRIBED_BY', 'POOR_SESSIONS', 'mean_flow_by_code',
+           'position_of_largest_effect', 'principal_components', 'plot_code_usage', 'plot_mean_flows', 'plot_map',
+           'plot_latents', 'best_of_session', 'measure_blows', 'describe_blows', 'load_described', 'encode_dataset',
+           'encode_rows', 'load_latents']
 
 # %% ../nbs/02_latents.ipynb #90492bed
 def mean_flow_by_code(
@@ -139,6 +148,8 @@ def plot_latents(
 # %% ../nbs/02_latents.ipynb #d80975ae
 MEASURED = ["fvc", "fev1", "fev1_fvc", "pef"]  # L, L, ratio, L/s
 DESCRIBED = (*MEASURED, "fev1_z", "fvc_z", "fev1_fvc_z", "blow")
+DESCRIBED_BY = ["SEQN", "test", "acceptable", "session", "age", "height", "gender"]
+"""Columns of the metadata that the description of a blow rests on."""
 POOR_SESSIONS = ["C", "D", "F"]  # grades of which no blow counts as a person's best
 
 
@@ -176,23 +187,40 @@ def describe_blows(
     table = table.join(zscores(people.join(table[["fev1", "fvc", "fev1_fvc"]])))
     table["blow"] = best_of_session(metadata, (table["fvc"] + table["fev1"]).to_numpy())
     table = table[list(DESCRIBED)]
-    with writing(Path(folder) / "blows.csv") as tmp:
+    path = Path(folder) / "blows.csv"
+    made_from = {
+        "signals": array_sha256(flow),
+        "metadata": table_sha256(metadata[DESCRIBED_BY]),
+    }
+    with writing(record_beside(path)) as record, writing(path) as tmp:
         table.to_csv(tmp, index=False, float_format="%.5g")
+        write_provenance(tmp, made_from, record)
     return table
 
 # %% ../nbs/02_latents.ipynb #b59711ae
+def _signals_now(run_dir: str | Path) -> dict[str, str]:
+    """The hash of the signals in `<run_dir>/data/processed`, if they are there."""
+    path = Path(run_dir) / "data" / "processed" / SIGNALS_FILE
+    return {"signals": array_sha256(open_array(path, "00_data"))} if path.is_file() else {}
+
+
 def load_described(run_dir: str | Path, metadata: pd.DataFrame) -> pd.DataFrame:
     """`metadata` with the columns `DESCRIBED` of `<run_dir>/data/processed/blows.csv`.
 
-    Raises DataError if the file is missing or does not fit the metadata.
+    Raises DataError if the file is missing, or is not of these metadata and of the signals there.
     """
     path = Path(run_dir) / "data" / "processed" / "blows.csv"
-    table = pd.read_csv(need_file(path, "run 02_latents first"))
+    try:
+        table = pd.read_csv(need_file(path, "run 02_latents first"))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as err:
+        raise DataError(f"{path} is damaged: run 02_latents again") from err
     if len(table) != len(metadata) or list(table) != list(DESCRIBED):
         raise DataError(
             f"blows.csv in {run_dir} has {len(table)} rows and the metadata {len(metadata)}: "
             "run 02_latents again"
         )
+    now = _signals_now(run_dir) | {"metadata": table_sha256(metadata[DESCRIBED_BY])}
+    check_provenance(path, now, "02_latents")
     return metadata.reset_index(drop=True).join(table)
 
 # %% ../nbs/02_latents.ipynb #a5c646ee
@@ -208,7 +236,16 @@ def encode_dataset(
     codes_path = Path(folder) / "codes.npy"
     channels = len(model.config.levels)
     positions = model.config.positions
-    with writing(latents_path) as latents_file, writing(codes_path) as codes_file:
+    made_from = {
+        "signals": array_sha256(flow),
+        "VQ-VAE": weights_sha256(model.state_dict()),
+    }
+    with (
+        writing(record_beside(latents_path)) as latents_record,
+        writing(record_beside(codes_path)) as codes_record,
+        writing(latents_path) as latents_file,
+        writing(codes_path) as codes_file,
+    ):
         latents = new_array(latents_file, (len(flow), channels, positions), np.float32)
         codes = new_array(codes_file, (len(flow), positions), np.uint16)
         for start in tqdm(range(0, len(flow), batch), desc="encoding", unit="batch"):
@@ -218,6 +255,8 @@ def encode_dataset(
         latents.flush()
         codes.flush()
         del latents, codes  # or Windows could not rename the files
+        write_provenance(latents_file, made_from, latents_record)
+        write_provenance(codes_file, made_from, codes_record)
     return latents_path, codes_path
 
 
@@ -233,8 +272,8 @@ def encode_rows(model: VQVAE, flow: np.ndarray, part: slice) -> np.ndarray:
 def load_latents(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """(latents (N, C, P) float32, codes (N, P) uint16) from `<run_dir>/data/processed`.
 
-    Both are read-only memory maps. Raises DataError if they are missing, damaged or do not fit each
-    other.
+    Both are read-only memory maps. Raises DataError if they are missing, damaged, do not fit each
+    other, or were made from other signals or by another VQ-VAE than those that are in `run_dir`.
     """
     processed = Path(run_dir) / "data" / "processed"
     latents = open_array(processed / "latents.npy", "02_latents")
@@ -244,4 +283,10 @@ def load_latents(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
             f"latents {latents.shape} and codes {codes.shape} in {run_dir} do not fit: "
             "run 02_latents again"
         )
+    now = _signals_now(run_dir)
+    codec = Path(run_dir) / "checkpoints" / "vqvae" / "model.safetensors"
+    if codec.is_file():
+        now["VQ-VAE"] = weights_sha256(load_safetensors(codec))
+    for name in ("latents.npy", "codes.npy"):
+        check_provenance(processed / name, now, "02_latents")
     return latents, codes

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base.arrays import building
-from .base.errors import DataError
-from .base.files import shipped_weights
+from .base.errors import DataError, need_file
+from .base.files import sha256_of, shipped_weights
+from .base.provenance import array_sha256, check_provenance, write_provenance
 from spiro_diffusion.learning.curves import (
     BIN_WIDTHS,
     N_FEATURES,
@@ -41,11 +42,11 @@ from .spirometry.clock import FINE, N_BINS
 from .spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['DELAY_UNIT', 'SPREAD', 'SHARP', 'BEFORE_PER_LITRE', 'CLINICAL', 'PROFILES', 'FEWEST', 'VQConfig', 'Block',
-           'residual_blocks', 'turned_components', 'network_inputs', 'linear_in_float32', 'Encoder', 'Quantiser',
-           'distance_to_normal', 'ridge', 'sharp_softplus', 'inverse_softplus', 'Decoder', 'VQVAE', 'huber',
-           'codec_terms', 'LossWeights', 'codec_loss', 'reconstruction_errors', 'code_usage', 'VQSettings',
-           'settings_for', 'train_vqvae']
+__all__ = ['DELAY_UNIT', 'SPREAD', 'SHARP', 'BEFORE_PER_LITRE', 'CLINICAL', 'PROFILES', 'FEWEST', 'TRAINED_ON', 'VQConfig',
+           'Block', 'residual_blocks', 'turned_components', 'network_inputs', 'linear_in_float32', 'Encoder',
+           'Quantiser', 'distance_to_normal', 'ridge', 'sharp_softplus', 'inverse_softplus', 'Decoder', 'VQVAE',
+           'huber', 'codec_terms', 'LossWeights', 'codec_loss', 'reconstruction_errors', 'code_usage', 'VQSettings',
+           'settings_for', 'train_vqvae', 'check_codec']
 
 # %% ../nbs/01_vqvae.ipynb #1a1754e4
 @dataclass(frozen=True)
@@ -484,6 +485,8 @@ def settings_for(profile: str, seed: int = 0, device: str = "auto", steps: int =
 # %% ../nbs/01_vqvae.ipynb #f825435a
 FEWEST = 64
 """A codec needs so many curves to be fitted."""
+TRAINED_ON = "signals of split train"
+"""What the record beside a codec's weights says that it was made from (base/provenance)."""
 
 
 def _median_errors(model: VQVAE, flow: np.ndarray) -> dict[str, float]:
@@ -526,4 +529,18 @@ def train_vqvae(
         extra={"loss": asdict(settings.weights)},
     )
     model.save(folder)
+    made_from = {TRAINED_ON: array_sha256(rows.float().cpu().numpy())}
+    write_provenance(Path(folder) / "model.safetensors", made_from)
     return model, history
+
+
+def check_codec(folder: str | Path, flow: np.ndarray, metadata: pd.DataFrame) -> None:
+    """Raise DataError unless the codec in `folder` was trained on split train of these signals.
+
+    flow (N, 512) L/s and its metadata. The codec that comes with the package stands on its own.
+    """
+    weights = need_file(Path(folder) / "model.safetensors", "run 01_vqvae first")
+    if sha256_of(weights) == sha256_of(shipped_weights("vqvae") / "model.safetensors"):
+        return
+    train_rows = (metadata["split"] == "train").to_numpy()
+    check_provenance(weights, {TRAINED_ON: array_sha256(flow, train_rows)}, "01_vqvae")

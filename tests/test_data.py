@@ -107,13 +107,13 @@ def test_files_are_obtained_first_and_only_read_then(
     nhanes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = obtain_files(nhanes, tmp_path / "simulated")
-    monkeypatch.setattr("spiro_diffusion.data.survey_files", None)  # it is not called now
+    monkeypatch.setattr("spiro_diffusion.data.plan_survey", None)  # it is not called now
     prepare_files(sources, tmp_path / "in two steps")
     prepare(sources, tmp_path / "ready files")
     monkeypatch.undo()
     prepare(nhanes, tmp_path / "at once")
     at_once = files_in(tmp_path / "at once")
-    assert len(at_once) == 3
+    assert len(at_once) == 4
     assert files_in(tmp_path / "in two steps") == at_once
     assert files_in(tmp_path / "ready files") == at_once
     assert not (tmp_path / "simulated").exists()
@@ -222,12 +222,13 @@ def test_a_failed_run_keeps_what_was_there(nhanes: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="bmx_g.xpt"):
         prepare(nhanes, tmp_path / "out")
     assert files_in(tmp_path / "out") == before
-    assert len(before) == 3
+    assert len(before) == 4
 
 
 def test_nobody_left(nhanes: Path, tmp_path: Path) -> None:
-    demo = read_xport(nhanes / "DEMO_G.XPT")
-    write_xport(demo.assign(SEQN=demo["SEQN"] + 1e6), nhanes / "DEMO_G.XPT")
+    for name in ("DEMO_G.XPT", "bmx_g.xpt"):
+        table = read_xport(nhanes / name)
+        write_xport(table.assign(SEQN=table["SEQN"] + 1e6), nhanes / name)
     with pytest.raises(DataError, match="no blow of .* is left"):
         prepare(nhanes, tmp_path / "out")
     assert files_in(tmp_path / "out") == {}

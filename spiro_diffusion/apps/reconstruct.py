@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spiro_diffusion.apps.console import (
     Command,
@@ -18,21 +21,24 @@ from spiro_diffusion.apps.console import (
 from ..base.errors import DataError
 from ..base.files import check_free
 from ..completion.reconstruction import NOTICE, reconstruct
-from ..formats.delimited import read_blow
+from ..formats.recognise import FORMATS, read_recordings
+from ..formats.recording import Recording
 
 if TYPE_CHECKING:
     from spiro_diffusion.completion.reconstruction import Reconstruction
 
 # %% auto #0
-__all__ = ['COMMAND', 'main']
+__all__ = ['KINDS', 'MOST_LISTED', 'PERSON', 'COMMAND', 'choose', 'printed_notes', 'main']
 
 # %% ../../nbs/apps/02_reconstruct.ipynb #adaba18a
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "blow",
-        help="a CSV file with columns time (s), volume (L) and optionally observed (1 or 0), or an"
-        " ATS waveform (.wf)",
+        "file",
+        help=f"a recording: {FORMATS}; a column observed (1 or 0) says what is to be used",
     )
+    parser.add_argument("--trial", help="which manoeuvre of the file, by its name there")
+    parser.add_argument("--person", help="whose, where the file has several people")
+    parser.add_argument("--visit", help="of which visit, where the file has several")
     add_person(parser)
     parser.add_argument(
         "-n", "--draws", type=int, default=100, help="whole manoeuvres to draw (100)"
@@ -46,6 +52,69 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--figure", help="a .png, .pdf or .svg")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+# %% ../../nbs/apps/02_reconstruct.ipynb #22184355
+KINDS = ("person", "visit", "trial")
+MOST_LISTED = 12
+"""Manoeuvres that a sentence names."""
+
+
+def _listed(recordings: Sequence[Recording]) -> str:
+    """The options that name each recording, as far as they tell the recordings apart."""
+    told = [kind for kind in KINDS if len({getattr(one, kind) for one in recordings}) > 1]
+    names = []
+    for one in recordings[:MOST_LISTED]:
+        names.append(" ".join(f"--{kind} {getattr(one, kind)!r}" for kind in told))
+    more = len(recordings) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+
+
+def choose(recordings: Sequence[Recording], wanted: dict[str, str | None]) -> Recording:
+    """The one recording of the `wanted` person, visit and trial (None: any).
+
+    Raises DataError that lists what is there if that is none or several.
+    """
+    left = list(recordings)
+    for kind, name in wanted.items():
+        if name is not None:
+            left = [one for one in left if getattr(one, kind) == name.strip()]
+    source = recordings[0].source
+    if len(left) == 1:
+        return left[0]
+    if not left:
+        asked = ", ".join(f"--{kind} {name}" for kind, name in wanted.items() if name is not None)
+        raise DataError(f"{source} has no manoeuvre of {asked}: it has {_listed(recordings)}")
+    raise DataError(
+        f"{source} holds {len(left)} manoeuvres, say which one: "
+        f"{_listed(left) or 'they have one name'}"
+    )
+
+# %% ../../nbs/apps/02_reconstruct.ipynb #b8451df3
+PERSON = ("age", "height", "sex")
+
+
+def _merge_person(args: argparse.Namespace, recording: Recording) -> dict[str, Any] | None:
+    """Age, height and sex from the command line, else from the file; None if they are in neither.
+
+    Warns of what comes from the file, and of what is left unused because something is missing.
+    Raises DataError if the command line begins what neither it nor the file completes.
+    """
+    said = {name: recording.patient[name] for name in PERSON if name in recording.patient}
+    given = {name: getattr(args, name) for name in PERSON if getattr(args, name) is not None}
+    taken = {name: value for name, value in said.items() if name not in given}
+    merged = taken | given
+    if not taken or (not given and len(merged) < len(PERSON)):
+        if taken:
+            missing = " and ".join(name for name in PERSON if name not in taken)
+            warnings.warn(
+                f"{recording.source} says {', '.join(taken)} and no {missing}: nothing of the "
+                "person is used; give --age, --height and --sex",
+                stacklevel=2,
+            )
+        return person_of(args)
+    shown = ", ".join(f"{name} {value}" for name, value in taken.items())
+    warnings.warn(f"as {recording.source} says: {shown}", stacklevel=2)
+    return person_of(argparse.Namespace(**dict.fromkeys(PERSON) | merged))
 
 # %% ../../nbs/apps/02_reconstruct.ipynb #d9f3c98f
 def _describe(made: Reconstruction) -> str:
@@ -74,19 +143,36 @@ def _check_outputs(args: argparse.Namespace) -> None:
     check_free(files, args.overwrite)
 
 # %% ../../nbs/apps/02_reconstruct.ipynb #3df20a15
+@contextmanager
+def printed_notes() -> Iterator[None]:
+    """In the body, our own warnings become lines on stderr that begin with "note: ", each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            notes = [str(one.message) for one in caught if one.category is UserWarning]
+            for note in dict.fromkeys(notes):
+                print(f"note: {note}", file=sys.stderr)
+            for one in caught:
+                if one.category is not UserWarning:
+                    warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+
+
 def _work(args: argparse.Namespace) -> None:
-    person = person_of(args)
     _check_outputs(args)
-    volume, time, observed = read_blow(args.blow)
-    made = reconstruct(
-        volume,
-        time,
-        person,
-        draws=args.draws,
-        seed=args.seed,
-        observed=observed,
-        weights=args.weights,
-    )
+    with printed_notes():
+        recordings = read_recordings(args.file)
+        recording = choose(recordings, {kind: getattr(args, kind) for kind in KINDS})
+        made = reconstruct(
+            recording.volume,
+            recording.time,
+            _merge_person(args, recording),
+            draws=args.draws,
+            seed=args.seed,
+            observed=recording.observed,
+            weights=args.weights,
+        )
     print(_describe(made))
     if args.out:
         made.save(args.out, args.overwrite)
@@ -101,6 +187,7 @@ COMMAND = Command(
         "spiro_reconstruct blow.csv --age 61 --height 168 --sex female --draws 200",
         "spiro_reconstruct blow.csv --out recon.parquet --figure recon.png",
         "spiro_reconstruct curve.wf --seed 7",
+        "spiro_reconstruct session.xml --trial 2",
     ),
     add_options=_add_options,
     work=_work,

@@ -15,10 +15,10 @@ from .errors import DataError, need_file
 from .files import writing
 
 # %% auto #0
-__all__ = ['MAX_QUOTED', 'save_safetensors', 'load_safetensors', 'building', 'open_array', 'new_array']
+__all__ = ['MAX_QUOTED', 'as_numpy', 'save_safetensors', 'load_safetensors', 'building', 'open_array', 'new_array']
 
 # %% ../../nbs/base/02_arrays.ipynb #9f4be003
-def _as_numpy(array: Any) -> np.ndarray:
+def as_numpy(array: Any) -> np.ndarray:
     """A numpy array, or a torch tensor on any device, as a contiguous numpy array."""
     if hasattr(array, "detach"):
         array = array.detach().cpu().numpy()
@@ -33,7 +33,7 @@ def save_safetensors(path: str | Path, arrays: dict[str, Any]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    plain = {name: _as_numpy(array) for name, array in arrays.items()}
+    plain = {name: as_numpy(array) for name, array in arrays.items()}
     with writing(path) as tmp:
         mode = tmp.stat().st_mode
         try:

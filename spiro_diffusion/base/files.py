@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['HOST', 'DISK_IS_FULL', 'READ_BYTES', 'FIGURE_DPI', 'LOCK_NAME', 'NO_LOCKS', 'writing', 'writing_all', 'check_free',
-           'write_json', 'read_json', 'shipped_weights', 'sha256_of', 'write_figure', 'figures_folder', 'locked']
+           'write_json', 'read_json', 'record_beside', 'shipped_weights', 'sha256_of', 'write_figure', 'figures_folder',
+           'locked']
 
 # %% ../../nbs/base/01_files.ipynb #417534f4
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -172,6 +173,14 @@ def read_json(path: str | Path) -> Any:
         raise DataError(
             f"{path} is not a JSON file ({err}): delete it and run the step that writes it again"
         ) from err
+
+# %% ../../nbs/base/01_files.ipynb #79fbd938
+def record_beside(path: str | Path) -> Path:
+    """Where the record of a file or folder is: beside it, under its whole name and `.json`."""
+    path = Path(path)
+    if path.name in ("", ".."):  # "." has no name of its own
+        path = path.resolve()
+    return path.with_name(f"{path.name}.json")
 
 # %% ../../nbs/base/01_files.ipynb #c1ede618
 READ_BYTES = 1 << 20

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..base.arrays import save_safetensors
 from ..base.errors import DataError
 from ..base.files import sha256_of, shipped_weights, write_json
+from ..base.provenance import array_sha256, write_provenance
 from spiro_diffusion.cldm import (
     Conditioner,
     UNet,
@@ -589,4 +590,5 @@ def train_completion(
         values = torch.from_numpy(encode_patients(table, settings.variables))
         _calibrate(model, held[some], values)
         _save(folder, model)
+    write_provenance(folder / "model.safetensors", {"signals": array_sha256(flow)})
     return model, history

@@ -13,14 +13,23 @@ import pandas as pd
 
 from ..base.errors import DataError
 from ..base.files import check_free, write_json
+from ..base.flags import read_flags
 from ..base.seeds import rng_for
 from ..generation.cohort import write_curves
 from ..learning.conditions import Variable, encode_patients
 from ..learning.patients import check_patients
-from ..spirometry.clock import CLOCK, N_BINS, WIDTHS, to_clock, volume_on_clock
-from ..spirometry.indices import INDICES, indices, indices_on_clock
+from spiro_diffusion.spirometry.clock import (
+    CLOCK,
+    END,
+    N_BINS,
+    WIDTHS,
+    rows_to_clock,
+    volume_on_clock,
+)
+from ..spirometry.indices import INDICES, indices_on_clock, measure_rows
+from ..spirometry.manoeuvre import Expiration, Which, find_expirations
 from ..spirometry.plots import plot_loops
-from ..spirometry.quality import acceptability
+from ..spirometry.quality import acceptability_of_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,78 +39,32 @@ if TYPE_CHECKING:
     from spiro_diffusion.completion.truncation import Seen
 
 # %% auto #0
-__all__ = ['NOTICE', 'LONGEST', 'LARGEST', 'SMALLEST', 'COARSEST', 'FEWEST_SAMPLES', 'LARGEST_JUMP', 'LEAST_AT_END',
-           'LARGEST_FALL', 'LONG_ENOUGH', 'LONG_ENOUGH_CHILD', 'CHILD_UNTIL', 'LATE_VOLUME', 'EXCESS_FADES', 'MEASURES',
-           'WIDEST', 'HALF_SECOND', 'LONGEST_TIME_CONSTANT', 'POWERS', 'POWER_ENDS', 'COLOUR', 'MOST_LOOPS', 'Observed',
-           'check_blow', 'is_whole', 'OnClock', 'join', 'on_clock', 'doubts', 'Reconstruction', 'ModelSource',
-           'reconstruct', 'extrapolated_fvc']
+__all__ = ['NOTICE', 'COARSEST', 'FEWEST_SAMPLES', 'LONG_REST', 'LONG_ENOUGH', 'LONG_ENOUGH_CHILD', 'CHILD_UNTIL', 'LATE_VOLUME',
+           'EXCESS_FADES', 'MEASURES', 'WIDEST', 'HALF_SECOND', 'LONGEST_TIME_CONSTANT', 'POWERS', 'POWER_ENDS',
+           'COLOUR', 'MOST_LOOPS', 'Observed', 'check_blow', 'is_whole', 'OnClock', 'join', 'on_clock', 'doubts',
+           'Reconstruction', 'ModelSource', 'reconstruct', 'extrapolated_fvc']
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #b73eb8e8
 NOTICE = "Research use; not a medical device."
-LONGEST = 60.0
-"""s: no forced expiration lasts longer, so longer ones are in milliseconds."""
-LARGEST = 20.0
-"""L: no lungs hold more, so larger volumes are in millilitres."""
-SMALLEST = 0.1
-"""L: with less, no air was moved."""
 COARSEST = 0.25
 """s between samples: with fewer than 4 a second, the peak is not seen."""
 FEWEST_SAMPLES = 20
 """Samples that a blow has at least."""
-LARGEST_JUMP = 0.8
-"""Of the volume, from one sample to the next: more is no recorded curve."""
-LEAST_AT_END = 0.6
-"""Of the largest volume: what ends below has fallen again, as flow does."""
-LARGEST_FALL = 0.5
-"""Of the largest volume, below 0: what goes further down is inhaled, or has the wrong sign."""
-
-
-def _time_fault(time: np.ndarray, seconds: float) -> str | None:
-    """What is wrong with the samples' times, if anything; `seconds` of them were observed."""
-    from spiro_diffusion.completion.truncation import SHORTEST
-
-    if time[-1] > LONGEST:
-        return f"the blow lasts {time[-1]:.4g} s: is time in ms? give it in s"
-    if seconds < SHORTEST:
-        return f"{seconds:.2f} s were observed: at least {SHORTEST} s are needed"
-    if len(time) < FEWEST_SAMPLES or np.diff(time).max() > COARSEST:
-        widest = np.diff(time).max()
-        return (
-            f"{len(time)} samples, up to {widest:.2g} s apart: "
-            f"at least {1 / COARSEST:g} per second are needed"
-        )
-    return None
-
-
-def _volume_fault(volume: np.ndarray) -> str | None:
-    """What is wrong with the volumes, if anything."""
-    largest = volume.max()
-    if volume.min() < -max(LARGEST_FALL * largest, SMALLEST):
-        return "the volume falls: give exhaled volume, rising, in L"
-    if largest > LARGEST:
-        return f"the volume is {largest:.4g} L: is it in mL? give it in L"
-    if largest < SMALLEST:
-        return f"the volume is {largest:.3g} L: no air was moved, or it is in another unit than L"
-    if volume[-1] < LEAST_AT_END * largest:
-        return "this falls again after a peak: is it flow? give volume, its sum over time"
-    if np.diff(volume).max() > LARGEST_JUMP * largest:
-        return (
-            "the volume jumps by most of the blow from one sample to the next: "
-            "give the curve as recorded"
-        )
-    return None
+LONG_REST = 1.0
+"""s of a recording before or after the manoeuvre that are worth a note."""
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #4721e093
 @dataclass(frozen=True)
 class Observed:
-    """What was recorded: volume (T,) L and time (T,) s, both from 0.
+    """What was recorded of a manoeuvre: volume (T,) L and time (T,) s, both from 0.
 
-    seen (T,): which samples count; the last one does.
+    seen (T,): which samples count; the last one does. notes: what of the recording was left out.
     """
 
     volume: np.ndarray
     time: np.ndarray
     seen: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 def _as_arrays(volume: Any, time: Any, observed: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,11 +72,11 @@ def _as_arrays(volume: Any, time: Any, observed: Any) -> tuple[np.ndarray, np.nd
     try:
         volume = np.asarray(volume, dtype=float)
         time = np.asarray(time, dtype=float)
-        seen = np.ones(volume.shape, dtype=bool)
-        if observed is not None:
-            seen = np.asarray(observed).astype(bool)
     except (TypeError, ValueError) as err:
         raise DataError(f"volume and time must be numbers ({err}): give L and s") from err
+    seen = np.ones(volume.shape, dtype=bool)
+    if observed is not None:
+        seen = read_flags(np.ravel(observed), "observed")
     if (
         volume.ndim != 1
         or not volume.shape == time.shape == seen.shape
@@ -127,10 +90,49 @@ def _as_arrays(volume: Any, time: Any, observed: Any) -> tuple[np.ndarray, np.nd
     return volume, time, seen
 
 
-def check_blow(volume: Any, time: Any, observed: Any = None) -> Observed:
-    """The blow as `Observed`, up to the last sample that was seen.
+def _check_samples(time: np.ndarray, seen: np.ndarray) -> None:
+    """Raise DataError unless enough was observed, and often enough."""
+    from spiro_diffusion.completion.truncation import SHORTEST
 
-    Raises DataError, saying what to put right, unless it is one that can be completed.
+    seconds = float(np.diff(time, prepend=time[0])[seen].sum())
+    if seconds < SHORTEST:
+        raise DataError(f"{seconds:.2f} s were observed: at least {SHORTEST} s are needed")
+    widest = np.diff(time).max()
+    if len(time) < FEWEST_SAMPLES or widest > COARSEST:
+        raise DataError(
+            f"{len(time)} samples, up to {widest:.2g} s apart: "
+            f"at least {1 / COARSEST:g} per second are needed"
+        )
+
+
+def _notes(time: np.ndarray, found: Expiration) -> tuple[str, ...]:
+    """What is left out of a recording with samples at time (T,) s."""
+    before = time[found.start] - time[0]
+    after = time[-1] - time[found.end]
+    notes = []
+    if before > LONG_REST:
+        notes.append(f"the first {before:.1f} s of the recording are before the manoeuvre")
+    if after > LONG_REST and found.breath_in_after:
+        notes.append(f"the last {after:.1f} s of the recording are after a breath in or a reset")
+    elif after > LONG_REST:
+        notes.append(
+            f"flow stopped at full speed {after:.1f} s before the recording ends: "
+            "what follows is taken for padding, not for a plateau"
+        )
+    duration = time[found.end] - time[found.start]
+    if duration > END:
+        notes.append(
+            f"the manoeuvre lasts {duration:.1f} s: curves end with the clock at {END} s, "
+            "indices of a whole manoeuvre are those of the recording"
+        )
+    return tuple(notes)
+
+
+def check_blow(volume: Any, time: Any, observed: Any = None, which: Which = None) -> Observed:
+    """The manoeuvre of a recording as `Observed`, up to the last sample that was seen.
+
+    which: of several manoeuvres, as `find_expirations` has it. Raises DataError, saying what to
+    put right, unless it is one that can be completed.
     """
     volume, time, seen = _as_arrays(volume, time, observed)
     last = int(np.flatnonzero(seen)[-1]) + 1
@@ -142,19 +144,16 @@ def check_blow(volume: Any, time: Any, observed: Any = None) -> Observed:
             "volume or time holds NaN or infinity: leave these samples out, "
             "or mark them in observed as not seen"
         )
-    if not (np.diff(time) > 0).all():
-        raise DataError(
-            "time does not rise from sample to sample: sort the blow, "
-            "and drop samples that are there twice"
-        )
-    volume = np.interp(time, time[seen], volume[seen])
-    volume = volume - volume[0]
-    time = time - time[0]
-    seconds = float(np.diff(time, prepend=0)[seen].sum())
-    for fault in (_time_fault(time, seconds), _volume_fault(volume)):
-        if fault:
-            raise DataError(fault)
-    return Observed(volume, time, seen)
+    if len(time) < 2:
+        _check_samples(time, seen)
+    found = find_expirations(np.interp(time, time[seen], volume[seen]), time, which)
+    one = found.found[0]
+    part = slice(one.start, one.end + 1)
+    notes = _notes(time, one)
+    time = found.time[part] - found.time[one.start]
+    seen = seen[part]
+    _check_samples(time, seen)
+    return Observed(found.volume[0, part], time, seen, notes)
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #8d249dba
 LONG_ENOUGH = 6.0
@@ -173,11 +172,12 @@ def is_whole(blow: Observed, age: float = np.nan) -> bool:
     That is a plateau or 15 s (Graham 2019), or 6 s (3 s under 10 years; Miller 2005) with less than
     60 mL in the last second.
     """
-    if acceptability(blow.volume, blow.time)["end"].iloc[0]:
-        return True
+    rows = np.maximum.accumulate(blow.volume)[None]
     last = blow.time[-1]
-    seconds = last - float(indices(blow.volume, blow.time)["t0"].iloc[0])
-    in_last_second = blow.volume[-1] - np.interp(last - 1, blow.time, blow.volume)
+    if acceptability_of_rows(rows, blow.time, np.array([last]))["end"].iloc[0]:
+        return True
+    seconds = last - measure_rows(rows, blow.time, "2019")["t0"][0]
+    in_last_second = rows[0, -1] - np.interp(last - 1, blow.time, rows[0])
     enough = LONG_ENOUGH_CHILD if age < CHILD_UNTIL else LONG_ENOUGH
     return bool(seconds >= enough and in_last_second < LATE_VOLUME)
 
@@ -254,7 +254,8 @@ def _bridged(volume: np.ndarray, gap: np.ndarray) -> np.ndarray:
 def on_clock(blow: Observed) -> OnClock:
     """A recorded blow on the clock, its gaps bridged."""
     last_time = float(blow.time[-1])
-    volume = volume_on_clock(to_clock(blow.volume, blow.time))[0]
+    rows = np.maximum.accumulate(blow.volume)[None]
+    volume = volume_on_clock(rows_to_clock(rows, blow.time))[0]
     cut = int(np.searchsorted(CLOCK, last_time + 1e-6, side="right")) - 1
     gap = np.interp(CLOCK, blow.time, (~blow.seen).astype(float)) > 0
     gap &= np.arange(N_BINS + 1) < min(cut, N_BINS - 1)
@@ -399,11 +400,19 @@ def _draw(
     return np.c_[np.zeros(draws), tails[0].numpy().astype(float)]
 
 
-def _table(flow: np.ndarray, known: OnClock) -> pd.DataFrame:
-    """A row a draw: its number, `INDICES`, and whether it agrees with what was observed."""
+def _table(flow: np.ndarray, known: OnClock, whole: Observed | None) -> pd.DataFrame:
+    """A row a draw: its number, `INDICES`, and whether it agrees with what was observed.
+
+    whole: the recording, where nothing was drawn and the indices are its own.
+    """
     upto = known.cut + 1
     difference = np.abs(volume_on_clock(flow)[:, :upto] - known.volume[:upto]).max(1)
-    table = indices_on_clock(flow)[list(INDICES)]
+    if whole is None:
+        table = indices_on_clock(flow)[list(INDICES)]
+    else:
+        measured = measure_rows(np.maximum.accumulate(whole.volume)[None], whole.time, "2019")
+        table = pd.DataFrame(measured)[list(INDICES)]
+        table = table.iloc[np.zeros(len(flow), dtype=int)].reset_index(drop=True)
     table.insert(0, "draw", np.arange(len(flow)))
     return table.assign(meets_observed=difference < 1e-4)
 
@@ -416,12 +425,14 @@ def reconstruct(
     seed: int = 0,
     observed: Any = None,
     steps: int = 8,
+    which: Which = None,
     **source: Unpack[ModelSource],
 ) -> Reconstruction:
     """Whole blows that begin with the observed one, which stopped early or has parts cut out.
 
-    volume (T,) L, exhaled, BTPS; time (T,) s; observed (T,) bool, False for samples that are not to
-    be believed; patients: age, height, sex of the one who blew (and weight, ethnicity, test), or
+    volume (T,) L, exhaled volume counts up, BTPS; time (T,) s: the manoeuvre is found in them
+    (`find_expirations`), which: of several; observed (T,) flags, no for samples that are not to be
+    believed; patients: age, height, sex of the one who blew (and weight, ethnicity, test), or
     None; steps: network calls a draw. weights: a folder of a trained completion model instead of
     the shipped one; model: a loaded one.
     Raises DataError, saying what to put right, as `check_blow` and `check_patients` do.
@@ -430,7 +441,7 @@ def reconstruct(
 
     if draws < 1 or steps < 2 or seed < 0:
         raise DataError("draws must be 1 or more, steps 2 or more, and seed 0 or more")
-    blow = check_blow(volume, time, observed)
+    blow = check_blow(volume, time, observed, which)
     model = _model_of(**source)
     values, age = _values(patients, model.settings.variables)
     known = on_clock(blow)
@@ -453,9 +464,11 @@ def reconstruct(
         "observed_s": known.last_time,
         "observed_l": known.last_volume,
         "unlike": unlike,
+        "notes": list(blow.notes),
         "weights_sha256": model.weights_sha256,
     }
-    return Reconstruction(_table(flow, known), flow, blow, complete, unlike, info)
+    table = _table(flow, known, blow if complete else None)
+    return Reconstruction(table, flow, blow, complete, unlike, info)
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #4fc8d9cc
 HALF_SECOND = 0.5

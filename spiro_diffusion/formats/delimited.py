@@ -3,43 +3,205 @@
 # %% ../../nbs/formats/05_delimited.ipynb #d3ed3469
 from __future__ import annotations
 
+import csv
+import re
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from ..base.errors import DataError, need_file
-from .waveform import read_waveform
+from ..base.errors import DataError
+from .text import read_text
 
 # %% auto #0
-__all__ = ['read_csv', 'read_blow']
+__all__ = ['DELIMITERS', 'LINES_TRIED', 'LONGEST_CELL', 'COMMENT', 'ROWS_ABOVE', 'NUMBER', 'WITH_COMMA', 'WITHOUT_COMMA',
+           'NAMED_DELIMITER', 'Row', 'read_csv']
+
+# %% ../../nbs/formats/05_delimited.ipynb #981d6621
+DELIMITERS = (",", ";", "\t", "|")
+LINES_TRIED = 200
+"""Lines from which the delimiter is found."""
+LONGEST_CELL = 10_000_000
+"""Characters of a cell: the curve of a manoeuvre may be one."""
+
+
+class Row(NamedTuple):
+    """The cells of one row, without blanks around them, and the line on which it ends."""
+
+    line: int
+    cells: list[str]
+
+
+def _rows(lines: list[str], delimiter: str, path: str | Path) -> list[Row]:
+    """All rows in which something stands. Raises DataError on a quotation mark that never ends."""
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+    rows = []
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if any(cells):
+                rows.append(Row(reader.line_num, cells))
+    except csv.Error as err:
+        raise DataError(
+            f"{path} is no CSV table: line {reader.line_num} has a quotation mark too many or too "
+            f"few ({err})"
+        ) from err
+    return rows
+
+
+def _commonest_width(rows: list[Row]) -> tuple[int, float]:
+    """The commonest number of cells of a row, and the share of rows that have it."""
+    widths = Counter(len(row.cells) for row in rows)
+    width, number = widths.most_common(1)[0]
+    return width, number / len(rows)
+
+
+def _delimiter_of(lines: list[str]) -> str:
+    """The delimiter that cuts most lines into the same number of cells, a comma if none does."""
+    best = ","
+    most = (0.0, 0)
+    for delimiter in DELIMITERS:
+        cut = csv.reader(lines[:LINES_TRIED], delimiter=delimiter, skipinitialspace=True)
+        rows = [Row(0, cells) for cells in cut if any(cell.strip() for cell in cells)]
+        width, share = _commonest_width(rows)
+        if width > 1 and (share, width) > most:
+            best = delimiter
+            most = (share, width)
+    return best
+
+# %% ../../nbs/formats/05_delimited.ipynb #4b7e529e
+COMMENT = "#"
+ROWS_ABOVE = 30
+"""Rows that may stand above the header."""
+NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
+
+
+def _filled(cells: list[str]) -> int:
+    """How many cells there are up to the last one in which something stands."""
+    number = len(cells)
+    while number and not cells[number - 1]:
+        number -= 1
+    return number
+
+
+def _may_be_header(row: Row, width: int) -> bool:
+    """Whether a row names at least `width` columns, with no number among the names."""
+    names = [cell for cell in row.cells if cell]
+    return _filled(row.cells) >= width and not any(NUMBER.fullmatch(name) for name in names)
+
+
+def _uncommented(row: Row) -> Row:
+    """A row without the mark of a comment before it."""
+    first = row.cells[0].lstrip(COMMENT).strip()
+    return Row(row.line, [first, *row.cells[1:]])
+
+
+def _header_and_body(rows: list[Row], path: str | Path) -> tuple[Row, list[Row]]:
+    """The header, and the rows below it. Raises DataError if there is none."""
+    plain = [row for row in rows if not row.cells[0].startswith(COMMENT)]
+    if not plain:
+        raise DataError(f"{path} is no CSV table: there are comments in it and nothing else")
+    cells, _ = _commonest_width(plain)
+    width = max(_filled(row.cells) for row in plain if len(row.cells) == cells)
+    for place, row in enumerate(plain[:ROWS_ABOVE]):
+        if _may_be_header(row, width):
+            return row, plain[place + 1 :]
+    first = plain[0]
+    above = [row for row in rows if row.line < first.line]
+    if above and _may_be_header(_uncommented(above[-1]), width):  # as numpy.savetxt writes it
+        return _uncommented(above[-1]), plain
+    if all(NUMBER.fullmatch(cell) for cell in first.cells if cell):
+        shown = ", ".join(first.cells[:5])
+        raise DataError(
+            f"{path} has no header: its first line is {shown}; write the columns' names above it"
+        )
+    return first, plain[1:]
+
+
+def _names_of(header: Row, path: str | Path) -> list[str]:
+    """The columns' names, up to the last that has one. Raises DataError on the same name twice."""
+    names = header.cells[: _filled(header.cells)]
+    for name, times in Counter(name for name in names if name).items():
+        if times > 1:
+            raise DataError(f"{path} has {times} columns {name!r}: rename or delete one")
+    return names
+
+
+def _check_widths(body: list[Row], header: Row, names: list[str], path: str | Path) -> None:
+    """Raise DataError on the first row with fewer cells than names, or with more in it."""
+    for row in body:
+        if len(names) <= len(row.cells) and _filled(row.cells) <= len(names):
+            continue
+        number = max(_filled(row.cells), min(len(row.cells), len(names)))
+        raise DataError(
+            f"{path} is no CSV table: line {row.line} has {number} cells, "
+            f"the header in line {header.line} {len(names)} columns ({', '.join(names[:8])}); "
+            "correct the line (a decimal comma is no delimiter: use semicolons between columns)"
+        )
+
+# %% ../../nbs/formats/05_delimited.ipynb #ab3581b9
+WITH_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+WITHOUT_COMMA = re.compile(r"[+-]?\d+([eE][+-]?\d+)?")
+
+
+def _has_decimal_commas(cells: list[str]) -> bool:
+    """Whether every filled cell is a number and one of them has a decimal comma."""
+    filled = [cell for cell in cells if cell]
+    whole = [cell for cell in filled if WITHOUT_COMMA.fullmatch(cell)]
+    parts = [cell for cell in filled if WITH_COMMA.fullmatch(cell)]
+    return bool(parts) and len(whole) + len(parts) == len(filled)
+
+
+def _is_row_number(cells: list[str]) -> bool:
+    """Whether the cells count 0, 1, 2 ... or 1, 2, 3 ..., as programs number rows."""
+    return any(cells == [str(start + i) for i in range(len(cells))] for start in (0, 1))
+
+
+def _as_table(names: list[str], body: list[Row], delimiter: str) -> pd.DataFrame:
+    """The cells as text by column. A column without a name is left out if it is empty or numbers
+    the rows, and is called by its place otherwise."""
+    columns = {}
+    with_commas = []
+    for place, name in enumerate(names):
+        cells = [row.cells[place] for row in body]
+        if not name and (not any(cells) or _is_row_number(cells)):
+            continue
+        name = name or f"column {place + 1}"
+        if delimiter != "," and _has_decimal_commas(cells):
+            cells = [cell.replace(",", ".") for cell in cells]
+            with_commas.append(name)
+        columns[name] = cells
+    table = pd.DataFrame(columns, dtype=object)
+    table.attrs["decimal_commas"] = tuple(with_commas)
+    return table
 
 # %% ../../nbs/formats/05_delimited.ipynb #7b4632c9
+NAMED_DELIMITER = re.compile(r"sep=(.)")
+"""A first line by which Excel is told the delimiter."""
+
+
 def read_csv(path: str | Path, columns: str) -> pd.DataFrame:
-    """A CSV file as a table; `columns` says what it should hold.
+    """A delimited text file as a table of text: every cell a str, "" where nothing stands.
 
-    Raises DataError if it is missing, empty or no CSV.
+    Delimiter (comma, semicolon, tab or |), encoding (UTF-8, UTF-16, Latin-1) and decimal commas are
+    found out. Decimal commas are points in the table, and `attrs["decimal_commas"]` names the
+    columns that had them. Titles and comments above the header, empty lines and empty columns
+    without a name are left out. `columns` says what the file should hold.
+
+    Raises DataError if it is missing, empty or no text, has no header, a column twice, or a line
+    with too many or too few cells.
     """
-    path = need_file(path, f"give a CSV file with columns {columns}")
-    try:
-        return pd.read_csv(path)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as err:
-        why = str(err).strip().splitlines()[0]
-        raise DataError(f"{path} is no CSV table ({why}): give one with columns {columns}") from err
-
-# %% ../../nbs/formats/05_delimited.ipynb #bf7a5c4c
-def read_blow(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Volume (T,) L, time (T,) s and observed (T,) or None of a CSV file or an ATS waveform.
-
-    Raises DataError if the file is missing, no such file, or lacks a column.
-    """
-    if Path(path).suffix.lower() == ".wf":
-        volume, time = read_waveform(path)
-        return volume, time, None
-    table = read_csv(path, "time (s) and volume (L)")
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    missing = [name for name in ("time", "volume") if name not in table]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}: give time (s) and volume (L)")
-    observed = table["observed"].to_numpy() if "observed" in table else None
-    return table["volume"].to_numpy(), table["time"].to_numpy(), observed
+    lines = read_text(path, f"give a CSV file with columns {columns}").split("\n")
+    named = NAMED_DELIMITER.fullmatch(lines[0].strip())
+    if named:
+        lines[0] = ""
+    delimiter = named[1] if named else _delimiter_of(lines)
+    rows = _rows([f"{line}\n" for line in lines], delimiter, path)
+    if not rows:
+        raise DataError(f"{path} is empty: give a CSV file with columns {columns}")
+    header, body = _header_and_body(rows, path)
+    names = _names_of(header, path)
+    _check_widths(body, header, names, path)
+    return _as_table(names, body, delimiter)

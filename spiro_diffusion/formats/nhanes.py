@@ -3,6 +3,7 @@
 # %% ../../nbs/formats/02_nhanes.ipynb #fd33502b
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ from spiro_diffusion.formats.tables import (
 
 # %% auto #0
 __all__ = ['L_PER_ML', 'RAW_COLUMNS', 'NO_SEQN', 'NO_NUMBER', 'NO_FACTOR', 'BAD_TEST', 'FACTORS', 'TESTS', 'DUPLICATE',
-           'RAW_CHUNK', 'SURVEY', 'PEOPLE', 'PEOPLE_NAMES', 'ML_PER_L', 'BEST_VOLUMES', 'BEST_REST', 'KINDS',
-           'RawBlows', 'iter_raw', 'join_blows', 'read_raw', 'read_people', 'read_best', 'SurveyFiles']
+           'RAW_CHUNK', 'FEW_JOINED', 'SURVEY', 'PEOPLE', 'PEOPLE_NAMES', 'ML_PER_L', 'BEST_VOLUMES', 'BEST_REST',
+           'KINDS', 'RawBlows', 'iter_raw', 'join_blows', 'read_raw', 'one_row_each', 'check_joined', 'read_people',
+           'read_best', 'SurveyFiles']
 
 # %% ../../nbs/formats/02_nhanes.ipynb #b660d704
 L_PER_ML = 0.001
@@ -181,6 +183,43 @@ def read_raw(path: str | Path) -> RawBlows:
     """Read the whole of a SPXRAW file. Raises DataError as `iter_table` does."""
     return join_blows(iter_raw(path))
 
+# %% ../../nbs/formats/02_nhanes.ipynb #f501d6c4
+FEW_JOINED = 0.5
+"""Share of people of whom a table says something, below which that is said."""
+
+
+def one_row_each(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """`table`, a row a SEQN: rows that are equal count once. DataError if two of a SEQN differ."""
+    once = table.drop_duplicates()
+    again = once.loc[once["SEQN"].duplicated(), "SEQN"]
+    if len(again):
+        raise DataError(
+            f"{path} has different rows for one participant, of SEQN {again.iloc[0]} and "
+            f"{len(again.unique()) - 1} others: take CDC's own file"
+        )
+    return once.reset_index(drop=True)
+
+
+def check_joined(
+    seqn: pd.Series, path: str | Path, people: pd.Series, demo: str | Path, what: str
+) -> None:
+    """Refuse a table, or what is in it, that has none of the people; warn if it has few of them.
+
+    seqn: of the table at `path`; people: SEQN of the people of the table `demo`; what: of the
+    people, which is missing where a table lacks them ("height and weight").
+    """
+    share = people.isin(seqn).mean()
+    if share == 0:
+        raise DataError(
+            f"{path} has nobody of {demo}, SEQN {seqn.min()} to {seqn.max()} and "
+            f"{people.min()} to {people.max()}: they are of different cycles, or one was changed"
+        )
+    if share < FEW_JOINED:
+        warnings.warn(
+            f"{path} has {share:.0%} of the people of {demo}: the others have no {what}",
+            stacklevel=3,
+        )
+
 # %% ../../nbs/formats/02_nhanes.ipynb #d2595184
 SURVEY = {"E": 5, "F": 6, "G": 7}
 """SDDSRVYR by cycle: those of 2007 to 2012, which have raw spirometry."""
@@ -200,20 +239,30 @@ PEOPLE_NAMES = {
 def read_people(demo: str | Path, bmx: str | Path, cycle: str = "G") -> pd.DataFrame:
     """Participants of DEMO with BMX's height and weight, columns `PEOPLE`, a row a SEQN.
 
-    Raises DataError if a file cannot be read, lacks a column or is of another cycle.
+    Warns of a BMX that has fewer than half of them, or no height at all. Raises DataError if a file
+    cannot be read, lacks a column, is of another cycle, has different rows for one SEQN, or if
+    BMX has nobody of DEMO.
     """
     needed = ("SEQN", "RIDAGEYR", "RIAGENDR", "RIDRETH1", "SDDSRVYR")
-    left = read_table(demo, needed, also=("WTMEC2YR",)).drop_duplicates("SEQN")
-    found = sorted(left["SDDSRVYR"].dropna().unique())
+    left = one_row_each(read_table(demo, needed, also=("WTMEC2YR",)), demo)
+    _check_survey(left["SDDSRVYR"], demo, cycle)
+    right = one_row_each(read_table(bmx, ("SEQN", "BMXHT", "BMXWT"), also=()), bmx)
+    check_joined(right["SEQN"], bmx, left["SEQN"], demo, "height and weight")
+    if right["BMXHT"].isna().all():
+        warnings.warn(f"{bmx} has no height of anybody", stacklevel=2)
+    people = left.merge(right, on="SEQN", how="left").rename(columns=PEOPLE_NAMES)
+    return people.reindex(columns=list(PEOPLE))
+
+
+def _check_survey(survey: pd.Series, demo: str | Path, cycle: str) -> None:
+    """Raise DataError unless SDDSRVYR is `cycle`'s."""
+    found = sorted(survey.dropna().unique())
     if found != [SURVEY[cycle]]:
-        surveys = ", ".join(f"{survey:g}" for survey in found)
+        surveys = ", ".join(f"{number:g}" for number in found) or "missing"
         raise DataError(
             f"{demo} is not cycle {cycle}'s: SDDSRVYR is {surveys}, not {SURVEY[cycle]}; "
             "take the file of the right years"
         )
-    right = read_table(bmx, ("SEQN", "BMXHT", "BMXWT"), also=()).drop_duplicates("SEQN")
-    people = left.merge(right, on="SEQN", how="left").rename(columns=PEOPLE_NAMES)
-    return people.reindex(columns=list(PEOPLE))
 
 # %% ../../nbs/formats/02_nhanes.ipynb #1b38151e
 ML_PER_L = 1000
@@ -236,11 +285,12 @@ def read_best(spx: str | Path) -> pd.DataFrame:
 
     Columns SEQN, `fvc fev1 fev3 fev6 pef fef2575 bev fet` (L, L/s, s), `grade_fvc grade_fev1
     session`. `session` is the worse of the two grades, "" where either is missing. Raises DataError
-    as `read_table` does.
+    as `read_table` does, and if two rows of one person differ.
     """
     names = BEST_VOLUMES | BEST_REST
     columns = ["SEQN", *names.values()]
-    table = read_table(spx, ("SEQN", *names), also=()).rename(columns=names)[columns]
+    table = one_row_each(read_table(spx, ("SEQN", *names), also=()), spx)
+    table = table.rename(columns=names)[columns]
     volumes = list(BEST_VOLUMES.values())
     table[volumes] = table[volumes] / ML_PER_L
     grades = table[["grade_fvc", "grade_fev1"]].replace("", None)
@@ -264,6 +314,22 @@ class SurveyFiles:
     demo: Path
     bmx: Path
     spx: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises DataError where people of the one kind would be joined with data of the other."""
+        real, made_up = self.demo, self.bmx
+        if is_simulated(real):
+            real, made_up = made_up, real
+        if is_simulated(self.demo) != is_simulated(self.bmx):
+            raise DataError(
+                f"{made_up} is simulated and {real} is not, so they are not of the same people: "
+                "download the one or move the other away"
+            )
+        if is_simulated(self.demo) and not is_simulated(self.raw):
+            raise DataError(
+                f"{self.demo} is simulated and {self.raw} is not, so they are not of the same "
+                f"people: download DEMO_{self.cycle} and BMX_{self.cycle}"
+            )
 
     @property
     def kind(self) -> str:

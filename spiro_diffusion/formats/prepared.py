@@ -16,7 +16,8 @@ import pandas as pd
 
 from ..base.arrays import open_array
 from ..base.errors import DataError, need_file
-from ..base.files import writing
+from ..base.files import record_beside, sha256_of, writing
+from ..base.provenance import check_provenance, write_provenance
 from .nhanes import KINDS, SurveyFiles
 from ..spirometry.clock import N_BINS
 
@@ -64,10 +65,12 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 def write_prepared(folder: Path, pieces: Iterable[tuple[np.ndarray, pd.DataFrame]]) -> pd.DataFrame:
     """Write signals and metadata into `folder`, whole or not at all; returns the metadata.
 
-    pieces: flow (n, 512) L/s and as many rows of metadata, at least one row in all. What `pieces`
-    raises is passed on, and then nothing is written.
+    A record beside the metadata says which signals they belong to (base/provenance). pieces: flow
+    (n, 512) L/s and as many rows of metadata, at least one row in all. What `pieces` raises is
+    passed on, and then nothing is written.
     """
     with (
+        writing(record_beside(folder / METADATA_FILE)) as record_tmp,
         writing(folder / METADATA_FILE) as metadata_tmp,
         writing(folder / SIGNALS_FILE) as signals_tmp,
         TemporaryFile(dir=folder) as spool,  # an .npy file begins with its length
@@ -81,14 +84,15 @@ def write_prepared(folder: Path, pieces: Iterable[tuple[np.ndarray, pd.DataFrame
         shape = (len(metadata), N_BINS)
         np.save(signals_tmp, np.memmap(spool, dtype="<f4", mode="r", shape=shape))
         write_csv(metadata, metadata_tmp)
+        write_provenance(metadata_tmp, {"signals": sha256_of(signals_tmp)}, record_tmp)
     return metadata
 
 # %% ../../nbs/formats/07_prepared.ipynb #712131fd
 def load_prepared(run_dir: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
     """Signals (N, 512) L/s as a read-only memory map, and their metadata.
 
-    They are read from `<run_dir>/data/processed`. Raises DataError if they are missing, damaged or
-    do not fit each other.
+    They are read from `<run_dir>/data/processed`. Raises DataError if they are missing, damaged, do
+    not fit each other, or one was changed since both were written.
     """
     folder = Path(run_dir) / "data" / "processed"
     flow = open_array(folder / SIGNALS_FILE, "00_data")
@@ -104,6 +108,8 @@ def load_prepared(run_dir: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
             f"{folder} has signals of shape {flow.shape} and {len(metadata)} rows of metadata: "
             "run 00_data again"
         )
+    if (folder / REPORT_FILE).exists() or record_beside(table).exists():
+        check_provenance(table, {"signals": sha256_of(folder / SIGNALS_FILE)}, "00_data")
     return flow, metadata
 
 # %% ../../nbs/formats/07_prepared.ipynb #94e98057

@@ -3,7 +3,13 @@
 # %% ../../nbs/formats/01_tables.ipynb #c7a7c56e
 from __future__ import annotations
 
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +19,21 @@ import pandas as pd
 from ..base.errors import DataError, need_dir, need_file
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'XPORT_BEGINS', 'SAS7BDAT_MAGIC', 'XPORT_RECORD', 'ROWS_HEADER', 'HEADER_BYTES', 'ROWS_AT_ONCE', 'Columns',
-           'NUMERIC', 'READ_CHUNK', 'TIME_PLACES', 'NO_TIME', 'find_table', 'is_simulated', 'iter_columns', 'as_words',
+__all__ = ['SUFFIXES', 'PACKED', 'UNFINISHED', 'XPORT_BEGINS', 'SAS7BDAT_MAGIC', 'XPORT_RECORD', 'MEMBER_HEADER',
+           'MEMBER_NAME_AT', 'SCANNED_BYTES', 'ROWS_HEADER', 'COUNT_AT', 'HEADER_BYTES', 'ROWS_AT_ONCE', 'Columns',
+           'SEQN_TOLERANCE', 'SEQN_MOST', 'NUMERIC', 'READ_CHUNK', 'TIME_PLACES', 'NO_TIME', 'SHORT_NAME', 'SHORT_TEXT',
+           'find_table', 'is_simulated', 'check_ready', 'members_of', 'whole_seqn', 'iter_columns', 'as_words',
            'iter_table', 'read_table', 'write_xport']
 
 # %% ../../nbs/formats/01_tables.ipynb #e360cfcf
 SUFFIXES = (".sas7bdat", ".xpt")
 """How the files of tables end, in lower case; where a folder has both the first is taken."""
+
+
+def _files_in(folder: str | Path) -> list[Path]:
+    """The files in a folder and one folder down. Raises DataError if it is no folder."""
+    folder = need_dir(folder, "name a folder that holds the NHANES files")
+    return [path for path in sorted([*folder.glob("*"), *folder.glob("*/*")]) if path.is_file()]
 
 
 def find_table(folder: str | Path, name: str, cycle: str = "G") -> Path | None:
@@ -29,10 +43,9 @@ def find_table(folder: str | Path, name: str, cycle: str = "G") -> Path | None:
     Names match in any case, `.sas7bdat` or `.xpt`; a real file goes before a `_simulated` one.
     Raises DataError if `folder` is no folder.
     """
-    folder = need_dir(folder, "name a folder that holds the NHANES files")
     found: dict[str, Path] = {}
-    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
+    for path in _files_in(folder):
+        if path.suffix.lower() in SUFFIXES:
             found.setdefault(path.name.lower(), path)
     for stem in (f"{name}_{cycle}", f"{name}_{cycle}_simulated"):
         for suffix in SUFFIXES:
@@ -45,6 +58,61 @@ def find_table(folder: str | Path, name: str, cycle: str = "G") -> Path | None:
 def is_simulated(path: Path) -> bool:
     """Whether a table's file says by its name that the simulator wrote it."""
     return path.stem.lower().endswith("_simulated")
+
+# %% ../../nbs/formats/01_tables.ipynb #a6aa0968
+PACKED = (".zip", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst", ".tar", ".z")
+"""How archives end, in lower case."""
+UNFINISHED = (".part", ".partial", ".crdownload", ".opdownload", ".download", ".tmp")
+"""How downloads that have not ended do."""
+
+
+def _is_packed_in(path: Path, title: str) -> bool:
+    """Whether a ZIP at `path`, of whatever name, holds the table `title` ("spxraw_g")."""
+    try:
+        with zipfile.ZipFile(path) as box:
+            members = box.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
+    wanted = {f"{title}{suffix}" for suffix in SUFFIXES}
+    return any(member.lower().rsplit("/", 1)[-1] in wanted for member in members)
+
+
+def _begins_as_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(512).lstrip()[:1] == b"<"
+
+
+def _why_not_ready(path: Path, title: str) -> str:
+    """What keeps `path` from being the table `title` ("spxraw_g"), or "" if nothing relates them.
+
+    A sentence with what to do about it.
+    """
+    suffix = path.suffix.lower()
+    is_named = re.match(rf"{re.escape(title)}(?![a-z0-9])", path.name.lower()) is not None
+    wanted = title.upper()
+    if suffix == ".zip" and _is_packed_in(path, title):
+        return f"{path} is not unpacked: unpack it, so that {wanted} itself lies in that folder"
+    if not is_named:
+        return ""
+    if suffix in PACKED and _begins_as_page(path):
+        return f"{path} is a web page, not an archive: download it again from CDC"
+    if suffix in PACKED:
+        return f"{path} is not unpacked: unpack it, so that {wanted} itself lies in that folder"
+    if suffix in UNFINISHED:
+        return f"{path} is a download that has not ended: let it end, or download {wanted} again"
+    if suffix in SUFFIXES and not is_simulated(path):
+        return f"{path} is not called {wanted}{suffix}: rename it if it is that table, or move it"
+    return ""
+
+
+def check_ready(folder: str | Path, name: str, cycle: str = "G") -> None:
+    """Raise DataError if table `name` of `cycle` is in `folder` or one folder down, but not ready.
+
+    Not ready: in an archive, a download that has not ended, or under another name.
+    """
+    for path in _files_in(folder):
+        if why := _why_not_ready(path, f"{name}_{cycle}".lower()):
+            raise DataError(why)
 
 # %% ../../nbs/formats/01_tables.ipynb #c1990654
 XPORT_BEGINS = b"HEADER RECORD"
@@ -73,37 +141,108 @@ def _check_kind(path: Path) -> None:
             "it is damaged or something else; download it again"
         )
 
-# %% ../../nbs/formats/01_tables.ipynb #eb187271
+# %% ../../nbs/formats/01_tables.ipynb #1b3965d4
 XPORT_RECORD = 80
-"""An XPORT file is a multiple of so many bytes long."""
+"""An XPORT file is made of records of so many bytes, and is a multiple of them long."""
+MEMBER_HEADER = b"HEADER RECORD*******MEMB"
+"""The record before each table begins so, in versions 5 ("MEMBER") and 8 ("MEMBV8")."""
+MEMBER_NAME_AT = 2 * XPORT_RECORD + 8
+"""Bytes from there to the table's name, which ends at a blank."""
+SCANNED_BYTES = XPORT_RECORD << 14
+"""Bytes that are searched at once, 1.3 MB: whole records."""
+
+
+def members_of(path: Path) -> list[str]:
+    """The names of the tables in an XPORT file, in order."""
+    starts = []
+    with path.open("rb") as file:
+        begin = 0
+        while block := file.read(SCANNED_BYTES):
+            found = [begin + hit.start() for hit in re.finditer(re.escape(MEMBER_HEADER), block)]
+            starts += [start for start in found if start % XPORT_RECORD == 0]
+            begin += len(block)
+        names = []
+        for start in starts:
+            file.seek(start + MEMBER_NAME_AT)
+            names.append(file.read(32).decode("ascii", "replace").split(" ")[0])
+    return [name if name.isprintable() else "?" for name in names]
+
+
+def _check_one_table(path: Path) -> None:
+    """Raise DataError if the XPORT file at `path` holds more than one table."""
+    names = members_of(path)
+    if len(names) > 1:
+        raise DataError(
+            f"{path} holds two or more tables (members {', '.join(names)}) where one is expected: "
+            "write each to a file of its own"
+        )
+
+# %% ../../nbs/formats/01_tables.ipynb #eb187271
 ROWS_HEADER = b"HEADER RECORD*******OBS"
 """The record before the rows begins so; version 8 goes on with "V8" and, from byte 48, their
 number."""
+COUNT_AT = 48
+"""Where in that record the number of rows stands."""
 HEADER_BYTES = 1 << 20
 """Where rows must have begun: a header takes 140 to 400 bytes a column."""
+
+
+def _rows_header(path: Path) -> tuple[int, bytes]:
+    """Where the record before the rows is, -1 if it is not there, and the record."""
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    at = head.find(ROWS_HEADER)
+    return at, head[max(at, 0) : max(at, 0) + XPORT_RECORD]
+
+
+def _count_field(record: bytes) -> bytes:
+    """What version 8 says of the number of rows, without blanks; version 5 says nothing."""
+    return record[COUNT_AT:].strip() if record.startswith(ROWS_HEADER + b"V8") else b"0"
 
 
 def _check_whole(path: Path, width: int) -> None:
     """Raise DataError if the XPORT file at `path`, whose rows are `width` bytes wide, breaks
     off."""
     size = path.stat().st_size
+    header, record = _rows_header(path)
+    begin = header + XPORT_RECORD
+    counted = _count_field(record).split()[:1] or [b"0"]
+    rows = int(counted[0]) if counted[0].isdigit() else -1
+    rest = size - begin - rows * width if rows > 0 else (size - begin) % max(width, 1)
     with path.open("rb") as file:
-        head = file.read(HEADER_BYTES)
-        header = head.find(ROWS_HEADER)
-        begin = header + XPORT_RECORD
-        rest = (size - begin) % max(width, 1)
-        file.seek(size - rest)
+        file.seek(max(size - max(rest, 0), 0))
         end = file.read()
-    if head[header:begin].startswith(ROWS_HEADER + b"V8"):
-        rows = head[header + 48 : begin].split()[0]
-        is_whole = rows.isdigit() and begin + int(rows) * width <= size
-    else:
-        is_whole = rest < XPORT_RECORD and not end.strip(b" ")
-    if header < 0 or size % XPORT_RECORD or not is_whole:
+    is_whole = header >= 0 and rows >= 0 and size % XPORT_RECORD == 0 and rest >= 0
+    if rows == 0:
+        is_whole = is_whole and rest < XPORT_RECORD and not end.strip(b" ")
+    if not is_whole:
         raise DataError(
             f"{path} breaks off in the middle ({size:,} bytes): "
             "the download stopped early, download it again"
         )
+    if rows > 0 and end.strip(b" \0"):
+        raise DataError(
+            f"{path} says that it has {rows:,} rows and has more: write it again, or download it"
+        )
+
+
+@contextmanager
+def _countable(path: Path) -> Iterator[Path]:
+    """`path`, or a copy with zeros where it has blanks for the number of its rows.
+
+    pyreadstat counts the rows itself where that number is 0, and refuses blanks.
+    """
+    header, record = _rows_header(path)
+    if header < 0 or _count_field(record):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        shutil.copyfile(path, copy)
+        with copy.open("r+b") as file:
+            file.seek(header + COUNT_AT)
+            file.write(b"0")
+        yield copy
 
 
 def _row_width(meta: Any) -> int:
@@ -137,16 +276,16 @@ def _call(path: Path, encoding: str | None, first: int) -> tuple[dict[str, list]
     )
 
 
-def _read_rows(path: Path, first: int) -> Columns:
-    """Up to `ROWS_AT_ONCE` rows of a table from row `first` on.
+def _read_rows(path: Path, first: int, copy: Path | None = None) -> Columns:
+    """Up to `ROWS_AT_ONCE` rows of a table from row `first` on; copy: to be read in its place.
 
     Raises DataError if the file breaks off, and what pyreadstat raises for damaged files: its own
     and bare errors.
     """
     try:
-        columns, meta = _call(path, None, first)
+        columns, meta = _call(copy or path, None, first)
     except UnicodeDecodeError:  # text of an old system; as Latin-1 every byte is a letter
-        columns, meta = _call(path, "latin1", first)
+        columns, meta = _call(copy or path, "latin1", first)
     if _is_xport(path):
         _check_whole(path, _row_width(meta))
     kinds = meta.readstat_variable_types
@@ -154,6 +293,30 @@ def _read_rows(path: Path, first: int) -> Columns:
         name.upper(): values if kinds[name] == "string" else np.array(values, dtype=float)
         for name, values in columns.items()
     }
+
+# %% ../../nbs/formats/01_tables.ipynb #a6b7b04d
+SEQN_TOLERANCE = 1e-3
+"""How far from a whole number a SEQN may be."""
+SEQN_MOST = 2**53
+"""Whole numbers beyond this are not exact in a SAS number."""
+
+
+def whole_seqn(values: np.ndarray, path: Path, first: int = 0) -> np.ndarray:
+    """SEQN as whole numbers (N,) float64, NaN where missing; `first`: row of the file of the first.
+
+    Raises DataError, naming file and row, on one that is no whole number from 1 on.
+    """
+    rounded = np.rint(values)
+    with np.errstate(invalid="ignore"):  # infinite less infinite
+        is_odd = np.abs(values - rounded) > SEQN_TOLERANCE
+    is_odd |= (rounded < 1) | (rounded > SEQN_MOST)
+    if is_odd.any():
+        row = int(is_odd.argmax())
+        raise DataError(
+            f"{path} has SEQN {values[row]:.12g} in row {first + row + 1:,}, which is no whole "
+            f"number from 1 on ({is_odd.sum():,} such rows): take CDC's own file"
+        )
+    return rounded
 
 # %% ../../nbs/formats/01_tables.ipynb #be05b6ab
 NUMERIC = ("SEQN", "SPAMANU", "SPAFACT", "SPXPTS")
@@ -180,33 +343,49 @@ def _row_count(columns: Columns) -> int:
     return len(next(iter(columns.values())))
 
 
+def _read_checked(path: Path, copy: Path, first: int, need: Sequence[str]) -> Columns:
+    """`_read_rows`, with the columns `need`, SEQN whole, and not without rows.
+
+    Raises DataError with `path` and one sentence, whatever the parser raises.
+    """
+    try:
+        columns = _read_rows(path, first, copy)
+        _check_columns(path, columns, need)
+        if "SEQN" in need:
+            columns["SEQN"] = whole_seqn(columns["SEQN"], path, first)
+    except DataError:
+        raise
+    except Exception as err:  # the parser raises its own and bare errors for damaged files
+        why = str(err).strip() or type(err).__name__
+        raise DataError(f"{path} cannot be read ({why}): download it again") from err
+    if first == 0 and _row_count(columns) == 0:
+        raise DataError(f"{path} is a table without rows: download it again")
+    return columns
+
+
 def iter_columns(
     path: str | Path, need: Sequence[str], also: Sequence[str] | None, chunk: int
 ) -> Iterator[Columns]:
     """The columns `need`, and of `also` (None: all) those that are there, `chunk` rows at a time.
 
-    At least one piece, which may have no rows. Raises DataError as `iter_table` does.
+    SEQN, where it is needed, comes as whole numbers. Raises DataError as `iter_table` does.
     """
     path = Path(path)
     _check_kind(path)
+    if _is_xport(path):
+        _check_one_table(path)
     first = 0
     count = ROWS_AT_ONCE
-    while count == ROWS_AT_ONCE:
-        try:
-            columns = _read_rows(path, first)
-            _check_columns(path, columns, need)
-        except DataError:
-            raise
-        except Exception as err:  # the parser raises its own and bare errors for damaged files
-            why = str(err).strip() or type(err).__name__
-            raise DataError(f"{path} cannot be read ({why}): download it again") from err
-        count = _row_count(columns)
-        if also is not None:
-            columns = {n: v for n, v in columns.items() if n in need or n in also}
-        # a table whose last rows fill a call ends with a call that brings none: no piece of its own
-        for start in range(0, count if first else max(count, 1), chunk):
-            yield {name: values[start : start + chunk] for name, values in columns.items()}
-        first += count
+    with _countable(path) if _is_xport(path) else nullcontext(path) as readable:
+        while count == ROWS_AT_ONCE:
+            columns = _read_checked(path, readable, first, need)
+            count = _row_count(columns)
+            if also is not None:
+                columns = {n: v for n, v in columns.items() if n in need or n in also}
+            # a table whose last rows fill a call ends with a call that brings none
+            for start in range(0, count, chunk):
+                yield {name: values[start : start + chunk] for name, values in columns.items()}
+            first += count
 
 # %% ../../nbs/formats/01_tables.ipynb #ee98fd84
 READ_CHUNK = 4000
@@ -227,7 +406,8 @@ def iter_table(
     """Read an XPORT or SAS7BDAT table in pieces of `chunk` rows; names in capitals.
 
     columns: those that must be there; also: which others to read where they are there (None: all).
-    Raises DataError if the file is missing, a web page, damaged, or lacks one of `columns`.
+    Raises DataError if the file is missing, a web page, damaged, without rows, more than one table,
+    or lacks one of `columns`.
     """
     for piece in iter_columns(path, columns, also, chunk):
         yield pd.DataFrame(
@@ -238,30 +418,57 @@ def iter_table(
 def read_table(
     path: str | Path, columns: Sequence[str] = ("SEQN",), also: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """A whole table, its rows without SEQN left out. Raises DataError as `iter_table` does."""
+    """A whole table, its rows without SEQN left out, with a warning that says how many.
+
+    Raises DataError as `iter_table` does, and if no row has a SEQN.
+    """
     pieces = list(iter_table(path, columns, ROWS_AT_ONCE, also))
     table = pd.concat(pieces, ignore_index=True)
-    return table[table["SEQN"].notna()].astype({"SEQN": np.int64}).reset_index(drop=True)
+    known = table["SEQN"].notna()
+    if not known.any():
+        raise DataError(f"{path} has no SEQN in any row: download it again")
+    if not known.all():
+        lacking = (~known).sum()
+        warnings.warn(
+            f"{path}: {lacking:,} of {len(table):,} rows have no SEQN and are left out",
+            stacklevel=2,
+        )
+    return table[known].astype({"SEQN": np.int64}).reset_index(drop=True)
 
 # %% ../../nbs/formats/01_tables.ipynb #92b5ecb6
 TIME_PLACES = (144, 160, 464, 480)
-"""Bytes at which an XPORT header of version 8 says when it was written, created and modified,
-twice."""
+"""Bytes at which an XPORT header says when it was written, created and modified, twice."""
 NO_TIME = b"01JAN60:00:00:00"
 """The day from which SAS counts."""
+SHORT_NAME = 8
+"""Letters of a name of a table or column in version 5."""
+SHORT_TEXT = 200
+"""Bytes of a text there."""
+
+
+def _fits_version_5(table: pd.DataFrame, name: str) -> bool:
+    """Whether names and texts of a table are short enough for version 5."""
+    if max(len(word) for word in (name, *map(str, table.columns))) > SHORT_NAME:
+        return False
+    for column in table.select_dtypes(exclude="number"):
+        texts = table[column].dropna().astype(str)
+        if texts.map(lambda text: len(text.encode())).max() > SHORT_TEXT:
+            return False
+    return True
 
 
 def write_xport(table: pd.DataFrame, path: str | Path, name: str, label: str) -> None:
-    """Write a table as SAS transport, version 8: the same bytes for the same table.
+    """Write a table as SAS transport, version 5 where it fits: the same bytes for the same table.
 
     Raises OSError if it is not whole: on a full disk pyreadstat may say nothing and leave half a
     file.
     """
     import pyreadstat
 
+    version = 5 if _fits_version_5(table, name) else 8
     try:
         pyreadstat.write_xport(
-            table, str(path), file_label=label, table_name=name, file_format_version=8
+            table, str(path), file_label=label, table_name=name, file_format_version=version
         )
         with open(path, "r+b") as file:
             for place in TIME_PLACES:

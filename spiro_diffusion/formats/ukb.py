@@ -3,54 +3,267 @@
 # %% ../../nbs/formats/04_ukb.ipynb #79deeed2
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from ..base.errors import DataError, need_file
+from ..base.errors import DataError
+from .delimited import read_csv
+from .recording import Recording
 from .samples import STEP
+from .text import read_text
 
 # %% auto #0
-__all__ = ['ML_PER_L', 'read_ukb']
+__all__ = ['ML_PER_L', 'FEWEST_COUNTED', 'ORDER', 'FORMAT', 'CURVES', 'FIELD', 'PERSON', 'MISSING', 'SEX', 'HEIGHT', 'WEIGHT',
+           'AGE', 'SEX_WORDS', 'MEASURES', 'INDEX_FIELDS', 'WORDS', 'Cell', 'Place', 'is_ukb_header', 'ukb_recordings',
+           'read_ukb']
 
 # %% ../../nbs/formats/04_ukb.ipynb #62aa74d7
 ML_PER_L = 1000
+FEWEST_COUNTED = 20
+"""A second number above this, before a zero, is a number of points: it is no volume in mL."""
+ORDER = re.compile(r"(?:blow)?\s*(\d{0,2})", re.IGNORECASE)
 
 
-def _lines_of(path: str | Path) -> list[str]:
-    """The lines of a text file that are not blank. Raises DataError if it is missing."""
-    path = need_file(path, "name a file of field 3066")
-    return [line for line in path.read_text(encoding="latin-1").splitlines() if line.strip()]
+class Cell(NamedTuple):
+    """The order that stands before a manoeuvre, "" if none does, and its volume (T,) in L."""
+
+    order: str
+    volume: np.ndarray
 
 
-def _volume_of(line: str, number: int) -> np.ndarray:
-    """Volume (T,) L of line `number`: 0, then what follows the zeros in front. Raises DataError."""
-    words = line.strip().strip('"').rstrip(",").split(",")
-    if words[0].strip().lower() == "blow":
-        words = words[2:]
+def _numbers(words: list[str], where: str) -> np.ndarray:
+    """Words as finite numbers. Raises DataError."""
     try:
-        volume = np.array(words, dtype=float) / ML_PER_L
+        numbers = np.array(words, dtype=float)
     except ValueError as err:
-        raise DataError(f"line {number} holds something that is no number ({err})") from err
-    after_the_zeros = volume[np.cumsum(volume != 0) > 0]
-    if len(after_the_zeros) < 2 or not np.isfinite(volume).all():
+        raise DataError(f"{where} holds something that is no number ({err})") from err
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{where} holds no blow: NaN or infinity stands in it")
+    return numbers
+
+
+def _is_counted(numbers: np.ndarray) -> bool:
+    """Whether the first of these numbers counts the samples behind it; see above."""
+    count = numbers[0]
+    samples = numbers[1:]
+    if count != int(count) or count < 2 or len(samples) < 2:
+        return False
+    extra = len(samples) - int(count)
+    agrees = extra >= 0 and not samples[:extra].any()
+    return agrees or (count > FEWEST_COUNTED and samples[0] == 0)
+
+
+def _check_count(numbers: np.ndarray, where: str) -> None:
+    """Raise DataError unless the first number counts the samples behind it, but for zeros."""
+    samples = numbers[1:]
+    extra = len(samples) - int(numbers[0])
+    if extra < 0 or samples[:extra].any():
         raise DataError(
-            f"line {number} holds no blow: cumulative mL, comma separated, are expected"
+            f"{where} says {numbers[0]:.0f} points and holds {len(samples)}: it was cut or changed "
+            "on the way, export it again"
         )
-    return np.r_[0.0, after_the_zeros]
 
 
-def read_ukb(lines: Iterable[str] | str | Path) -> tuple[np.ndarray, np.ndarray]:
+def _parsed(text: str, where: str) -> Cell:
+    """Order and volume of one cell or line: 0, then what follows the zeros in front.
+
+    Raises DataError that begins with `where`.
+    """
+    words = text.strip().strip('"').strip().rstrip(",").split(",")
+    order = ORDER.fullmatch(words[0].strip())
+    named = words[0].strip().lower().startswith("blow")
+    if named:
+        numbers = _numbers(words[1:], where)
+        if order is None or len(numbers) < 3:
+            raise DataError(f"{where} holds no blow: blow, N and cumulative mL are expected")
+        if order[1]:  # `blow` alone stands before lines of other programs: their N is not known
+            _check_count(numbers, where)
+        numbers = numbers[1:]
+    else:
+        numbers = _numbers(words, where)
+        if order is not None and order[1].lstrip("0") and _is_counted(numbers[1:]):
+            _check_count(numbers[1:], where)
+            numbers = numbers[2:]
+        else:
+            order = None
+    volume = numbers / ML_PER_L
+    after_the_zeros = volume[np.cumsum(volume != 0) > 0]
+    if len(after_the_zeros) < 2:
+        raise DataError(f"{where} holds no blow: cumulative mL, comma separated, are expected")
+    return Cell(order[1] if order else "", np.r_[0.0, after_the_zeros])
+
+# %% ../../nbs/formats/04_ukb.ipynb #118a5246
+FORMAT = "UK Biobank field 3066"
+CURVES = 3066
+FIELD = re.compile(
+    r"(?:participant\.)?p(?P<a>\d+)(?:_i(?P<ai>\d+))?(?:_a(?P<aa>\d+))?"
+    r"|f\.(?P<b>\d+)\.(?P<bi>\d+)\.(?P<ba>\d+)"
+    r"|(?P<c>\d+)-(?P<ci>\d+)\.(?P<ca>\d+)",
+    re.IGNORECASE,
+)
+"""A column's name: field, instance and array index."""
+PERSON = ("eid", "participant.eid", "f.eid")
+MISSING = ("", "na", "nan", "none", "<na>")
+
+
+class Place(NamedTuple):
+    """Which field, instance and array index a column holds."""
+
+    field: int
+    instance: int
+    index: int
+
+
+def _place_of(column: str) -> Place | None:
+    """The place that a column's name means, None for another name."""
+    found = FIELD.fullmatch(column.strip().strip('"'))
+    if not found:
+        return None
+    field, instance, index = (
+        next(filter(None, (found[f"{kind}{part}"] for kind in "abc")), "0")
+        for part in ("", "i", "a")
+    )
+    return Place(int(field), int(instance), int(index))
+
+
+def is_ukb_header(line: str) -> bool:
+    """Whether a line of text names a column of field 3066."""
+    places = (_place_of(name) for name in re.split(r"[,;\t|]", line))
+    return any(place is not None and place.field == CURVES for place in places)
+
+
+def _is_missing(cell: Any) -> bool:
+    """Whether a cell holds nothing."""
+    if not isinstance(cell, str):
+        return bool(pd.isna(cell))
+    return cell.strip().strip('"').lower() in MISSING
+
+# %% ../../nbs/formats/04_ukb.ipynb #4c889850
+SEX, HEIGHT, WEIGHT, AGE = 31, 50, 21002, 21003
+SEX_WORDS = {"0": "female", "1": "male", "female": "female", "male": "male"}
+"""Sex as field 31 codes it."""
+MEASURES = {"height": HEIGHT, "weight": WEIGHT, "age": AGE}
+INDEX_FIELDS = {3062: ("fvc", 1.0), 3063: ("fev1", 1.0), 3064: ("pef", 1 / 60)}
+"""Fields with the device's own indices: FVC and FEV1 in L, PEF in L/min."""
+WORDS = (3061, 3065)
+"""Fields with the device's own words on a blow: kept as p3061 and p3065."""
+
+
+def _number(text: str) -> float | None:
+    """A number, None for anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _patient_in(row: dict[Place, str], instance: int) -> dict[str, Any]:
+    """What a row says of the person at that instance."""
+    patient: dict[str, Any] = {}
+    sex = SEX_WORDS.get(row.get(Place(SEX, 0, 0), "").strip().lower())
+    if sex:
+        patient["sex"] = sex
+    for name, field in MEASURES.items():
+        value = _number(row.get(Place(field, instance, 0), ""))
+        if value is not None:
+            patient[name] = value
+    return patient
+
+
+def _device_in(row: dict[Place, str], place: Place) -> dict[str, Any]:
+    """What the device said of the blow at `place`."""
+    device: dict[str, Any] = {}
+    for field, (name, factor) in INDEX_FIELDS.items():
+        value = _number(row.get(place._replace(field=field), ""))
+        if value is not None:
+            device[name] = value * factor
+    for field in WORDS:
+        word = row.get(place._replace(field=field), "")
+        if word:
+            device[f"p{field}"] = word
+    return device
+
+
+def _table_recordings(path: str | Path) -> Iterator[Recording]:
+    """The blows of a table, in its order. Raises DataError as `ukb_recordings` does."""
+    table = read_csv(path, "eid and p3066_i0_a0 ...")
+    places = {column: _place_of(column) for column in table}
+    person = next((column for column in table if column.lower() in PERSON), None)
+    for number in range(len(table)):
+        cells = table.iloc[number]
+        eid = cells[person] if person is not None else ""
+        row = {place: cells[column] for column, place in places.items() if place is not None}
+        for column, place in places.items():
+            if place is None or place.field != CURVES or _is_missing(cells[column]):
+                continue
+            who = f"eid {eid}" if eid else f"row {number + 1}"
+            cell = _parsed(cells[column], f"{path}, {who}, column {column}")
+            yield Recording(
+                cell.volume,
+                np.arange(len(cell.volume)) * STEP,
+                person=eid,
+                visit=str(place.instance),
+                trial=cell.order or str(place.index + 1),
+                patient=_patient_in(row, place.instance),
+                device=_device_in(row, place),
+                source=Path(path).name,
+                format=FORMAT,
+            )
+
+# %% ../../nbs/formats/04_ukb.ipynb #ff59ad18
+def _line_recordings(cells: Iterable[Any], what: str, source: str = "") -> Iterator[Recording]:
+    """The blows of lines or cells, missing ones left out. `what` is what an error calls one."""
+    for number, text in enumerate(cells, start=1):
+        if _is_missing(text):
+            continue
+        cell = _parsed(str(text), f"{what} {number}")
+        time = np.arange(len(cell.volume)) * STEP
+        yield Recording(cell.volume, time, trial=cell.order, source=source, format=FORMAT)
+
+
+def ukb_recordings(path: str | Path) -> list[Recording]:
+    """The blows of a UK Biobank file: an exported table with columns of field 3066, or lines.
+
+    Raises DataError, with the eid and column or the line, if the file is missing or no such file,
+    holds no blow, or if one was cut.
+    """
+    text = read_text(path, "name a file of field 3066")
+    first = text.lstrip().split("\n", 1)[0]
+    if is_ukb_header(first):
+        found = list(_table_recordings(path))
+    else:
+        found = list(_line_recordings(text.split("\n"), f"{path}, line", Path(path).name))
+    if not found:
+        raise DataError(f"{path} holds no blow: every cell of field 3066 in it is empty")
+    return found
+
+# %% ../../nbs/formats/04_ukb.ipynb #6062ecc6
+def _is_cell(text: str) -> bool:
+    """Whether a text is a blow itself, and not the path of a file."""
+    start = re.match(r'\s*"?\s*(blow\s*\d*|[+-]?[\d.]+)\s*,\s*[+-]?\d', text, re.IGNORECASE)
+    return bool(start) and not re.search(r"\.(csv|tsv|txt|gz)\s*$", text, re.IGNORECASE)
+
+
+def read_ukb(lines: Iterable[Any] | str | Path) -> tuple[np.ndarray, np.ndarray]:
     """UK Biobank field 3066 blows: volume (N, T) L, NaN after a blow's end, and time (T,) s.
 
-    lines: strings of comma-separated cumulative mL per 10 ms, zeros in front, `blow,N,` allowed
-    before them; or the path of a text file of such lines. Volume is as recorded there. Raises
-    DataError with the line's number.
+    lines: strings of comma-separated cumulative mL per 10 ms, zeros in front, with order and
+    number of points before them or not, as a list or as a column of a table (missing ones are left
+    out); one such string; or the path of a text file of such lines, or of a table with columns of
+    field 3066 (`p3066_i0_a0` ...), whose blows come row by row. Volume is as recorded there. Raises
+    DataError with the line's number, or the eid and column.
     """
+    if isinstance(lines, str) and _is_cell(lines):
+        lines = [lines]
     if isinstance(lines, (str, Path)):
-        lines = _lines_of(lines)
-    blows = [_volume_of(line, number) for number, line in enumerate(lines, start=1)]
+        blows = [recording.volume for recording in ukb_recordings(lines)]
+    else:
+        blows = [recording.volume for recording in _line_recordings(lines, "line")]
     longest = max((len(blow) for blow in blows), default=2)
     volume = np.full((len(blows), longest), np.nan)
     for row, blow in zip(volume, blows, strict=True):

@@ -7,30 +7,49 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import DataError, need_file
+from ..base.errors import DataError
+from .headers import unit_factor
+from .recording import Recording
+from .text import read_text
 
 # %% auto #0
-__all__ = ['waveform_header', 'read_waveform']
+__all__ = ['FORMAT', 'QUANTITY', 'INDEX_OF', 'waveform_header', 'read_waveform', 'waveform_recordings']
 
 # %% ../../nbs/formats/03_waveform.ipynb #ce52766e
+FORMAT = "ATS waveform"
+QUANTITY = {"VT": "volume", "FT": "flow"}
+"""What the numbers of each type of waveform are."""
+INDEX_OF = {"FVC": "fvc", "FEV1": "fev1", "FEV6": "fev6", "PEF": "pef", "FEF25-75": "fef2575"}
+"""Our name of each index that a header may state, in L and L/s."""
+
+
 def _header_and_values(path: str | Path) -> tuple[dict[str, str], np.ndarray]:
-    """The header of a waveform file, and its numbers (T,). Raises DataError as `read_waveform`
-    does."""
-    path = need_file(path, "name an ATS waveform file (.wf)")
-    text = path.read_text(encoding="latin-1").replace("\x1a", "")  # an old end-of-file mark
+    """The header of a waveform file, and its numbers (T,) as they stand there. Raises DataError as
+    `read_waveform` does."""
+    text = read_text(path, "name an ATS waveform file (.wf)")
     head, mark, data = text.partition("[Data]")
     header = dict(line.strip().split("=", 1) for line in head.splitlines() if "=" in line)
     try:
         values = np.array(data.split(), dtype=float)
     except ValueError as err:
         raise DataError(f"{path} holds something that is no number under [Data] ({err})") from err
-    is_known = header.get("Type") in ("VT", "FT") and header.get("Freq", "").isdigit()
-    if not (mark and is_known and len(values) >= 2):
+    if not np.isfinite(values).all():
+        raise DataError(f"{path} holds NaN or infinity under [Data]: leave these samples out")
+    is_known = header.get("Type") in QUANTITY and header.get("Freq", "").isdigit()
+    if not (mark and is_known and len(values) >= 2 and int(header["Freq"]) > 0):
         raise DataError(
             f"{path} is no ATS waveform: "
             "Type=VT or FT, Freq=... and [Data] with numbers are expected"
         )
     return header, values
+
+
+def _factor(header: dict[str, str], path: str | Path) -> float:
+    """What one of a waveform's numbers is in L or L/s. Raises DataError on an unknown unit."""
+    for name, unit in header.items():
+        if name.strip().lower() in ("units", "unit"):
+            return unit_factor(unit, QUANTITY[header["Type"]], f"{path}, header {name}={unit},")
+    return 1.0
 
 
 def waveform_header(path: str | Path) -> dict[str, str]:
@@ -44,11 +63,41 @@ def waveform_header(path: str | Path) -> dict[str, str]:
 def read_waveform(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Volume (T,) L and time (T,) s of an ATS waveform file, volume-time (VT) or flow-time (FT).
 
-    Raises DataError if the file is missing or no such waveform.
+    Raises DataError if the file is missing, no such waveform, or in a unit that is not known.
     """
     header, values = _header_and_values(path)
     samples_per_s = float(header["Freq"])
-    volume = values
+    volume = values * _factor(header, path)
     if header["Type"] == "FT":
-        volume = np.r_[0.0, np.cumsum(values) / samples_per_s]
+        volume = np.r_[0.0, np.cumsum(volume) / samples_per_s]
     return volume, np.arange(len(volume)) / samples_per_s
+
+# %% ../../nbs/formats/03_waveform.ipynb #cb01a84b
+def _stated_indices(header: dict[str, str]) -> dict[str, float]:
+    """The indices that a header states, by our names."""
+    stated = {}
+    for theirs, ours in INDEX_OF.items():
+        try:
+            stated[ours] = float(header[theirs])
+        except (KeyError, ValueError):  # not stated
+            continue
+    return stated
+
+
+def waveform_recordings(path: str | Path) -> list[Recording]:
+    """The curve of an ATS waveform file as a list of one `Recording`; its name is the trial.
+
+    Raises DataError as `read_waveform` does.
+    """
+    volume, time = read_waveform(path)
+    header = waveform_header(path)
+    return [
+        Recording(
+            volume,
+            time,
+            trial=header.get("Name", "").strip(),
+            device=_stated_indices(header),
+            source=Path(path).name,
+            format=FORMAT,
+        )
+    ]

@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 
 from .. import __version__
+from ..base.arrays import open_array
 from ..base.errors import DataError, need_file
-from ..base.files import sha256_of, shipped_weights
+from ..base.files import record_beside, sha256_of, shipped_weights
+from ..base.provenance import array_sha256, check_provenance
 from ..base.seeds import rng_for
 from ..base.units import MOST_SHOWN, Z_SCORE, shown, why_impossible
 from .cohort import Cohort
@@ -100,6 +102,20 @@ def _find_models(
     return folders
 
 
+def _check_made_there(cldm: Path, run_dir: Path) -> None:
+    """Raise DataError if the cLDM of a run has a record and it names other latents than the run's.
+
+    Models that were put there without their records, and a run without latents, are taken as
+    they are: the VQ-VAE that a cLDM needs stands in its settings.
+    """
+    weights = run_dir / "checkpoints" / "cldm" / "model.safetensors"
+    latents = run_dir / "data" / "processed" / "latents.npy"
+    is_own = (cldm / "model.safetensors").resolve() == weights.resolve()
+    if is_own and record_beside(weights).is_file() and latents.is_file():
+        now = {"latents": array_sha256(open_array(latents, "02_latents"))}
+        check_provenance(weights, now, "03_cldm")
+
+
 def load_models(
     run_dir: str | Path | None = None,
     vqvae: str | Path | None = None,
@@ -107,7 +123,8 @@ def load_models(
 ) -> Models:
     """The models in the folders named, else in `<run_dir>/checkpoints`, else those shipped.
 
-    Raises DataError if there are none, a file is damaged, or the two do not belong together.
+    Raises DataError if there are none, a file is damaged, the two do not belong together, or the
+    cLDM of `run_dir` is of other latents than are there now.
     """
     folders = _find_models(run_dir, vqvae, cldm)
     sha256 = {}
@@ -124,8 +141,10 @@ def load_models(
     if network.settings.vqvae_sha256 != sha256["vqvae"]:
         raise DataError(
             f"the cLDM in {folders['cldm']} was trained on latents of another VQ-VAE than "
-            f"{folders['vqvae']}: use the two of one run"
+            f"{folders['vqvae']}: use the two of one run, or run 02_latents and 03_cldm again"
         )
+    if run_dir is not None:
+        _check_made_there(folders["cldm"], Path(run_dir))
     return Models(codec, network, sha256)
 
 # %% ../../nbs/generation/01_drawing.ipynb #8ecd546e

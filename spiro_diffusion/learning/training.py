@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LossFn', 'Validate', 'FREE_TO_DIFFER', 'TrainConfig', 'learning_rate', 'seed_for', 'Batches', 'Ema', 'LossModule',
-           'join_processes', 'plot_history', 'save_model', 'load_model_state', 'fill_model', 'train']
+__all__ = ['LossFn', 'Validate', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE', 'TrainConfig', 'learning_rate', 'seed_for', 'Batches', 'Ema',
+           'LossModule', 'join_processes', 'plot_history', 'save_model', 'load_model_state', 'fill_model', 'train']
 
 # %% ../../nbs/learning/04_training.ipynb #cc410e2e
 LossFn = Callable[[Any, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
@@ -339,6 +339,8 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], source: str | Path) -
 # %% ../../nbs/learning/04_training.ipynb #6cd5a740
 FREE_TO_DIFFER = ("checkpoint_minutes", "device", "log_every")
 """Fields of TrainConfig that cannot change the numbers."""
+ROWS_AT_ONCE = 4096
+"""Rows of the data that are hashed at once."""
 
 
 def _identity(
@@ -347,9 +349,10 @@ def _identity(
     """What must be equal for a run to be continued."""
     digest = hashlib.sha256()
     for tensor in data:
-        some = tensor[:: max(len(tensor) // 512, 1)].contiguous().cpu()
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(some.view(torch.uint8).numpy().tobytes())
+        for part in tensor.split(ROWS_AT_ONCE):
+            whole = part.contiguous().cpu()
+            digest.update(whole.view(torch.uint8).numpy().tobytes())
     shapes = str([(name, tuple(t.shape)) for name, t in model.state_dict().items()])
     settings = {k: v for k, v in asdict(config).items() if k not in FREE_TO_DIFFER}
     return {

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['HEIGHT_MISSING', 'TOP_AGE', 'WEIGHT_OF_WHITE', 'WEIGHT_OF_OTHERS', 'WEIGHT_SPREAD', 'SURVEY_DRAWS', 'TABLES',
-           'survey_draws', 'demo_table', 'body_table', 'write_nhanes', 'FoundFiles', 'people_to_simulate',
-           'survey_files']
+           'survey_draws', 'demo_table', 'body_table', 'write_nhanes', 'FoundFiles', 'people_to_simulate', 'SurveyPlan',
+           'plan_survey', 'survey_files']
 
 # %% ../../nbs/simulator/03_survey.ipynb #76d09bb2
 import sys
@@ -17,8 +17,14 @@ import pandas as pd
 from ..base.errors import DataError, need_dir
 from ..base.files import writing
 from ..base.seeds import rng_for
-from ..formats.nhanes import SURVEY, SurveyFiles, read_best, read_people
-from ..formats.tables import find_table, write_xport
+from spiro_diffusion.formats.nhanes import (
+    SURVEY,
+    SurveyFiles,
+    check_joined,
+    read_best,
+    read_people,
+)
+from ..formats.tables import check_ready, find_table, is_simulated, write_xport
 from .people import AGE_RANGE, BEST_INDICES, simulate_people
 from .session import simulate_blows
 
@@ -86,8 +92,9 @@ def write_nhanes(
 ) -> dict[str, Path]:
     """Write simulated NHANES files `<TABLE>_<cycle>_simulated.xpt`; returns their paths.
 
-    They are SAS transport files, version 8. people: how many, or a table for `simulate_people`.
-    Raises DataError on another cycle than E, F, G, another table, or a full disk.
+    They are SAS transport files, SPXRAW of version 8 and the others of version 5. people: how many,
+    or a table for `simulate_people`. Raises DataError on another cycle than E, F, G, another
+    table, or a full disk.
     """
     if cycle not in SURVEY:
         raise DataError(f"NHANES has spirometry in cycles E, F and G, not {cycle!r}")
@@ -137,8 +144,17 @@ class FoundFiles:
 
     @classmethod
     def in_folder(cls, folder: Path, cycle: str) -> "FoundFiles":
-        """Look for SPXRAW, DEMO, BMX and SPX, also one folder down and in any case."""
-        return cls(*(find_table(folder, name, cycle) for name in ("SPXRAW", "DEMO", "BMX", "SPX")))
+        """Look for SPXRAW, DEMO, BMX and SPX, also one folder down and in any case.
+
+        Raises DataError if one is there but in an archive, or not wholly downloaded.
+        """
+        found = []
+        for name in ("SPXRAW", "DEMO", "BMX", "SPX"):
+            path = find_table(folder, name, cycle)
+            if path is None or is_simulated(path):
+                check_ready(folder, name, cycle)
+            found.append(path)
+        return cls(*found)
 
 
 def people_to_simulate(
@@ -148,16 +164,89 @@ def people_to_simulate(
 
     limit: at most so many; 0 takes all. Raises DataError if there is nobody.
     """
-    people = read_people(demo, bmx, cycle)
-    people = people[people["age"].between(*AGE_RANGE) & people["gender"].isin([1, 2])]
+    everybody = read_people(demo, bmx, cycle)
+    people = everybody[everybody["age"].between(*AGE_RANGE) & everybody["gender"].isin([1, 2])]
     if spx:
-        people = people.merge(read_best(spx)[["SEQN", *BEST_INDICES]], on="SEQN")
+        best = read_best(spx)
+        check_joined(best["SEQN"], spx, everybody["SEQN"], demo, "published best values")
+        people = people.merge(best[["SEQN", *BEST_INDICES]], on="SEQN")
     if people.empty:
         raise DataError(
             f"{demo.parent} has nobody aged 6 to 79 with a known sex: "
             f"check DEMO_{cycle} and SPX_{cycle}"
         )
     return people.head(limit) if limit else people
+
+
+@dataclass(frozen=True)
+class SurveyPlan:
+    """Which files of a cycle there are, and for whom the others are simulated.
+
+    people: how many to draw where there are no files at all; the real people whose blows are to be
+    simulated; or None, where all files are there.
+    """
+
+    cycle: str
+    folder: Path | None
+    found: FoundFiles
+    people: int | pd.DataFrame | None
+
+    def obtain(self, simulated_dir: str | Path, seed: int = 0) -> SurveyFiles:
+        """The files of the cycle; what is not there is simulated into `simulated_dir`."""
+        if self.people is None:
+            return self._files(self.found.raw, self.found.demo, self.found.bmx)
+        tables = TABLES if self.folder is None else TABLES[:1]
+        self._say(Path(simulated_dir), tables)
+        paths = write_nhanes(simulated_dir, self.cycle, self.people, seed, tables)
+        demo = paths.get("DEMO", self.found.demo)
+        return self._files(paths["SPXRAW"], demo, paths.get("BMX", self.found.bmx))
+
+    def _files(self, raw: Path | None, demo: Path | None, bmx: Path | None) -> SurveyFiles:
+        if raw is None or demo is None or bmx is None:
+            raise ValueError("a plan without files simulates them")
+        return SurveyFiles(self.cycle, raw, demo, bmx, self.found.spx)
+
+    def _say(self, simulated_dir: Path, tables: Sequence[str]) -> None:
+        """Say on stderr what is simulated, why, and where it is written."""
+        names = ", ".join(f"{name}_{self.cycle}_simulated.xpt" for name in tables)
+        if isinstance(self.people, pd.DataFrame):
+            why = f"{self.folder} has no SPXRAW_{self.cycle} (.sas7bdat or .xpt)"
+            what = f"simulating blows of the {len(self.people)} people of {self.folder}"
+        else:
+            why = "no folder of NHANES files was named or found"
+            what = f"simulating {self.people} people and their blows of cycle {self.cycle}"
+        print(f"note: {why}: {what}, written to {simulated_dir} as {names}", file=sys.stderr)
+
+
+def plan_survey(data_dir: str | Path | None, cycle: str = "G", n_people: int = 1000) -> SurveyPlan:
+    """Which files of `cycle` are in `data_dir` and what is to be simulated; nothing is written.
+
+    data_dir None: everything is simulated, for `n_people`. With a folder, `n_people` > 0 limits
+    whom blows are simulated for. Raises DataError if the folder is missing, lacks DEMO or BMX,
+    holds a table that is in an archive or not wholly downloaded, or tables that do not belong
+    together.
+    """
+    if cycle not in SURVEY:
+        raise DataError(f"NHANES has spirometry in cycles E, F and G, not {cycle!r}")
+    if data_dir is None:
+        return SurveyPlan(cycle, None, FoundFiles(None, None, None, None), n_people)
+    folder = need_dir(
+        data_dir,
+        "name a folder that holds SPXRAW_G, DEMO_G and BMX_G (unpacked), "
+        "or give none and work on simulated blows",
+    )
+    found = FoundFiles.in_folder(folder, cycle)
+    if found.demo is None or found.bmx is None:
+        raise DataError(
+            f"{folder} has no {'BMX' if found.demo else 'DEMO'}_{cycle}.xpt: "
+            "download it from CDC into that folder"
+        )
+    raw = found.raw or Path(f"SPXRAW_{cycle}_simulated.xpt")
+    SurveyFiles(cycle, raw, found.demo, found.bmx)  # which refuses odd mixtures
+    people = None
+    if found.raw is None:
+        people = people_to_simulate(found.demo, found.bmx, found.spx, cycle, n_people)
+    return SurveyPlan(cycle, folder, found, people)
 
 
 def survey_files(
@@ -169,33 +258,6 @@ def survey_files(
 ) -> SurveyFiles:
     """The files of `cycle` in `data_dir`, writing what is not there into `simulated_dir`.
 
-    data_dir None: everything is simulated, for `n_people`. With a folder, `n_people` > 0 limits
-    whom blows are simulated for. What is simulated, and why, is said on stderr. Raises DataError
-    if the folder is missing or lacks DEMO or BMX.
+    What is simulated, and why, is said on stderr. Parameters and errors are those of `plan_survey`.
     """
-    if data_dir is None:
-        _say(f"{n_people} people and their blows of cycle {cycle}: no folder of files was named")
-        paths = write_nhanes(simulated_dir, cycle=cycle, people=n_people, seed=seed)
-        return SurveyFiles(cycle, paths["SPXRAW"], paths["DEMO"], paths["BMX"])
-    folder = need_dir(
-        data_dir,
-        "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, "
-        "or give none and work on simulated blows",
-    )
-    found = FoundFiles.in_folder(folder, cycle)
-    if found.demo is None or found.bmx is None:
-        raise DataError(
-            f"{folder} has no {'BMX' if found.demo else 'DEMO'}_{cycle}.xpt: "
-            "download it from CDC into that folder"
-        )
-    raw = found.raw
-    if raw is None:
-        people = people_to_simulate(found.demo, found.bmx, found.spx, cycle, n_people)
-        _say(f"blows of the {len(people)} people of {folder}: it has no SPXRAW_{cycle}")
-        paths = write_nhanes(simulated_dir, cycle, people, seed, tables=("SPXRAW",))
-        raw = paths["SPXRAW"]
-    return SurveyFiles(cycle, raw, found.demo, found.bmx, found.spx)
-
-
-def _say(what: str) -> None:
-    print(f"simulating {what}", file=sys.stderr)
+    return plan_survey(data_dir, cycle, n_people).obtain(simulated_dir, seed)
