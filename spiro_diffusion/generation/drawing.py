@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['SAME', 'MOST_GUIDANCE', 'MOST', 'LEAST', 'RATIO_APART', 'FARTHEST', 'DEFAULT_CONDITIONS', 'Models', 'ModelFolders',
-           'load_models', 'contradiction', 'check_targets', 'read_target', 'is_whole', 'DrawSettings',
+__all__ = ['SAME', 'MOST_GUIDANCE', 'MOST', 'LEAST', 'ADULT', 'RATIO_APART', 'FARTHEST', 'DEFAULT_CONDITIONS', 'Models',
+           'ModelFolders', 'load_models', 'contradiction', 'check_targets', 'read_target', 'is_whole', 'DrawSettings',
            'GenerateOptions', 'check_options', 'settings_of', 'models_of', 'steered_to', 'check_request',
            'requested_patients', 'starting_noise', 'draw_curves', 'version_of', 'record_of', 'draw_rows']
 
@@ -369,6 +369,8 @@ def steered_to(rows: pd.DataFrame, settings: DrawSettings) -> dict[str, np.ndarr
     return wanted
 
 # %% ../../nbs/generation/01_drawing.ipynb #d6ac9f0b
+ADULT = 18
+"""Years."""
 RATIO_APART = 1.0
 """z-scores, from which a requested FEV1/FVC contradicts the requested FEV1 and FVC."""
 FARTHEST = Z_SCORE.possible[1]
@@ -378,10 +380,12 @@ FARTHEST = Z_SCORE.possible[1]
 def _refuse(rows: pd.DataFrame, where: np.ndarray, what: str) -> None:
     """Raise DataError on the first patient (N,) for whom `what` is wrong."""
     if where.any():
-        row = rows.iloc[int(where.argmax())]
-        sex = "man" if row["sex"] == 1 else "woman"
-        who = f"{row['age']:g} years, {row['height']:g} cm, {sex if row['age'] >= 18 else 'child'}"
-        raise DataError(f"patient {shown_name(row['patient'])} ({who}) cannot have it: {what}")
+        row: Any = next(rows[where].itertuples())
+        kind = "child"
+        if row.age >= ADULT:
+            kind = "man" if row.sex == 1 else "woman"
+        who = f"{row.age:g} years, {row.height:g} cm, {kind}"
+        raise DataError(f"patient {shown_name(row.patient)} ({who}) cannot have it: {what}")
 
 
 def _need_one_request(rows: pd.DataFrame, settings: DrawSettings) -> None:

@@ -363,14 +363,20 @@ def _outside(values: pd.Series, limits: tuple[float, float]) -> np.ndarray:
     return (values.notna() & ~values.between(*limits)).to_numpy()
 
 
+def _first(checked: pd.DataFrame, where: np.ndarray) -> Any:
+    """The first row for which `where` (N,) is true; its values are attributes."""
+    return next(checked[where].itertuples())
+
+
 def _check_possible(checked: pd.DataFrame, name: str) -> None:
     """Raise DataError on the first value of column `name` that nobody has, in its own unit."""
     outside = _outside(checked[name], QUANTITIES[name].possible)
     if outside.any():
-        row = checked[outside].iloc[0]
+        row = _first(checked, outside)
+        value = getattr(row, name)
         raise DataError(
-            f"patient {shown_name(row['patient'])}: {name} {number_text(row[name])} "
-            f"{why_impossible(name, row[name])}; {_way_out(name)}"
+            f"patient {shown_name(row.patient)}: {name} {number_text(value)} "
+            f"{why_impossible(name, value)}; {_way_out(name)}"
         )
 
 
@@ -378,16 +384,16 @@ def _check_ages(checked: pd.DataFrame, ages: tuple[float, float]) -> None:
     """Raise DataError on the first age (years) outside the limits."""
     outside = _outside(checked["age"], ages)
     if outside.any():
-        row = checked[outside].iloc[0]
+        row = _first(checked, outside)
         way_out = "choose an age within"
-        if BEYOND["age"][0] <= row["age"] <= BEYOND["age"][1]:
+        if BEYOND["age"][0] <= row.age <= BEYOND["age"][1]:
             way_out = (
                 "where people were measured (NHANES writes 80 for everyone older); for a person "
                 "who was measured at that age extrapolate (--extrapolate), else choose an age "
                 "within"
             )
         raise DataError(
-            f"patient {shown_name(row['patient'])}: age {number_text(row['age'])} is outside "
+            f"patient {shown_name(row.patient)}: age {number_text(row.age)} is outside "
             f"{_between(ages)} years{_months_hint(checked[outside].iloc[:1])}, {way_out}"
         )
 
@@ -395,15 +401,15 @@ def _check_ages(checked: pd.DataFrame, ages: tuple[float, float]) -> None:
 def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
     """Raise DataError on the first height in other units, else on the first outside (cm)."""
     outside = _outside(checked["height"], heights)
-    for _, row in checked[outside].iterrows():
-        if unit := looks_like("height", row["height"]):
+    for row in checked[outside].itertuples():
+        if unit := looks_like("height", row.height):
             raise DataError(
-                f"patient {shown_name(row['patient'])}: height {number_text(row['height'])} {unit}"
+                f"patient {shown_name(row.patient)}: height {number_text(row.height)} {unit}"
             )
     if outside.any():
-        row = checked[outside].iloc[0]
+        row = _first(checked, outside)
         raise DataError(
-            f"patient {shown_name(row['patient'])}: height {number_text(row['height'])} cm is "
+            f"patient {shown_name(row.patient)}: height {number_text(row.height)} cm is "
             f"outside {_between(heights)} cm, where the model was trained; choose a height within"
         )
 
@@ -487,10 +493,10 @@ def _check_weights(checked: pd.DataFrame) -> None:
     index = checked["weight"] / (checked["height"] / 100) ** 2
     outside = _outside(index, BODY_MASS_INDEX)
     if outside.any():
-        row = checked[outside].iloc[0]
+        row = _first(checked, outside)
         raise DataError(
-            f"patient {shown_name(row['patient'])}: weight {number_text(row['weight'])} kg and "
-            f"height {number_text(row['height'])} cm do not belong together; {CORRECT_CELL}"
+            f"patient {shown_name(row.patient)}: weight {number_text(row.weight)} kg and "
+            f"height {number_text(row.height)} cm do not belong together; {CORRECT_CELL}"
         )
 
 # %% ../../nbs/learning/03_patients.ipynb #af55896b
