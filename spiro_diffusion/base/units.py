@@ -17,8 +17,8 @@ from .errors import DataError
 __all__ = ['MISSING_WORDS', 'MISSING_CODES', 'MOST_SHOWN', 'FEET_AND_INCHES', 'CM_PER_INCH', 'INCHES_PER_FOOT', 'DAYS_PER_YEAR',
            'KG_PER_POUND', 'YEARS', 'MONTHS', 'DAYS', 'CENTIMETRES', 'METRES', 'MILLIMETRES', 'INCHES', 'FEET',
            'KILOGRAMS', 'GRAMS', 'POUNDS', 'Z_HEADERS', 'VOLUME', 'Z_SCORE', 'QUANTITIES', 'MEASURED_ON_PEOPLE',
-           'is_missing', 'read_numbers', 'numbers_of', 'shown', 'why_no_number', 'OtherUnit', 'Quantity', 'number_text',
-           'looks_like', 'why_impossible', 'counted']
+           'is_missing', 'distinct', 'read_numbers', 'numbers_of', 'shown', 'why_no_number', 'OtherUnit', 'Quantity',
+           'number_text', 'looks_like', 'why_impossible', 'counted']
 
 # %% ../../nbs/base/05_units.ipynb #57bf4ebb
 MISSING_WORDS = frozenset({"", ".", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"})
@@ -31,7 +31,17 @@ def is_missing(cell: Any) -> bool:
     """Whether a cell holds no value: None, NaN, or one of `MISSING_WORDS` in any case."""
     if isinstance(cell, str):
         return cell.strip().lower() in MISSING_WORDS
-    return bool(pd.isna(cell))
+    missing = pd.isna(cell)
+    return isinstance(missing, (bool, np.bool_)) and bool(missing)  # of a list it is an array
+
+
+def distinct(column: pd.Series) -> tuple[np.ndarray, list[Any]]:
+    """Which of its distinct values each cell of a column is, (N,) int; and these values."""
+    try:
+        place, values = pd.factorize(column, use_na_sentinel=False)
+    except TypeError:  # lists and other objects that are no values, and have no hash
+        place, values = pd.factorize(column.map(str))
+    return place, list(values)
 
 
 def read_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +49,11 @@ def read_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
     The second is (N,) bool: cells that hold something, and no finite number.
     """
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    try:
+        read = pd.to_numeric(column, errors="coerce")
+    except (TypeError, OverflowError):  # of objects that are no cells, and endless whole numbers
+        read = pd.to_numeric(column.map(str), errors="coerce")
+    numbers = read.to_numpy(dtype=float, na_value=np.nan)
     unread = ~np.isfinite(numbers)
     wrong = np.zeros(len(column), dtype=bool)
     wrong[unread] = [not is_missing(cell) for cell in column[unread]]

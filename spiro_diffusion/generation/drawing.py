@@ -399,7 +399,8 @@ def _need_one_request(rows: pd.DataFrame, settings: DrawSettings) -> None:
 def _need_reachable(rows: pd.DataFrame, wanted: Mapping[str, np.ndarray]) -> None:
     """Raise DataError on a value (N,) that is further from the predicted one than any person's."""
     named = [name for name in wanted if name in SOURCES]
-    scores = zscores(rows.assign(**{name: wanted[name] for name in named}))
+    values = {name: wanted[name] for name in named}
+    scores = zscores(rows.assign(**values), check_units=False)
     for name in named:
         far = (scores[f"{name}_z"].abs() > FARTHEST).to_numpy()
         if far.any():
@@ -408,6 +409,14 @@ def _need_reachable(rows: pd.DataFrame, wanted: Mapping[str, np.ndarray]) -> Non
             z = scores[f"{name}_z"].iloc[row]
             what = f"{name} {value:.3g} is {abs(z):.0f} z-scores from the predicted one"
             _refuse(rows, far, f"{what}; choose a value nearer to it")
+
+
+def _with_implied(wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The values with FVC, where FEV1 and their ratio are requested without it."""
+    nothing = np.full(len(next(iter(wanted.values()), [])), np.nan)
+    fvc, fev1, ratio = (wanted.get(name, nothing) for name in ("fvc", "fev1", "fev1_fvc"))
+    implied = np.where(np.isnan(fvc), fev1 / ratio, fvc)
+    return dict(wanted) | {"fvc": implied}
 
 
 def _need_agreement(rows: pd.DataFrame, wanted: Mapping[str, np.ndarray]) -> None:
@@ -435,8 +444,8 @@ def check_request(table: pd.DataFrame, settings: DrawSettings) -> None:
         if f"{name}_z" in requested:
             lost = rows[f"{name}_z"].notna().to_numpy() & np.isnan(wanted.get(name, np.nan))
             _refuse(rows, lost, f"no {name} has a z-score of {name}_z; choose one nearer to 0")
-    _need_reachable(rows, wanted)
     _need_agreement(rows, wanted)
+    _need_reachable(rows, _with_implied(wanted))
 
 # %% ../../nbs/generation/01_drawing.ipynb #78e752d0
 DEFAULT_CONDITIONS = {"effort": "A", "test": "pre", "blow": "best"}

@@ -18,6 +18,7 @@ from ..base.errors import DataError
 from spiro_diffusion.base.units import (
     MOST_SHOWN,
     QUANTITIES,
+    distinct,
     is_missing,
     looks_like,
     number_text,
@@ -139,6 +140,14 @@ def _hint(name: str) -> str:
     return ""
 
 
+def _shown_header(header: object) -> str:
+    """A header as a sentence has it: on one line, and not too long."""
+    text = str(header).strip()
+    if not text or text.startswith("Unnamed: "):  # what pandas calls a column without a name
+        return "without a name"
+    return text if text.isprintable() and len(text) <= MOST_SHOWN else shown(text)
+
+
 def notes_on_unused(headers: Iterable[object], known: Iterable[str]) -> list[str]:
     """A sentence for the columns that are not used. Raises DataError on a mistyped one."""
     notes = []
@@ -152,9 +161,9 @@ def notes_on_unused(headers: Iterable[object], known: Iterable[str]) -> list[str
                 "correct its name, or leave the column out"
             )
         if hint := _hint(name):
-            notes.append(f"column {str(header)[:MOST_SHOWN]} is not used{hint}")
+            notes.append(f"column {_shown_header(header)} is not used{hint}")
         else:
-            plain.append(str(header)[:MOST_SHOWN])
+            plain.append(_shown_header(header))
     if len(plain) == 1:
         notes.append(f"column {plain[0]} is not used")
     elif plain:
@@ -181,9 +190,11 @@ def _data_frame(patients: Any) -> pd.DataFrame:
     if isinstance(patients, Mapping) and all(np.ndim(value) == 0 for value in patients.values()):
         patients = {name: [value] for name, value in patients.items()}
     try:
-        return pd.DataFrame(patients).reset_index(drop=True)
+        table = pd.DataFrame(patients)
     except (ValueError, TypeError) as err:
         raise DataError(f"the patients are no table ({err}): give columns of one length") from err
+    has_names = table.index.name is not None and table.index.name not in table
+    return table.reset_index(drop=not has_names)
 
 
 def read_columns(patients: Any, optional: tuple[Variable, ...] = ()) -> Given:
@@ -201,7 +212,7 @@ def read_columns(patients: Any, optional: tuple[Variable, ...] = ()) -> Given:
             raise DataError(f"columns {' and '.join(twice)} are both {name}: keep one")
     unused = [header for header, (name, _) in zip(table, read, strict=True) if not name]
     notes = notes_on_unused(unused, known)
-    headers = ", ".join(str(header)[:MOST_SHOWN] for header in table)
+    headers = ", ".join(_shown_header(header) for header in table)
     table = table.loc[:, [bool(name) for name, _ in read]].set_axis(names, axis=1)
     missing = [name for name in REQUIRED if name not in table]
     if "gender" in table and "sex" in missing:
@@ -244,7 +255,7 @@ def shown_name(name: Any) -> str:
 
 def _is_nameless(cell: Any) -> bool:
     """Whether a cell of column `patient` names nobody: empty or NaN, but not the text "NA"."""
-    return not cell.strip() if isinstance(cell, str) else bool(pd.isna(cell))
+    return not cell.strip() if isinstance(cell, str) else is_missing(cell)
 
 
 def _names(table: pd.DataFrame) -> pd.Series:
@@ -334,7 +345,7 @@ def _read_sexes(names: pd.Series, table: pd.DataFrame) -> np.ndarray:
     """1 male, 2 female, (N,) int. Raises DataError on one that is missing or means nothing."""
     for name in ("sex", "gender"):
         if name in table:
-            place, values = pd.factorize(table[name], use_na_sentinel=False)
+            place, values = distinct(table[name])
             wrong = np.array([bool(_why_no_sex(value)) for value in values], dtype=bool)
             _refuse_value(names, table[name], wrong[place], _why_no_sex)
     sexes = sex_of(table)

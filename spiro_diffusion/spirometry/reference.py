@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..base.units import QUANTITIES, is_missing, looks_like, numbers_of, shown
+from spiro_diffusion.base.units import (
+    QUANTITIES,
+    distinct,
+    is_missing,
+    looks_like,
+    numbers_of,
+    shown,
+)
 
 if TYPE_CHECKING:
     from pyspiro.src.reference import Reference
@@ -91,7 +98,7 @@ def sex_code(value: Any) -> float:
 
 def sex_codes(sex: pd.Series) -> np.ndarray:
     """`sex_code` of each value, (N,) float: 1, 2 or NaN. Raises DataError on any other value."""
-    place, values = pd.factorize(sex, use_na_sentinel=False)
+    place, values = distinct(sex)
     codes = np.full(len(values), np.nan)
     for k, value in enumerate(values):
         try:
