@@ -18,7 +18,7 @@ __all__ = ['MISSING_WORDS', 'MISSING_CODES', 'MOST_SHOWN', 'FEET_AND_INCHES', 'C
            'KG_PER_POUND', 'YEARS', 'MONTHS', 'DAYS', 'CENTIMETRES', 'METRES', 'MILLIMETRES', 'INCHES', 'FEET',
            'KILOGRAMS', 'GRAMS', 'POUNDS', 'Z_HEADERS', 'VOLUME', 'Z_SCORE', 'QUANTITIES', 'MEASURED_ON_PEOPLE',
            'is_missing', 'distinct', 'read_numbers', 'numbers_of', 'shown', 'why_no_number', 'OtherUnit', 'Quantity',
-           'number_text', 'looks_like', 'why_impossible', 'counted']
+           'number_text', 'looks_like', 'why_impossible', 'counted', 'some_of']
 
 # %% ../../nbs/base/05_units.ipynb #57bf4ebb
 MISSING_WORDS = frozenset({"", ".", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"})
@@ -54,6 +54,8 @@ def read_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     except (TypeError, OverflowError):  # of objects that are no cells, and endless whole numbers
         read = pd.to_numeric(column.map(str), errors="coerce")
     numbers = read.to_numpy(dtype=float, na_value=np.nan)
+    if pd.api.types.is_bool_dtype(column):
+        return np.full(len(column), np.nan), np.ones(len(column), dtype=bool)
     unread = ~np.isfinite(numbers)
     wrong = np.zeros(len(column), dtype=bool)
     wrong[unread] = [not is_missing(cell) for cell in column[unread]]
@@ -233,3 +235,8 @@ def why_impossible(name: str, value: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things: "1 patient", "2 patients"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def some_of(number: int, total: int, noun: str, one: str, several: str) -> str:
+    """The begin of a sentence on some of all things: "1 of 4 curves is", "2 of 4 curves are"."""
+    return f"{number} of {counted(total, noun)} {one if number == 1 else several}"

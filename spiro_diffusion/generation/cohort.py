@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..base.errors import DataError, need_file
 from ..base.files import check_free, read_json, write_json, writing_all
+from ..base.units import some_of
 from .report import evenly, plot_report
 from ..spirometry.clock import CLOCK, N_BINS, from_clock
 from ..spirometry.indices import INDICES
@@ -313,7 +314,11 @@ def _missed_targets(cohort: Cohort) -> list[str]:
             missed = (table[name] - table[column]).abs() > limit
             limits[f"the requested {name} by more than {limit:g}"] = missed
     total = len(table)
-    return [f"{m.sum()} of {total} curves miss {what}." for what, m in limits.items() if m.any()]
+    return [
+        f"{some_of(missed.sum(), total, 'curve', 'misses', 'miss')} {what}."
+        for what, missed in limits.items()
+        if missed.any()
+    ]
 
 
 def warnings_of(cohort: Cohort) -> list[str]:
@@ -329,8 +334,8 @@ def warnings_of(cohort: Cohort) -> list[str]:
     if "extrapolated" in table and (table["extrapolated"] != "").any():
         beyond = (table["extrapolated"] != "").sum()
         sentences.append(
-            f"{beyond} of {total} curves are of people older, younger, taller or shorter than "
-            "those the model was trained on (column extrapolated)."
+            f"{some_of(beyond, total, 'curve', 'is', 'are')} of people older, younger, taller or "
+            "shorter than those the model was trained on (column extrapolated)."
         )
     if assumed := cohort.info.get("assumed"):
         values = ", ".join(f"{name} {value}" for name, value in assumed.items())
@@ -340,14 +345,15 @@ def warnings_of(cohort: Cohort) -> list[str]:
     if "fev1_z" in table and table["fev1_z"].isna().any():
         unknown = table["fev1_z"].isna().sum()
         sentences.append(
-            f"{unknown} of {total} curves have no z-score: "
+            f"{some_of(unknown, total, 'curve', 'has', 'have')} no z-score: "
             "GLI Global 2022 does not reach their age or height."
         )
     z = table[[name for name in ("fev1_z", "fvc_z") if name in table]]
     odd = (z.abs() > Z_ODD).any(axis=1).sum()
     if odd:
         sentences.append(
-            f"{odd} of {total} curves are more than 5 z-scores from what GLI Global 2022 predicts."
+            f"{some_of(odd, total, 'curve', 'is', 'are')} more than 5 z-scores from what "
+            "GLI Global 2022 predicts."
         )
     return sentences
 
