@@ -216,7 +216,7 @@ REFUSED = {
     "unknown group": (
         "age,height,sex,ethnicity\n45,175,male,3\n60,165,female,unknown\n",
         "patient 1: ethnicity 'unknown'",
-        "leave it empty",
+        "leave the cell empty",
     ),
     "months": ("age,height,sex\n72,116,male\n", "months", "years (6)"),
     "more months": ("age,height,sex\n96,128,female\n", "months", "8 years"),
@@ -235,6 +235,9 @@ REFUSED = {
     "height with unit": ("age,height,sex\n45,175 cm,male\n", "175 cm", "in cm"),
     "a giant child": ("age,height,sex\n6,190,male\n", "age of 6", "belong together"),
     "a tiny adult": ("age,height,sex\n45,112,male\n", "112 cm", "belong together"),
+    "height 0": ("age,height,sex\n45,0,male\n", "missing value", "leave the row out"),
+    "height 999": ("age,height,sex\n45,999,male\n", "missing value", "leave the row out"),
+    "z-score -9": ("age,height,sex,fvc_z\n45,175,m,-9\n", "missing value", "cell empty"),
     "weight 0": ("age,height,sex,weight\n45,175,male,0\n", "weight 0", "leave the cell empty"),
     "weight -9": ("age,height,sex,weight\n45,175,male,-9\n", "weight -9", "leave the cell empty"),
     "weight -5": ("age,height,sex,weight\n45,175,male,-5\n", "weight -5", "leave the cell empty"),

@@ -16,9 +16,9 @@ from .errors import DataError
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'MISSING_CODES', 'MOST_SHOWN', 'FEET_AND_INCHES', 'CM_PER_INCH', 'INCHES_PER_FOOT', 'DAYS_PER_YEAR',
            'KG_PER_POUND', 'YEARS', 'MONTHS', 'DAYS', 'CENTIMETRES', 'METRES', 'MILLIMETRES', 'INCHES', 'FEET',
-           'KILOGRAMS', 'GRAMS', 'POUNDS', 'Z_HEADERS', 'VOLUME', 'Z_SCORE', 'QUANTITIES', 'MEASURED_ON_PEOPLE',
-           'is_missing', 'distinct', 'read_numbers', 'numbers_of', 'shown', 'why_no_number', 'OtherUnit', 'Quantity',
-           'number_text', 'looks_like', 'why_impossible', 'counted', 'some_of']
+           'KILOGRAMS', 'GRAMS', 'POUNDS', 'Z_HEADERS', 'VOLUME', 'Z_SCORE', 'QUANTITIES', 'OFTEN_CODED', 'is_missing',
+           'distinct', 'read_numbers', 'numbers_of', 'shown', 'why_no_number', 'OtherUnit', 'Quantity', 'number_text',
+           'looks_like', 'why_impossible', 'counted', 'some_of']
 
 # %% ../../nbs/base/05_units.ipynb #57bf4ebb
 MISSING_WORDS = frozenset({"", ".", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"})
@@ -195,7 +195,7 @@ QUANTITIES: dict[str, Quantity] = {
 """What is known of each quantity, by the name of its column or target."""
 
 
-MEASURED_ON_PEOPLE = ("age", "height", "weight")
+OFTEN_CODED = ("age", "height", "weight", "fev1_z", "fvc_z", "fev1_fvc_z")
 """What tables write as one of `MISSING_CODES` where it is not known."""
 
 
@@ -222,7 +222,7 @@ def why_impossible(name: str, value: float) -> str:
     low, high = quantity.possible
     if low <= value <= high:
         return ""
-    if name in MEASURED_ON_PEOPLE and value in MISSING_CODES:
+    if name in OFTEN_CODED and value in MISSING_CODES:
         return "looks like a code for a missing value"
     if unit := looks_like(name, value):
         return unit

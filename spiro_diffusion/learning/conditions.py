@@ -97,7 +97,7 @@ def read_categories(column: pd.Series, categories: tuple[Any, ...]) -> tuple[np.
 
 def why_no_category(value: Any, categories: tuple[Any, ...]) -> str:
     """What is wrong with a value that is none of `categories`, as the end of a sentence."""
-    return f"is not known: use one of {', '.join(map(str, categories))}, or leave it empty"
+    return f"is not known: use one of {', '.join(map(str, categories))}"
 
 
 def _category_codes(column: pd.Series, categories: tuple[Any, ...]) -> np.ndarray:
@@ -105,7 +105,9 @@ def _category_codes(column: pd.Series, categories: tuple[Any, ...]) -> np.ndarra
     codes, wrong = read_categories(column, categories)
     if len(wrong):
         value = wrong.iloc[0]
-        raise DataError(f"{column.name} {shown(value)} {why_no_category(value, categories)}")
+        raise DataError(
+            f"{column.name} {shown(value)} {why_no_category(value, categories)}, or leave it empty"
+        )
     return codes
 
 

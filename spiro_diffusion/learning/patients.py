@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..base.errors import DataError
 from spiro_diffusion.base.units import (
+    MISSING_CODES,
     MOST_SHOWN,
     QUANTITIES,
     distinct,
@@ -299,6 +300,11 @@ def _way_out(name: str) -> str:
     return CORRECT_ROW if name in REQUIRED else CORRECT_CELL
 
 
+def _with_way_out(reason: str, name: str) -> str:
+    """The end of a sentence on a value of column `name`, with what to do if that is not in it."""
+    return reason if "; " in reason else f"{reason}; {_way_out(name)}"
+
+
 def _refuse_value(
     names: pd.Series, given: pd.Series, bad: np.ndarray, why: Callable[[Any], str]
 ) -> None:
@@ -316,7 +322,8 @@ def _refuse_value(
             raise DataError(
                 f"patient {patient}: {name} is missing; fill it in or leave the row out"
             )
-        raise DataError(f"patient {patient}: {name} {shown(value)} {why(value)}; {_way_out(name)}")
+        reason = _with_way_out(why(value), name)
+        raise DataError(f"patient {patient}: {name} {shown(value)} {reason}")
 
 
 def _read_measurement(names: pd.Series, given: pd.Series, factor: float = 1.0) -> np.ndarray:
@@ -387,7 +394,7 @@ def _check_possible(checked: pd.DataFrame, name: str) -> None:
         value = getattr(row, name)
         raise DataError(
             f"patient {shown_name(row.patient)}: {name} {number_text(value)} "
-            f"{why_impossible(name, value)}; {_way_out(name)}"
+            f"{_with_way_out(why_impossible(name, value), name)}"
         )
 
 
@@ -413,9 +420,13 @@ def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
     """Raise DataError on the first height in other units, else on the first outside (cm)."""
     outside = _outside(checked["height"], heights)
     for row in checked[outside].itertuples():
-        if unit := looks_like("height", row.height):
+        reason = looks_like("height", row.height)
+        if row.height in MISSING_CODES:
+            reason = why_impossible("height", row.height)
+        if reason:
             raise DataError(
-                f"patient {shown_name(row.patient)}: height {number_text(row.height)} {unit}"
+                f"patient {shown_name(row.patient)}: height {number_text(row.height)} "
+                f"{_with_way_out(reason, 'height')}"
             )
     if outside.any():
         row = _first(checked, outside)

@@ -59,22 +59,12 @@ def _equation(name: str) -> tuple[Reference, object]:
 
 # %% ../../nbs/spirometry/04_reference.ipynb #20163175
 MALE = (
-    "male",
-    "m",
-    "1",
-    "man",
-    "boy",
-    "homme",
-    "masculin",
-    "garçon",
-    "männlich",
-    "mann",
-    "男",
-    "男性",
+    *("male", "m", "1", "man", "boy", "males", "men", "boys"),
+    *("homme", "masculin", "garçon", "männlich", "mann", "男", "男性"),
 )
 FEMALE = (
-    *("female", "f", "2", "woman", "girl", "femme", "féminin", "fille"),
-    *("weiblich", "w", "frau", "女", "女性"),
+    *("female", "f", "2", "woman", "girl", "females", "women", "girls"),
+    *("femme", "féminin", "fille", "weiblich", "w", "frau", "女", "女性"),
 )
 SEX_CODES = dict.fromkeys(MALE, 1) | dict.fromkeys(FEMALE, 2)
 """NHANES's code (RIAGENDR) of each way to write a sex, in small letters."""
