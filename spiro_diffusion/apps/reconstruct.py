@@ -23,6 +23,7 @@ from ..base.files import check_free
 from ..completion.reconstruction import NOTICE, reconstruct
 from ..formats.recognise import FORMATS, read_recordings
 from ..formats.recording import Recording
+from ..spirometry.manoeuvre import Which
 
 if TYPE_CHECKING:
     from spiro_diffusion.completion.reconstruction import Reconstruction
@@ -39,6 +40,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trial", help="which manoeuvre of the file, by its name there")
     parser.add_argument("--person", help="whose, where the file has several people")
     parser.add_argument("--visit", help="of which visit, where the file has several")
+    parser.add_argument(
+        "--which",
+        help="which forced expiration of a recording with several: 0 (the first), 1 ... or largest",
+    )
     add_person(parser)
     parser.add_argument(
         "-n", "--draws", type=int, default=100, help="whole manoeuvres to draw (100)"
@@ -117,6 +122,16 @@ def _merge_person(args: argparse.Namespace, recording: Recording) -> dict[str, A
     return person_of(argparse.Namespace(**dict.fromkeys(PERSON) | merged))
 
 # %% ../../nbs/apps/02_reconstruct.ipynb #d9f3c98f
+def _which_of(args: argparse.Namespace) -> Which:
+    """Which forced expiration of one recording is meant. Raises DataError on another word."""
+    word = args.which
+    if word is None or word == "largest":
+        return word
+    if word.isascii() and word.isdigit():
+        return int(word)
+    raise DataError(f"--which {word}: give a number from 0 on, or largest")
+
+
 def _describe(made: Reconstruction) -> str:
     """What the command says of a reconstruction."""
     if made.complete:
@@ -171,6 +186,7 @@ def _work(args: argparse.Namespace) -> None:
             draws=args.draws,
             seed=args.seed,
             observed=recording.observed,
+            which=_which_of(args),
             weights=args.weights,
         )
     print(_describe(made))

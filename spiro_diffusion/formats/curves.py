@@ -6,22 +6,24 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.integrate import cumulative_trapezoid
 
 from ..base.errors import DataError
 from ..base.flags import read_flags
+from ..base.units import shown
 from .delimited import read_csv
 from .headers import Column, find_columns, numbers_in, with_near_misses
 from .recording import Recording
+from ..spirometry.manoeuvre import volume_of_flow
 
 # %% auto #0
 __all__ = ['FORMAT', 'WANTED', 'TIME_OF_DAY', 'MOST_S_A_STEP', 'FITS_WITHIN', 'MS', 'FALLS_BACK_TO', 'LEAST_PASSED', 'WHO',
-           'PATIENT', 'patient_of', 'curves_in', 'read_curves']
+           'SAMPLED', 'PATIENT', 'patient_of', 'curves_in', 'read_curves']
 
 # %% ../../nbs/formats/11_curves.ipynb #878a818f
 FORMAT = "table of curves"
@@ -45,7 +47,7 @@ def _times_of_day(cells: pd.Series, path: str | Path) -> np.ndarray:
     if when.isna().any():
         row = int(when.isna().to_numpy().argmax())
         raise DataError(
-            f"{path} has {cells.iloc[row]!r} in row {row + 1} of column {cells.name!r}, "
+            f"{path} has {shown(cells.iloc[row])} in row {row + 1} of column {shown(cells.name)}, "
             "which is no time of day as the first is: correct it, or give seconds"
         )
     return (when - when.iloc[0]).dt.total_seconds().to_numpy()
@@ -75,8 +77,8 @@ def _check_unstated(time: np.ndarray, name: str, path: str | Path) -> None:
     step = step[step > 0]
     if len(step) and np.median(step) > MOST_S_A_STEP:
         raise DataError(
-            f"{path} has steps of {np.median(step):g} in column {name!r}, whose name states no "
-            "unit: in seconds that is no spirometer; if it is milliseconds, call it time_ms"
+            f"{path} has steps of {np.median(step):g} in column {shown(name)}, whose name states "
+            "no unit: in seconds that is no spirometer; if it is milliseconds, call it time_ms"
         )
 
 # %% ../../nbs/formats/11_curves.ipynb #d6beef99
@@ -118,6 +120,8 @@ def _pieces(table: pd.DataFrame, time: np.ndarray) -> Iterator[tuple[dict[str, s
             yield said | {"trial": trial}, part
 
 # %% ../../nbs/formats/11_curves.ipynb #aa26be5b
+SAMPLED = ("volume", "flow")
+"""What is measured over time: volume, and flow where there is no volume."""
 PATIENT = ("age", "height", "weight", "sex")
 
 
@@ -126,7 +130,8 @@ def _said_once(cells: pd.Series, whose: str, path: str | Path) -> str:
     said = [cell for cell in cells.unique() if cell]
     if len(said) > 1:
         raise DataError(
-            f"{path} has {said[0]} and {said[1]} in column {cells.name!r} of {whose}: "
+            f"{path} has {shown(said[0])} and {shown(said[1])} in column {shown(cells.name)} of "
+            f"{whose}: "
             "one of them is wrong, or two people's curves are in one"
         )
     return said[0] if said else ""
@@ -179,7 +184,7 @@ def _without_blank_rows(
     table: pd.DataFrame, columns: dict[str, Column], path: str | Path
 ) -> pd.DataFrame:
     """The rows in which there is a time. Raises DataError where volume stands without one."""
-    samples = [columns[name].name for name in ("volume", "flow") if name in columns]
+    samples = [columns[name].name for name in SAMPLED if name in columns]
     no_time = (table[columns["time"].name] == "").to_numpy()
     filled = (table[samples] != "").any(axis=1).to_numpy()
     if (no_time & filled).any():
@@ -229,53 +234,75 @@ def _time_in_seconds(
     return time
 
 
-def curves_in(table: pd.DataFrame, path: str | Path) -> list[Recording]:
-    """The recordings in a table of text (`read_csv`), in its order; `path` is for messages.
+@dataclass(frozen=True)
+class _Samples:
+    """The samples of a table, manoeuvre after manoeuvre, and the table that they came from."""
 
-    Raises DataError as `read_curves` does.
-    """
+    table: pd.DataFrame
+    columns: dict[str, Column]
+    time: np.ndarray  # (N,) s
+    kind: str  # "volume" or "flow"
+    values: np.ndarray  # (N,) L or L/s
+    seen: np.ndarray | None  # (N,) bool: which samples were observed
+    path: str | Path
+
+    def recording(self, names: dict[str, str], rows: np.ndarray) -> Recording:
+        """The recording in `rows` (T,), which is of `names`."""
+        if len(rows) < 2:
+            raise DataError(
+                f"{self.path} has one sample alone, in row {rows[0] + 1}: two are needed"
+            )
+        time = self.time[rows]
+        volume = self.values[rows]
+        if self.kind == "flow":
+            volume = volume_of_flow(volume, time)
+        part = self.table.iloc[rows]
+        part.attrs = self.table.attrs
+        whose = ", ".join(f"{what} {text}" for what, text in names.items() if text) or "the curve"
+        return Recording(
+            volume,
+            time,
+            person=names.get("person", ""),
+            visit=names.get("visit", ""),
+            trial=names.get("trial", ""),
+            patient=patient_of(part, self.columns, whose, self.path),
+            observed=None if self.seen is None else self.seen[rows],
+            source=Path(self.path).name,
+            format=FORMAT,
+        )
+
+
+def _samples_in(table: pd.DataFrame, path: str | Path) -> _Samples:
+    """The samples in a table of text. Raises DataError as `read_curves` does."""
     columns, unused = find_columns(table.columns, path)
     _check_present(columns, table, path)
     _note_unused(unused, path)
     table = _without_blank_rows(table, columns, path)
     if table.empty:
         raise DataError(f"{path} has a header and no samples below it: give {WANTED}")
-    values = {
-        name: _values(table, columns[name], path) for name in ("volume", "flow") if name in columns
-    }
+    values: dict[str, np.ndarray] = {}
+    for name in SAMPLED:
+        if name in columns:
+            values[name] = _values(table, columns[name], path)
     time = _time_in_seconds(table, columns, values, path)
     seen = None
     if "observed" in columns:
         name = columns["observed"].name
-        seen = read_flags(table[name], f"{path}, column {name!r},")
-    kind = "volume" if "volume" in columns else "flow"
+        seen = read_flags(table[name], f"{path}, column {shown(name)},")
+    kind = next(iter(values))
     _check_gaps(values[kind], seen if kind == "volume" else None, kind, path)
-    said = {quantity: columns[quantity].name for quantity in WHO if quantity in columns}
-    who = table[list(said.values())].set_axis(list(said), axis=1)
-    found = []
-    for names, rows in _pieces(who, time):
-        if len(rows) < 2:
-            raise DataError(
-                f"{path} has one sample alone ({names}, row {rows[0] + 1}): two are needed"
-            )
-        volume = values[kind][rows]
-        if kind == "flow":
-            volume = cumulative_trapezoid(volume, time[rows], initial=0)
-        whose = ", ".join(f"{what} {text}" for what, text in names.items() if text) or "the curve"
-        part = table.iloc[rows]
-        part.attrs = table.attrs
-        found.append(
-            Recording(
-                volume,
-                time[rows],
-                patient=patient_of(part, columns, whose, path),
-                observed=None if seen is None else seen[rows],
-                source=Path(path).name,
-                format=FORMAT,
-                **names,
-            )
-        )
-    return found
+    return _Samples(table, columns, time, kind, values[kind], seen, path)
+
+
+def curves_in(table: pd.DataFrame, path: str | Path) -> list[Recording]:
+    """The recordings in a table of text (`read_csv`), in its order; `path` is for messages.
+
+    Raises DataError as `read_curves` does.
+    """
+    samples = _samples_in(table, path)
+    said = {what: samples.columns[what].name for what in WHO if what in samples.columns}
+    who = samples.table[list(said.values())].set_axis(list(said), axis=1)
+    return [samples.recording(names, rows) for names, rows in _pieces(who, samples.time)]
 
 
 def read_curves(path: str | Path) -> list[Recording]:
@@ -283,7 +310,7 @@ def read_curves(path: str | Path) -> list[Recording]:
 
     Names match in many spellings, with or without a unit (`time_s`, `Time (ms)`, `volume_L`); there
     may be columns of person, visit and trial, of `observed`, and of age, height, weight and sex.
-    Flow becomes volume by the trapezoidal rule where there is no volume. Warns of columns that are
+    Flow is integrated where there is no volume. Warns of columns that are
     not used. Raises DataError if the file is no such table, lacks a column, has a unit that is not
     known or a cell that is no number.
     """

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..base.errors import DataError
+from ..base.units import shown
 from .text import read_text
 
 # %% auto #0
@@ -46,13 +47,15 @@ def _rows(lines: list[str], delimiter: str, path: str | Path) -> list[Row]:
     except csv.Error as err:
         raise DataError(
             f"{path} is no CSV table: line {reader.line_num} has a quotation mark too many or too "
-            f"few ({err})"
+            "few: correct it, or export the table again"
         ) from err
     return rows
 
 
 def _commonest_width(rows: list[Row]) -> tuple[int, float]:
     """The commonest number of cells of a row, and the share of rows that have it."""
+    if not rows:
+        return 0, 0.0
     widths = Counter(len(row.cells) for row in rows)
     width, number = widths.most_common(1)[0]
     return width, number / len(rows)
@@ -92,6 +95,17 @@ def _may_be_header(row: Row, width: int) -> bool:
     return _filled(row.cells) >= width and not any(NUMBER.fullmatch(name) for name in names)
 
 
+def _block_start(rows: list[Row]) -> int:
+    """Where the block of lines begins that holds the first number, or the first block."""
+    start = 0
+    for place, row in enumerate(rows[:ROWS_ABOVE]):
+        if place and row.line > rows[place - 1].line + 1:
+            start = place
+        if any(NUMBER.fullmatch(cell) for cell in row.cells):
+            return start
+    return 0
+
+
 def _uncommented(row: Row) -> Row:
     """A row without the mark of a comment before it."""
     first = row.cells[0].lstrip(COMMENT).strip()
@@ -105,27 +119,30 @@ def _header_and_body(rows: list[Row], path: str | Path) -> tuple[Row, list[Row]]
         raise DataError(f"{path} is no CSV table: there are comments in it and nothing else")
     cells, _ = _commonest_width(plain)
     width = max(_filled(row.cells) for row in plain if len(row.cells) == cells)
-    for place, row in enumerate(plain[:ROWS_ABOVE]):
+    for place in range(_block_start(plain), min(len(plain), ROWS_ABOVE)):
+        row = plain[place]
         if _may_be_header(row, width):
             return row, plain[place + 1 :]
     first = plain[0]
     above = [row for row in rows if row.line < first.line]
     if above and _may_be_header(_uncommented(above[-1]), width):  # as numpy.savetxt writes it
         return _uncommented(above[-1]), plain
-    if all(NUMBER.fullmatch(cell) for cell in first.cells if cell):
-        shown = ", ".join(first.cells[:5])
+    numbers = sum(bool(NUMBER.fullmatch(cell)) for cell in first.cells)
+    if numbers > len(first.cells) / 2:
+        start = ", ".join(first.cells[:5])
         raise DataError(
-            f"{path} has no header: its first line is {shown}; write the columns' names above it"
+            f"{path} has no header: its first line begins with {shown(start)}; "
+            "write the columns' names above it"
         )
     return first, plain[1:]
 
 
 def _names_of(header: Row, path: str | Path) -> list[str]:
     """The columns' names, up to the last that has one. Raises DataError on the same name twice."""
-    names = header.cells[: _filled(header.cells)]
+    names = [" ".join(cell.split()) for cell in header.cells[: _filled(header.cells)]]
     for name, times in Counter(name for name in names if name).items():
         if times > 1:
-            raise DataError(f"{path} has {times} columns {name!r}: rename or delete one")
+            raise DataError(f"{path} has {times} columns {shown(name)}: rename or delete one")
     return names
 
 
@@ -137,7 +154,7 @@ def _check_widths(body: list[Row], header: Row, names: list[str], path: str | Pa
         number = max(_filled(row.cells), min(len(row.cells), len(names)))
         raise DataError(
             f"{path} is no CSV table: line {row.line} has {number} cells, "
-            f"the header in line {header.line} {len(names)} columns ({', '.join(names[:8])}); "
+            f"the header in line {header.line} {len(names)} columns ({shown(', '.join(names))}); "
             "correct the line (a decimal comma is no delimiter: use semicolons between columns)"
         )
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +13,15 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
+from ..base.units import QUANTITIES, shown
 
 # %% auto #0
-__all__ = ['UNITS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'ONLY_ONE', 'ONE_NUMBER', 'THOUSANDS', 'plain_unit',
-           'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss', 'with_near_misses', 'numbers_in']
+__all__ = ['UNITS', 'BTPS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'MOST_NAMED', 'ONLY_ONE', 'ONE_NUMBER',
+           'THOUSANDS', 'plain_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss',
+           'with_near_misses', 'numbers_in']
 
 # %% ../../nbs/formats/10_headers.ipynb #e2024466
-UNITS = {
+UNITS: dict[str, Mapping[str, float]] = {
     "time": {"s": 1.0, "ms": 1e-3, "min": 60.0, "us": 1e-6, "µs": 1e-6},
     "volume": {"l": 1.0, "dl": 0.1, "cl": 1e-2, "ml": 1e-3, "cc": 1e-3, "cm3": 1e-3},
     "flow": {
@@ -32,13 +34,15 @@ UNITS = {
         "lpm": 1 / 60,
         "ml/min": 1e-3 / 60,
     },
-    "age": {"years": 1.0, "year": 1.0, "yrs": 1.0, "yr": 1.0, "y": 1.0, "months": 1 / 12},
-    "height": {"cm": 1.0, "m": 100.0, "mm": 0.1, "in": 2.54, "inches": 2.54, "inch": 2.54},
-    "weight": {"kg": 1.0, "g": 1e-3, "lb": 0.45359237, "lbs": 0.45359237},
+    "age": QUANTITIES["age"].headers,
+    "height": QUANTITIES["height"].headers,
+    "weight": QUANTITIES["weight"].headers,
 }
 """By quantity: what one of each unit is in s, L, L/s, years, cm and kg."""
+BTPS = r"[\s,;_]*(?<![a-z])btps(?![a-z])"
+"""What volumes are in anyway."""
 SPELLINGS = (
-    (r"\bbtps\b", ""),
+    (BTPS, ""),
     (r"milli(?=l|s)", "m"),
     (r"centi(?=l|m)", "c"),
     (r"lit(er|re)s?", "l"),
@@ -65,13 +69,15 @@ def unit_factor(unit: str, quantity: str, where: str) -> float:
     `where` names the file and column. Raises DataError that names the unit if it is not known.
     """
     known = UNITS[quantity]
+    if unit.strip().lower() in known:
+        return known[unit.strip().lower()]
     if plain_unit(unit) not in known:
-        shown = ", ".join(known)
+        units = ", ".join(known)
         if quantity in ("volume", "flow"):
-            shown = shown.replace("l", "L")
+            units = units.replace("l", "L")
         raise DataError(
-            f"{where} has the unit {unit!r}, which is no known unit of {quantity}: "
-            f"give one of {shown}"
+            f"{where} has the unit {shown(unit)}, which is no known unit of {quantity}: "
+            f"give one of {units}"
         )
     return known[plain_unit(unit)]
 
@@ -123,7 +129,7 @@ def _unit_in(rest: str, quantity: str, where: str) -> str | None:
             unit_factor(bracketed[1], quantity, where)  # or it says that it does not know it
         return bracketed[1] if units else ""
     behind = BEHIND.fullmatch(rest)
-    if behind and plain_unit(behind[1]) in units:
+    if behind and (plain_unit(behind[1]) in units or behind[1].lower() in units):
         return behind[1]
     return None
 
@@ -133,19 +139,22 @@ def column_called(name: str, path: str | Path) -> Column | None:
 
     Raises DataError if its unit is not known.
     """
+    plain = re.sub(BTPS, "", name.strip(), flags=re.IGNORECASE)
     for quantity, spellings in NAMES.items():
         for spelling in sorted(spellings, key=len, reverse=True):
             words = spelling.replace(" ", r"[\s_-]*")
-            found = re.fullmatch(f"{EXHALED}{words}(.*)", name.strip(), re.IGNORECASE)
+            found = re.fullmatch(f"{EXHALED}{words}(.*)", plain, re.IGNORECASE)
             if not found:
                 continue
-            unit = _unit_in(found[1], quantity, f"{path}, column {name!r},")
+            unit = _unit_in(found[1], quantity, f"{path}, column {shown(name)},")
             if unit is not None:
                 factor = unit_factor(unit, quantity, name) if unit else None
                 return Column(name, quantity, factor)
     return None
 
 # %% ../../nbs/formats/10_headers.ipynb #b562b533
+MOST_NAMED = 20
+"""Columns that a sentence names."""
 ONLY_ONE = ("time", "volume", "flow", "observed", "age", "height", "weight")
 
 
@@ -173,8 +182,8 @@ def find_columns(names: Iterable[str], path: str | Path) -> tuple[dict[str, Colu
             continue
         if column.quantity in ONLY_ONE:
             raise DataError(
-                f"{path} has two columns of {column.quantity}, {before.name!r} and {name!r}: "
-                "keep one"
+                f"{path} has two columns of {column.quantity}, {shown(before.name)} and "
+                f"{shown(name)}: keep one"
             )
         kept, left = sorted((before, column), key=_rank)
         found[column.quantity] = kept
@@ -195,8 +204,14 @@ def near_miss(name: str) -> str:
 
 def with_near_misses(names: Iterable[str]) -> str:
     """Names for a sentence, each with the name that was perhaps meant: "tiem (time?), remark"."""
-    said = [f"{name} ({near_miss(name)}?)" if near_miss(name) else name for name in names]
-    return ", ".join(said)
+    names = list(names)
+    said = []
+    for name in names[:MOST_NAMED]:
+        meant = near_miss(name)
+        short = shown(name)[1:-1]
+        said.append(f"{short} ({meant}?)" if meant else short)
+    more = len(names) - len(said)
+    return ", ".join(said) + (f" and {more} more" if more else "")
 
 # %% ../../nbs/formats/10_headers.ipynb #8d06aa6c
 ONE_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
@@ -208,9 +223,9 @@ def _refuse_cell(cells: pd.Series, bad: np.ndarray, path: str | Path) -> None:
     strange = np.array([not ONE_NUMBER.fullmatch(cell) for cell in cells[bad]])
     place = int(np.flatnonzero(bad)[strange.argmax()])
     raise DataError(
-        f"{path} has {cells.iloc[place]!r} in row {place + 1} of column {cells.name!r}, which is "
-        "no number: correct it, or leave the row out (numbers have no separators of thousands, "
-        "and decimal commas only where columns are not separated by commas)"
+        f"{path} has {shown(cells.iloc[place])} in row {place + 1} of column {shown(cells.name)}, "
+        "which is no number: correct it, or leave the row out (numbers have no separators of "
+        "thousands, and decimal commas only where columns are not separated by commas)"
     )
 
 

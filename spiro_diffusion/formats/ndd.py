@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
+from ..base.units import shown
 from .headers import UNITS, plain_unit
 from .recording import Recording
-from .text import read_text
+from .text import finite_numbers, read_text
 
 # %% auto #0
 __all__ = ['DECLARATION', 'NAMESPACE', 'FORMAT', 'INDEX_OF', 'FACTORS', 'WORDS', 'TALLEST_IN_METRES', 'CM_PER_METRE',
@@ -72,7 +73,7 @@ INDEX_OF = {
     "BEV": "bev",
 }
 """Our name of each of the device's indices."""
-FACTORS = UNITS["volume"] | UNITS["flow"] | {"s": 1.0, "": 1.0}
+FACTORS = {**UNITS["volume"], **UNITS["flow"], "s": 1.0, "": 1.0}
 """What one of each unit of an index is in L, L/s and s."""
 WORDS = {"Accepted": "accepted", "Rank": "rank"}
 """What the device says of a manoeuvre in words, and our name of it."""
@@ -154,12 +155,9 @@ def _samples(trial: ElementTree.Element, channel: str, where: str) -> tuple[np.n
     if found is None or not _text(found, "SamplingValues"):
         return np.zeros(0), 1.0
     step = _number(_text(found, "SamplingInterval"))
-    try:
-        values = np.array(_text(found, "SamplingValues").split(), dtype=float)
-    except ValueError as err:
-        raise DataError(f"{where} has a sample that is no number ({err})") from err
-    if step is None or step <= 0 or not np.isfinite(values).all():
-        raise DataError(f"{where} has no sampling interval, or samples that are no numbers")
+    values = finite_numbers(_text(found, "SamplingValues").split(), where)
+    if step is None or step <= 0:
+        raise DataError(f"{where} has no sampling interval: export the test again")
     return values, step
 
 
@@ -194,7 +192,7 @@ def read_ndd(path: str | Path) -> list[Recording]:
     if root.tag != "ndd":
         raise DataError(
             f"{path} is XML, but not as ndd's software exports it (<ndd>): it begins with "
-            f"<{root.tag}>"
+            f"<{shown(root.tag)[1:-1]}>"
         )
     recordings = []
     left_out = []
@@ -203,7 +201,7 @@ def read_ndd(path: str | Path) -> list[Recording]:
         number = _text(trial, "Number")
         where = f"{path}, trial {number or '?'}"
         if not any(word in kind.upper() for word in FORCED):
-            left_out.append(f"trial {number} of a test {kind!r}")
+            left_out.append(f"trial {number} of a test {shown(kind)}")
             continue
         found = _volume_of(trial, where)
         if found is None:

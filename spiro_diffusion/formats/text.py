@@ -6,12 +6,16 @@ from __future__ import annotations
 import codecs
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..base.errors import DataError, need_file
+from ..base.units import shown
 
 # %% auto #0
-__all__ = ['FIRST_BYTES', 'GZIP', 'ALLOWED_CONTROLS', 'OLD_END_OF_FILE', 'first_bytes', 'text_of', 'read_text']
+__all__ = ['FIRST_BYTES', 'GZIP', 'ALLOWED_CONTROLS', 'OLD_END_OF_FILE', 'first_bytes', 'text_of', 'read_text', 'finite_numbers']
 
 # %% ../../nbs/formats/09_text.ipynb #8feab1c6
 FIRST_BYTES = {
@@ -107,3 +111,23 @@ def read_text(path: str | Path, way_out: str) -> str:
         if data.startswith(start):
             raise DataError(f"{path} is {what}")
     return text_of(data, way_out, path)
+
+# %% ../../nbs/formats/09_text.ipynb #b65cdddc
+def _is_number(word: str) -> bool:
+    """Whether a word is a finite number."""
+    try:
+        return bool(np.isfinite(float(word)))
+    except ValueError:
+        return False
+
+
+def finite_numbers(words: Sequence[str], where: str) -> np.ndarray:
+    """Words as finite numbers (N,). Raises DataError that begins with `where` if one is none."""
+    try:
+        numbers = np.array(words, dtype=float)
+    except ValueError:
+        numbers = np.array([np.nan])
+    if not np.isfinite(numbers).all():
+        word = next(word for word in words if not _is_number(word))
+        raise DataError(f"{where} holds something that is no number ({shown(word)})")
+    return numbers

@@ -15,7 +15,7 @@ from ..base.errors import DataError
 from .delimited import read_csv
 from .recording import Recording
 from .samples import STEP
-from .text import read_text
+from .text import finite_numbers, read_text
 
 # %% auto #0
 __all__ = ['ML_PER_L', 'FEWEST_COUNTED', 'ORDER', 'FORMAT', 'CURVES', 'FIELD', 'PERSON', 'MISSING', 'SEX', 'HEIGHT', 'WEIGHT',
@@ -36,23 +36,12 @@ class Cell(NamedTuple):
     volume: np.ndarray
 
 
-def _numbers(words: list[str], where: str) -> np.ndarray:
-    """Words as finite numbers. Raises DataError."""
-    try:
-        numbers = np.array(words, dtype=float)
-    except ValueError as err:
-        raise DataError(f"{where} holds something that is no number ({err})") from err
-    if not np.isfinite(numbers).all():
-        raise DataError(f"{where} holds no blow: NaN or infinity stands in it")
-    return numbers
-
-
 def _is_counted(numbers: np.ndarray) -> bool:
     """Whether the first of these numbers counts the samples behind it; see above."""
+    if len(numbers) < 3 or numbers[0] != int(numbers[0]) or numbers[0] < 2:
+        return False
     count = numbers[0]
     samples = numbers[1:]
-    if count != int(count) or count < 2 or len(samples) < 2:
-        return False
     extra = len(samples) - int(count)
     agrees = extra >= 0 and not samples[:extra].any()
     return agrees or (count > FEWEST_COUNTED and samples[0] == 0)
@@ -78,14 +67,14 @@ def _parsed(text: str, where: str) -> Cell:
     order = ORDER.fullmatch(words[0].strip())
     named = words[0].strip().lower().startswith("blow")
     if named:
-        numbers = _numbers(words[1:], where)
+        numbers = finite_numbers(words[1:], where)
         if order is None or len(numbers) < 3:
             raise DataError(f"{where} holds no blow: blow, N and cumulative mL are expected")
         if order[1]:  # `blow` alone stands before lines of other programs: their N is not known
             _check_count(numbers, where)
         numbers = numbers[1:]
     else:
-        numbers = _numbers(words, where)
+        numbers = finite_numbers(words, where)
         if order is not None and order[1].lstrip("0") and _is_counted(numbers[1:]):
             _check_count(numbers[1:], where)
             numbers = numbers[2:]
@@ -116,7 +105,7 @@ class Place(NamedTuple):
 
     field: int
     instance: int
-    index: int
+    array: int
 
 
 def _place_of(column: str) -> Place | None:
@@ -208,7 +197,7 @@ def _table_recordings(path: str | Path) -> Iterator[Recording]:
                 np.arange(len(cell.volume)) * STEP,
                 person=eid,
                 visit=str(place.instance),
-                trial=cell.order or str(place.index + 1),
+                trial=cell.order or str(place.array + 1),
                 patient=_patient_in(row, place.instance),
                 device=_device_in(row, place),
                 source=Path(path).name,

@@ -3,6 +3,7 @@
 # %% ../../nbs/formats/03_waveform.ipynb #8d5c63d1
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,17 @@ import numpy as np
 from ..base.errors import DataError
 from .headers import unit_factor
 from .recording import Recording
-from .text import read_text
+from .text import finite_numbers, read_text
 
 # %% auto #0
-__all__ = ['FORMAT', 'QUANTITY', 'INDEX_OF', 'waveform_header', 'read_waveform', 'waveform_recordings']
+__all__ = ['FORMAT', 'QUANTITY', 'RATE', 'INDEX_OF', 'waveform_header', 'read_waveform', 'waveform_recordings']
 
 # %% ../../nbs/formats/03_waveform.ipynb #ce52766e
 FORMAT = "ATS waveform"
 QUANTITY = {"VT": "volume", "FT": "flow"}
 """What the numbers of each type of waveform are."""
+RATE = re.compile(r"\d{1,6}(\.\d+)?")
+"""How a rate is written, Hz."""
 INDEX_OF = {"FVC": "fvc", "FEV1": "fev1", "FEV6": "fev6", "PEF": "pef", "FEF25-75": "fef2575"}
 """Our name of each index that a header may state, in L and L/s."""
 
@@ -29,14 +32,9 @@ def _header_and_values(path: str | Path) -> tuple[dict[str, str], np.ndarray]:
     text = read_text(path, "name an ATS waveform file (.wf)")
     head, mark, data = text.partition("[Data]")
     header = dict(line.strip().split("=", 1) for line in head.splitlines() if "=" in line)
-    try:
-        values = np.array(data.split(), dtype=float)
-    except ValueError as err:
-        raise DataError(f"{path} holds something that is no number under [Data] ({err})") from err
-    if not np.isfinite(values).all():
-        raise DataError(f"{path} holds NaN or infinity under [Data]: leave these samples out")
-    is_known = header.get("Type") in QUANTITY and header.get("Freq", "").isdigit()
-    if not (mark and is_known and len(values) >= 2 and int(header["Freq"]) > 0):
+    values = finite_numbers(data.split(), f"{path}, under [Data],")
+    is_known = header.get("Type") in QUANTITY and RATE.fullmatch(header.get("Freq", ""))
+    if not (mark and is_known and len(values) >= 2 and float(header["Freq"]) > 0):
         raise DataError(
             f"{path} is no ATS waveform: "
             "Type=VT or FT, Freq=... and [Data] with numbers are expected"
