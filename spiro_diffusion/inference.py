@@ -34,10 +34,11 @@ def generate(
 
     models: loaded ones (`load_models`); device: "cpu", "cuda" or, if None, whichever is there;
     batch: curves drawn at once. options, each a keyword:
-        guidance: scale of classifier-free guidance, 1 (the default) for none (Ho 2022).
+        guidance: scale of classifier-free guidance, 0 to 10; 1 (the default) for none, which
+            other packages call 0 (Ho 2022); at 0 the person is ignored.
         steps: of the sampler (5), each but the first a call of the U-Net.
         target: what each curve shall have, {"fev1": 2.1} (fvc, fev1 in L; fev1_fvc; pef in L/s)
-            or {"fev1_z": -2} (fev1_z, fvc_z, fev1_fvc_z).
+            or {"fev1_z": -2} (fev1_z, fvc_z, fev1_fvc_z), or as text, "fev1=2.1".
         exact: steer to requested z-scores (True), or condition on them alone.
         redraws: how often a curve of effort grade A that fails an acceptability criterion is
             drawn again (3).

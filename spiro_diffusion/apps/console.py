@@ -7,17 +7,19 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from ..base.errors import DataError
 from ..base.files import write_figure
+from ..base.units import shown, why_no_number
 
 # %% auto #0
-__all__ = ['WRONG', 'INTERRUPTED', 'FIGURE_FORMATS', 'OneSentenceParser', 'nothing_written', 'Command', 'Answer', 'answer',
-           'add_person', 'person_of', 'check_figure_name', 'save_figure']
+__all__ = ['WRONG', 'INTERRUPTED', 'FIGURE_FORMATS', 'OneSentenceParser', 'print_notes', 'warnings_as_notes', 'nothing_written',
+           'Command', 'Answer', 'answer', 'add_person', 'person_of', 'check_figure_name', 'save_figure']
 
 # %% ../../nbs/apps/00_console.ipynb #7c7d3900
 WRONG = 2
@@ -32,6 +34,38 @@ class OneSentenceParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(WRONG)
+
+# %% ../../nbs/apps/00_console.ipynb #2fb20c1e
+def print_notes(notes: Iterable[str]) -> None:
+    """Print each sentence on stderr, on a line that begins with "note: "."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print a UserWarning that the body gives as a note, once; other warnings as ever."""
+    show = warnings.showwarning
+    said: set[str] = set()
+
+    def show_note(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is not UserWarning:
+            show(message, category, filename, lineno, file, line)
+        elif (note := " ".join(str(message).split())) not in said:
+            said.add(note)
+            print_notes([note])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show_note
+        yield
 
 # %% ../../nbs/apps/00_console.ipynb #e8bf6f29
 def nothing_written(args: argparse.Namespace) -> str:
@@ -70,7 +104,8 @@ class Command:
         """The exit status: 0, 2 after a DataError (one sentence on stderr), 130 after Ctrl-C."""
         args = self.parser().parse_args(argv)
         try:
-            self.work(args)
+            with warnings_as_notes():
+                self.work(args)
         except DataError as err:
             print(f"{self.name}: {err}", file=sys.stderr)
             return WRONG
@@ -104,10 +139,22 @@ def answer(main: Callable[[Sequence[str]], int], argv: Sequence[Any]) -> Answer:
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 
 
+def _measurement(name: str) -> Callable[[str], float]:
+    """A function that reads a number, and says what is wrong with text that is none."""
+
+    def read(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{shown(text)} {why_no_number(name, text)}") from None
+
+    return read
+
+
 def add_person(parser: argparse._ActionsContainer) -> None:
     """Add --age, --height and --sex."""
-    parser.add_argument("--age", type=float, help="years, 6 to 79")
-    parser.add_argument("--height", type=float, help="cm")
+    parser.add_argument("--age", type=_measurement("age"), help="years, 6 to 79")
+    parser.add_argument("--height", type=_measurement("height"), help="cm")
     parser.add_argument("--sex", help="male or female")
 
 

@@ -14,10 +14,12 @@ from spiro_diffusion.apps.console import (
     add_person,
     check_figure_name,
     person_of,
+    print_notes,
     save_figure,
 )
 from ..base.errors import DataError
 from ..base.files import check_free
+from ..base.units import counted
 from ..generation.cohort import WRITERS, Cohort, files_of, read_cohort
 from ..learning.patients import check_patients, read_patients
 from ..spirometry.indices import INDICES
@@ -45,7 +47,10 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument("-n", "--draws", type=int, default=1, help="curves of each patient (1)")
     how.add_argument("--seed", type=int, default=0, help="the same seed, the same cohort (0)")
     how.add_argument(
-        "--guidance", type=float, default=1.0, help="guidance scale; 1 is the model as trained (1)"
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="guidance scale, 0 to 10; 1 is the model as trained (1)",
     )
     how.add_argument(
         "--steps",
@@ -112,7 +117,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 # %% ../../nbs/apps/01_generate.ipynb #171f5b64
 def patients_of(args: argparse.Namespace) -> pd.DataFrame:
-    """The requested patients. Raises DataError on contradictions and on patients that cannot be."""
+    """The requested patients, as they were given, with `attrs["notes"]` on what is not used.
+
+    Raises DataError on contradictions and on patients that cannot be.
+    """
     person = person_of(args)
     if person and args.patients is not None:
         raise DataError(
@@ -126,7 +134,8 @@ def patients_of(args: argparse.Namespace) -> pd.DataFrame:
         raise DataError(
             "who is to be drawn? give --age, --height and --sex, or --patients with a CSV file"
         )
-    check_patients(patients, extrapolate=args.extrapolate)
+    checked = check_patients(patients, extrapolate=args.extrapolate)
+    patients.attrs["notes"] = checked.attrs["notes"]
     return patients
 
 # %% ../../nbs/apps/01_generate.ipynb #18acbd19
@@ -173,14 +182,16 @@ SAMPLE = 2000
 """Curves of a partitioned cohort that are read back for the figure and the warnings."""
 
 
-def _draw_partitions(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
+def _draw_partitions(
+    args: argparse.Namespace, patients: pd.DataFrame, settings: DrawSettings
+) -> Cohort:
     """Write the cohort in partitions; a sample of its rows."""
     from spiro_diffusion.generation.partitions import generate_partitions
 
     folder = generate_partitions(
         patients,
         args.out,
-        settings_of(args),
+        settings,
         size=args.partition,
         scheduler=args.scheduler,
         overwrite=args.overwrite,
@@ -190,12 +201,11 @@ def _draw_partitions(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort
     return read_cohort(folder, most=SAMPLE)
 
 
-def _draw(args: argparse.Namespace, patients: pd.DataFrame) -> Cohort:
+def _draw(args: argparse.Namespace, patients: pd.DataFrame, settings: DrawSettings) -> Cohort:
     """The requested cohort, written to `--out` if that is given."""
     from spiro_diffusion.generation.drawing import draw_rows, load_models, requested_patients
     from spiro_diffusion.learning.devices import device_for
 
-    settings = settings_of(args)
     models = load_models(args.run_dir)
     table = requested_patients(patients, settings, models.cldm.settings)
     cohort = draw_rows(table, settings, models, device_for(args.device))
@@ -209,15 +219,20 @@ def _work(args: argparse.Namespace) -> None:
         args.partition = DEFAULT_PARTITION
     patients = patients_of(args)
     check_outputs(args, len(patients))
-    cohort = _draw_partitions(args, patients) if args.partition else _draw(args, patients)
+    settings = settings_of(args)
+    notes = [*patients.attrs["notes"], *settings.notes]
+    print_notes(notes)
+    draw = _draw_partitions if args.partition else _draw
+    cohort = draw(args, patients, settings)
     if args.out:
         curves = cohort.info["curves"]
         people = cohort.info["patients"]
-        print(f"{args.out}: {curves} synthetic curves of {people} patients")
+        print(f"{args.out}: {counted(curves, 'synthetic curve')} of {counted(people, 'patient')}")
     else:
         print(cohort.table[list(INDICES)].quantile([0.05, 0.5, 0.95]).T.round(3).to_string())
     for warning in cohort.warnings():
-        print(warning)
+        if warning.rstrip(".") not in notes:
+            print(warning)
     if args.figure:
         print(save_figure(cohort.plot, args.figure))
 

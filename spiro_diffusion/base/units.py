@@ -16,9 +16,9 @@ from .errors import DataError
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'MISSING_CODES', 'MOST_SHOWN', 'FEET_AND_INCHES', 'CM_PER_INCH', 'INCHES_PER_FOOT', 'DAYS_PER_YEAR',
            'KG_PER_POUND', 'YEARS', 'MONTHS', 'DAYS', 'CENTIMETRES', 'METRES', 'MILLIMETRES', 'INCHES', 'FEET',
-           'KILOGRAMS', 'GRAMS', 'POUNDS', 'Z_HEADERS', 'VOLUME', 'Z_SCORE', 'QUANTITIES', 'MEASURED_ON_PEOPLE',
-           'is_missing', 'read_numbers', 'numbers_of', 'shown', 'why_no_number', 'OtherUnit', 'Quantity', 'number_text',
-           'looks_like', 'why_impossible', 'counted']
+           'KILOGRAMS', 'GRAMS', 'POUNDS', 'Z_HEADERS', 'VOLUME', 'Z_SCORE', 'QUANTITIES', 'OFTEN_CODED', 'is_missing',
+           'distinct', 'read_numbers', 'numbers_of', 'shown', 'why_no_number', 'OtherUnit', 'Quantity', 'number_text',
+           'looks_like', 'why_impossible', 'counted', 'some_of']
 
 # %% ../../nbs/base/05_units.ipynb #57bf4ebb
 MISSING_WORDS = frozenset({"", ".", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"})
@@ -31,7 +31,17 @@ def is_missing(cell: Any) -> bool:
     """Whether a cell holds no value: None, NaN, or one of `MISSING_WORDS` in any case."""
     if isinstance(cell, str):
         return cell.strip().lower() in MISSING_WORDS
-    return bool(pd.isna(cell))
+    missing = pd.isna(cell)
+    return isinstance(missing, (bool, np.bool_)) and bool(missing)  # of a list it is an array
+
+
+def distinct(column: pd.Series) -> tuple[np.ndarray, list[Any]]:
+    """Which of its distinct values each cell of a column is, (N,) int; and these values."""
+    try:
+        place, values = pd.factorize(column, use_na_sentinel=False)
+    except TypeError:  # lists and other objects that are no values, and have no hash
+        place, values = pd.factorize(column.map(str))
+    return place, list(values)
 
 
 def read_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +49,13 @@ def read_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
     The second is (N,) bool: cells that hold something, and no finite number.
     """
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    try:
+        read = pd.to_numeric(column, errors="coerce")
+    except (TypeError, OverflowError):  # of objects that are no cells, and endless whole numbers
+        read = pd.to_numeric(column.map(str), errors="coerce")
+    numbers = read.to_numpy(dtype=float, na_value=np.nan)
+    if pd.api.types.is_bool_dtype(column):
+        return np.full(len(column), np.nan), np.ones(len(column), dtype=bool)
     unread = ~np.isfinite(numbers)
     wrong = np.zeros(len(column), dtype=bool)
     wrong[unread] = [not is_missing(cell) for cell in column[unread]]
@@ -179,7 +195,7 @@ QUANTITIES: dict[str, Quantity] = {
 """What is known of each quantity, by the name of its column or target."""
 
 
-MEASURED_ON_PEOPLE = ("age", "height", "weight")
+OFTEN_CODED = ("age", "height", "weight", "fev1_z", "fvc_z", "fev1_fvc_z")
 """What tables write as one of `MISSING_CODES` where it is not known."""
 
 
@@ -206,7 +222,7 @@ def why_impossible(name: str, value: float) -> str:
     low, high = quantity.possible
     if low <= value <= high:
         return ""
-    if name in MEASURED_ON_PEOPLE and value in MISSING_CODES:
+    if name in OFTEN_CODED and value in MISSING_CODES:
         return "looks like a code for a missing value"
     if unit := looks_like(name, value):
         return unit
@@ -219,3 +235,8 @@ def why_impossible(name: str, value: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things: "1 patient", "2 patients"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def some_of(number: int, total: int, noun: str, one: str, several: str) -> str:
+    """The begin of a sentence on some of all things: "1 of 4 curves is", "2 of 4 curves are"."""
+    return f"{number} of {counted(total, noun)} {one if number == 1 else several}"

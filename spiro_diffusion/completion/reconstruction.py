@@ -3,6 +3,7 @@
 # %% ../../nbs/completion/03_reconstruction.ipynb #f1e45932
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -365,12 +366,24 @@ def _model_of(weights: str | Path | None = None, model: Completion | None = None
 def _values(
     patients: Mapping[str, Any] | pd.DataFrame | None, variables: tuple[Variable, ...]
 ) -> tuple[np.ndarray, float]:
-    """The clinical values (1, K), NaN where not known, and the age."""
+    """The clinical values (1, K), NaN where not known, and the age.
+
+    Somebody who was measured has the age and height that they have, so those beyond the training
+    people's are let through; a warning says so, and names what is not used.
+    """
     if patients is None:
         return np.full((1, len(variables)), np.nan, dtype=np.float32), np.nan
-    row = check_patients(patients)
+    row = check_patients(patients, extrapolate=True)
     if len(row) != 1:
         raise DataError(f"one blow has one patient, not {len(row)}")
+    notes = list(row.attrs["notes"])
+    if beyond := row["extrapolated"].iloc[0]:
+        notes.append(
+            f"the {beyond.replace(', ', ' and ')} lies beyond those of the people that the "
+            "model was trained on: 6 to 79 years, 90 to 220 cm"
+        )
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
     return encode_patients(row, variables), float(row["age"].iloc[0])
 
 

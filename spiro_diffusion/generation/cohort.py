@@ -19,6 +19,7 @@ from spiro_diffusion.base.files import (
     write_json,
     writing_all,
 )
+from ..base.units import some_of
 from .report import evenly, plot_report
 from ..spirometry.clock import CLOCK, N_BINS, from_clock
 from ..spirometry.indices import INDICES
@@ -342,14 +343,19 @@ def _missed_targets(cohort: Cohort) -> list[str]:
             missed = (table[name] - table[column]).abs() > limit
             limits[f"the requested {name} by more than {limit:g}"] = missed
     total = len(table)
-    return [f"{m.sum()} of {total} curves miss {what}." for what, m in limits.items() if m.any()]
+    return [
+        f"{some_of(missed.sum(), total, 'curve', 'misses', 'miss')} {what}."
+        for what, missed in limits.items()
+        if missed.any()
+    ]
 
 
 def warnings_of(cohort: Cohort) -> list[str]:
     """What to know about a cohort, a sentence each.
 
-    Extrapolation, assumptions, targets missed (by over 2 %, or 0.1 of a z-score; 0.5 of one that
-    was conditioned on only), curves without z-scores and odd ones.
+    Extrapolation, assumptions, notes of the record (columns that are not used, guidance below 1),
+    targets missed (by over 2 %, or 0.1 of a z-score; 0.5 of one that was conditioned on only),
+    curves without z-scores and odd ones.
     """
     table = cohort.table
     total = len(table)
@@ -357,24 +363,26 @@ def warnings_of(cohort: Cohort) -> list[str]:
     if "extrapolated" in table and (table["extrapolated"] != "").any():
         beyond = (table["extrapolated"] != "").sum()
         sentences.append(
-            f"{beyond} of {total} curves are of people older, younger, taller or shorter than "
-            "those the model was trained on (column extrapolated)."
+            f"{some_of(beyond, total, 'curve', 'is', 'are')} of people older, younger, taller or "
+            "shorter than those the model was trained on (column extrapolated)."
         )
     if assumed := cohort.info.get("assumed"):
         values = ", ".join(f"{name} {value}" for name, value in assumed.items())
         sentences.append(f"Not given, and so assumed: {values}.")
+    sentences += [f"{note}." for note in cohort.info.get("notes", [])]
     sentences += _missed_targets(cohort)
     if "fev1_z" in table and table["fev1_z"].isna().any():
         unknown = table["fev1_z"].isna().sum()
         sentences.append(
-            f"{unknown} of {total} curves have no z-score: "
+            f"{some_of(unknown, total, 'curve', 'has', 'have')} no z-score: "
             "GLI Global 2022 does not reach their age or height."
         )
     z = table[[name for name in ("fev1_z", "fvc_z") if name in table]]
     odd = (z.abs() > Z_ODD).any(axis=1).sum()
     if odd:
         sentences.append(
-            f"{odd} of {total} curves are more than 5 z-scores from what GLI Global 2022 predicts."
+            f"{some_of(odd, total, 'curve', 'is', 'are')} more than 5 z-scores from what "
+            "GLI Global 2022 predicts."
         )
     return sentences
 

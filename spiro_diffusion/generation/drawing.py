@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,13 +22,20 @@ from ..base.errors import DataError, need_file
 from ..base.files import record_beside, sha256_of, shipped_weights
 from ..base.provenance import array_sha256, check_provenance
 from ..base.seeds import rng_for
+from ..base.units import MOST_SHOWN, Z_SCORE, shown, why_impossible
 from .cohort import Cohort
 from ..learning.conditions import encode_patients
-from ..learning.patients import OPTIONAL, check_patients, patient_name
+from spiro_diffusion.learning.patients import (
+    OPTIONAL,
+    Z_SCORES,
+    check_patients,
+    patient_name,
+    shown_name,
+)
 from ..spirometry.clock import N_BINS
 from ..spirometry.indices import INDICES, indices_on_clock
 from ..spirometry.quality import acceptability_on_clock
-from ..spirometry.reference import value_at, zscores
+from ..spirometry.reference import SOURCES, value_at, zscores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,9 +44,10 @@ if TYPE_CHECKING:
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['DEFAULT_CONDITIONS', 'Models', 'ModelFolders', 'load_models', 'DrawSettings', 'read_target', 'GenerateOptions',
-           'check_options', 'settings_of', 'models_of', 'requested_patients', 'steered_to', 'starting_noise',
-           'draw_curves', 'version_of', 'record_of', 'draw_rows']
+__all__ = ['SAME', 'MOST_GUIDANCE', 'MOST', 'LEAST', 'ADULT', 'RATIO_APART', 'FARTHEST', 'DEFAULT_CONDITIONS', 'Models',
+           'ModelFolders', 'load_models', 'contradiction', 'check_targets', 'read_target', 'is_whole', 'DrawSettings',
+           'GenerateOptions', 'check_options', 'settings_of', 'models_of', 'steered_to', 'check_request',
+           'requested_patients', 'starting_noise', 'draw_curves', 'version_of', 'record_of', 'draw_rows']
 
 # %% ../../nbs/generation/01_drawing.ipynb #4a7d9651
 @dataclass
@@ -138,12 +147,108 @@ def load_models(
         _check_made_there(folders["cldm"], Path(run_dir))
     return Models(codec, network, sha256)
 
+# %% ../../nbs/generation/01_drawing.ipynb #8ecd546e
+SAME = 0.01
+"""Share of a value within which two requests for it agree."""
+
+
+def _need_number(name: str, value: Any) -> None:
+    """Raise DataError unless the target `name` is a finite number that there can be."""
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if not number or isinstance(value, bool) or not np.isfinite(value):
+        raise DataError(f"target {name} {shown(value)} is no number: give one, as in {name}=2.1")
+    if reason := why_impossible(name, float(value)):
+        raise DataError(f"target {name} {value:g} {reason}")
+
+
+def contradiction(
+    fvc: np.ndarray, fev1: np.ndarray, ratio: np.ndarray, pef: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """Where (N,) values that are requested together contradict one another, and how.
+
+    fvc, fev1: L; ratio: FEV1/FVC; pef: L/s; NaN where not requested. The second is the middle of
+    a sentence, "" if there is no contradiction.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        least_fev1 = np.where(np.isnan(fev1), ratio * fvc, fev1)
+        checks = {
+            "FEV1 is more than FVC": fev1 > fvc * (1 + SAME),
+            "FEV1/FVC is more than 1": ratio > 1 + SAME,
+            "FEV1/FVC is not FEV1 over FVC": np.abs(fev1 / fvc / ratio - 1) > SAME,
+            "FEV1 is more than PEF gives in one second": least_fev1 > pef * (1 + SAME),
+        }
+    for what, where in checks.items():
+        if where.any():
+            return where, what
+    return np.zeros(len(fvc), dtype=bool), ""
+
+
+def check_targets(target: Mapping[str, Any]) -> None:
+    """Raise DataError on targets that nobody can have, in another unit, or not all at once."""
+    if not target:
+        return
+    from spiro_diffusion.generation.steering import STEERABLE
+
+    allowed = (*STEERABLE, *Z_SCORES)
+    for name, value in target.items():
+        if name not in allowed:
+            near = get_close_matches(str(name).lower(), allowed, n=1)
+            way_out = f"use one of {', '.join(STEERABLE)} (L, L/s, a ratio), {', '.join(Z_SCORES)}"
+            if near:
+                way_out = f"did you mean {near[0]}?"
+            raise DataError(f"no target can be set for {str(name)[:MOST_SHOWN]}: {way_out}")
+        _need_number(name, value)
+        if f"{name}_z" in target:
+            raise DataError(
+                f"targets {name} and {name}_z both say what {name} shall be: give one of them"
+            )
+    values = [np.array([float(target.get(name, np.nan))]) for name in STEERABLE]
+    _, what = contradiction(*values)
+    if what:
+        given = ", ".join(f"{name}={value:g}" for name, value in target.items())
+        raise DataError(f"the targets {given} contradict each other: {what}")
+
+# %% ../../nbs/generation/01_drawing.ipynb #ad3539d3
+def read_target(text: str) -> dict[str, float]:
+    """Targets written as in "fev1=2.1,fvc_z=-1"; raises DataError on anything else."""
+    target: dict[str, float] = {}
+    for part in text.split(","):
+        if not part.strip():
+            continue
+        name, _, value = part.partition("=")
+        name = name.strip().lower()
+        try:
+            number = float(value)
+        except ValueError:
+            hint = ", with a decimal point" if re.search(r"\d,\d", text) else ""
+            raise DataError(
+                f"a target is an index and a number{hint}, as in fev1=2.1 or fev1_z=-2, "
+                f"not {shown(text)}"
+            ) from None
+        if name in target:
+            raise DataError(f"target {shown(name)} is given twice: give it once")
+        target[name] = number
+    return target
+
 # %% ../../nbs/generation/01_drawing.ipynb #c44f1a3b
+MOST_GUIDANCE = 10.0
+"""Largest scale of classifier-free guidance."""
+MOST = {"draws": 10_000_000, "steps": 1000, "redraws": 1000, "seed": 2**63 - 1}
+"""The largest number of each setting that is a number of something."""
+LEAST = {"draws": 1, "steps": 1, "redraws": 0, "seed": 0}
+"""The smallest."""
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is a whole number, of Python or NumPy."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class DrawSettings:
     """What a cohort is drawn with, besides its patients and the models: same settings, same curves.
 
-    draws: curves of each patient; guidance: scale of classifier-free guidance, 1 for none
+    draws: curves of each patient; guidance: scale of classifier-free guidance, 0 to 10, 1 for none
     (Ho 2022); steps: of the sampler, each but the first a call of the U-Net; target: requested
     indices (L, L/s) and z-scores; extrapolate: let ages and heights beyond the trained ones
     through; redraws: how often a curve of effort grade A that fails an acceptability criterion is
@@ -161,34 +266,46 @@ class DrawSettings:
     exact: bool = True
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.steps < 1 or self.seed < 0 or self.redraws < 0:
-            raise DataError("draws and steps must be 1 or more, seed and redraws 0 or more")
-        if not np.isfinite([self.guidance, *self.target.values()]).all():
-            raise DataError("guidance and targets must be numbers")
-        from spiro_diffusion.generation.steering import check_targets
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not is_whole(value) or not least <= value <= MOST[name]:
+                raise DataError(
+                    f"{name} {shown(value)} cannot be: "
+                    f"give a whole number, {least} or more and at most {MOST[name]:,}"
+                )
+        self._check_guidance()
+        if not isinstance(self.target, Mapping):
+            raise DataError(f"target {shown(self.target)} is no dict, as in {{'fev1': 2.1}}")
+        check_targets(self.target)
 
-        check_targets(self.steered)
+    def _check_guidance(self) -> None:
+        """Raise DataError unless the guidance is a number from 0 to 10."""
+        number = isinstance(self.guidance, (int, float, np.number))
+        if not number or not 0 <= self.guidance <= MOST_GUIDANCE:
+            raise DataError(
+                f"guidance {shown(self.guidance)} cannot be: give a number from 0 to "
+                f"{MOST_GUIDANCE:g}, 1 for the model as trained"
+            )
 
     @property
     def steered(self) -> dict[str, float]:
         """The targets in L and L/s; the rest are z-scores."""
         return {name: value for name, value in self.target.items() if name not in OPTIONAL}
 
-# %% ../../nbs/generation/01_drawing.ipynb #ad3539d3
-def read_target(text: str) -> dict[str, float]:
-    """Targets written as in "fev1=2.1,fvc_z=-1"; raises DataError on anything else."""
-    target = {}
-    for part in text.split(","):
-        if not part.strip():
-            continue
-        name, _, value = part.partition("=")
-        try:
-            target[name.strip()] = float(value)
-        except ValueError:
-            raise DataError(
-                f"a target is an index and a number, as in fev1=2.1 or fev1_z=-2, not {text!r}"
-            ) from None
-    return target
+    @property
+    def notes(self) -> list[str]:
+        """What to know of these settings, a sentence each."""
+        if self.guidance >= 1:
+            return []
+        if self.guidance == 0:
+            return [
+                "guidance 0 ignores the person, the curves are those of anybody; 1 is no guidance "
+                "(what other packages call 0)"
+            ]
+        return [
+            f"guidance {self.guidance:g} is less than that of the model as trained, which is 1: "
+            "the person counts for less"
+        ]
 
 # %% ../../nbs/generation/01_drawing.ipynb #be24adec
 class GenerateOptions(ModelFolders, total=False):
@@ -196,7 +313,7 @@ class GenerateOptions(ModelFolders, total=False):
 
     guidance: float
     steps: int
-    target: Mapping[str, float] | None
+    target: Mapping[str, float] | str | None
     extrapolate: bool
     redraws: int
     exact: bool
@@ -218,7 +335,12 @@ def settings_of(draws: int, seed: int, options: GenerateOptions) -> DrawSettings
     chosen: dict[str, Any] = {
         name: value for name, value in options.items() if name not in ModelFolders.__annotations__
     }
-    chosen["target"] = dict(options.get("target") or {})
+    target = options.get("target") or {}
+    if isinstance(target, str):
+        target = read_target(target)
+    if isinstance(target, Mapping):
+        target = {str(name).strip().lower(): value for name, value in target.items()}
+    chosen["target"] = target
     return DrawSettings(draws, seed, **chosen)
 
 
@@ -226,37 +348,11 @@ def models_of(options: GenerateOptions) -> Models:
     """The models from the keywords of `generate`. Raises DataError as `load_models` does."""
     return load_models(options.get("run_dir"), options.get("vqvae"), options.get("cldm"))
 
-# %% ../../nbs/generation/01_drawing.ipynb #78e752d0
-DEFAULT_CONDITIONS = {"effort": "A", "test": "pre", "blow": "best"}
-"""What is assumed where nothing is given."""
-
-
-def requested_patients(
-    patients: Mapping[str, Any] | pd.DataFrame, settings: DrawSettings, model: CLDMSettings
-) -> pd.DataFrame:
-    """The patients as `check_patients` gives them, with requested z-scores in columns of their own.
-
-    Raises DataError as `check_patients` does, and on a variable that the model was trained without.
-    """
-    table = check_patients(patients, model.height_range, settings.extrapolate, model.variables)
-    for name, value in settings.target.items():
-        if name in OPTIONAL:
-            table[name] = value
-    known = {variable.name for variable in model.variables}
-    unknown = [c for c in OPTIONAL if c in table and c not in known and table[c].notna().any()]
-    if unknown:
-        raise DataError(
-            f"this model was trained without {', '.join(unknown)}: leave that out, "
-            "or name the checkpoints of a model that knows it"
-        )
-    return table
-
 # %% ../../nbs/generation/01_drawing.ipynb #081842ec
 def steered_to(rows: pd.DataFrame, settings: DrawSettings) -> dict[str, np.ndarray]:
     """What each of `rows` is steered to: (N,) by index (L, L/s, a ratio), NaN where left alone.
 
-    rows: patients as `requested_patients` gives them. A value in L or L/s counts before a z-score,
-    FEV1 and FVC before their ratio.
+    rows: patients as `requested_patients` gives them. FEV1 and FVC count before their ratio.
     """
     wanted = {name: np.full(len(rows), value) for name, value in settings.steered.items()}
     if not settings.exact:
@@ -271,6 +367,118 @@ def steered_to(rows: pd.DataFrame, settings: DrawSettings) -> dict[str, np.ndarr
         if np.isfinite(z).any():
             wanted[name] = value_at(rows, name, z)
     return wanted
+
+# %% ../../nbs/generation/01_drawing.ipynb #d6ac9f0b
+ADULT = 18
+"""Years."""
+RATIO_APART = 1.0
+"""z-scores, from which a requested FEV1/FVC contradicts the requested FEV1 and FVC."""
+FARTHEST = Z_SCORE.possible[1]
+"""z-scores, beyond which nobody's lungs are."""
+
+
+def _refuse(rows: pd.DataFrame, where: np.ndarray, what: str) -> None:
+    """Raise DataError on the first patient (N,) for whom `what` is wrong."""
+    if where.any():
+        row: Any = next(rows[where].itertuples())
+        kind = "child"
+        if row.age >= ADULT:
+            kind = "man" if row.sex == 1 else "woman"
+        who = f"{row.age:g} years, {row.height:g} cm, {kind}"
+        raise DataError(f"patient {shown_name(row.patient)} ({who}) cannot have it: {what}")
+
+
+def _need_one_request(rows: pd.DataFrame, settings: DrawSettings) -> None:
+    """Raise DataError on an index that is requested as a value and as a z-score."""
+    for name in settings.steered:
+        if f"{name}_z" in rows:
+            given = rows[f"{name}_z"].notna().to_numpy()
+            _refuse(rows, given, f"{name} is a target, and {name}_z a column; give one of them")
+
+
+def _need_reachable(rows: pd.DataFrame, wanted: Mapping[str, np.ndarray]) -> None:
+    """Raise DataError on a value (N,) that is further from the predicted one than any person's."""
+    named = [name for name in wanted if name in SOURCES]
+    values = {name: wanted[name] for name in named}
+    scores = zscores(rows.assign(**values), check_units=False)
+    for name in named:
+        far = (scores[f"{name}_z"].abs() > FARTHEST).to_numpy()
+        if far.any():
+            row = int(far.argmax())
+            value = wanted[name][row]
+            z = scores[f"{name}_z"].iloc[row]
+            what = f"{name} {value:.3g} is {abs(z):.0f} z-scores from the predicted one"
+            _refuse(rows, far, f"{what}; choose a value nearer to it")
+
+
+def _with_implied(wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The values with FVC, where FEV1 and their ratio are requested without it."""
+    nothing = np.full(len(next(iter(wanted.values()), [])), np.nan)
+    fvc, fev1, ratio = (wanted.get(name, nothing) for name in ("fvc", "fev1", "fev1_fvc"))
+    implied = np.where(np.isnan(fvc), fev1 / ratio, fvc)
+    return dict(wanted) | {"fvc": implied}
+
+
+def _need_agreement(rows: pd.DataFrame, wanted: Mapping[str, np.ndarray]) -> None:
+    """Raise DataError on values (N,) that contradict one another for a patient."""
+    nothing = np.full(len(rows), np.nan)
+    fvc, fev1, ratio, pef = (wanted.get(n, nothing) for n in ("fvc", "fev1", "fev1_fvc", "pef"))
+    where, what = contradiction(fvc, fev1, ratio, pef)
+    _refuse(rows, where, f"{what}, as requested; correct it or leave it out")
+    if "fev1_fvc_z" in rows and np.isfinite(fvc * fev1).any():
+        own = zscores(rows.assign(fev1_fvc=np.minimum(fev1 / fvc, 1.0)))["fev1_fvc_z"]
+        apart = ((own - rows["fev1_fvc_z"]).abs() > RATIO_APART).to_numpy()
+        _refuse(rows, apart, "fev1_fvc_z does not follow from FEV1 and FVC; leave it out")
+
+
+def check_request(table: pd.DataFrame, settings: DrawSettings) -> None:
+    """Raise DataError on the first patient who cannot have what is requested."""
+    requested = [name for name in Z_SCORES if name in table]
+    if not requested and not settings.target:
+        return
+    _need_one_request(table, settings)
+    alike = ["age", "height", "sex", *requested]
+    rows = table.drop_duplicates(alike).reset_index(drop=True)
+    wanted = steered_to(rows, replace(settings, exact=True))
+    for name in ("fvc", "fev1"):
+        if f"{name}_z" in requested:
+            lost = rows[f"{name}_z"].notna().to_numpy() & np.isnan(wanted.get(name, np.nan))
+            _refuse(rows, lost, f"no {name} has a z-score of {name}_z; choose one nearer to 0")
+    _need_agreement(rows, wanted)
+    _need_reachable(rows, _with_implied(wanted))
+
+# %% ../../nbs/generation/01_drawing.ipynb #78e752d0
+DEFAULT_CONDITIONS = {"effort": "A", "test": "pre", "blow": "best"}
+"""What is assumed where nothing is given."""
+
+
+def requested_patients(
+    patients: Mapping[str, Any] | pd.DataFrame, settings: DrawSettings, model: CLDMSettings
+) -> pd.DataFrame:
+    """The patients as `check_patients` gives them, with requested z-scores in columns of their own.
+
+    Raises DataError as `check_patients` does, on a variable that the model was trained without,
+    and as `check_request` does on what a patient cannot have.
+    """
+    table = check_patients(patients, model.height_range, settings.extrapolate, model.variables)
+    notes = table.attrs["notes"]
+    for name, value in settings.target.items():
+        if name in Z_SCORES:
+            if name in table and table[name].notna().any():
+                raise DataError(
+                    f"{name} is a target and a column of the patients: leave one of them out"
+                )
+            table[name] = float(value)
+    known = {variable.name for variable in model.variables}
+    unknown = [c for c in OPTIONAL if c in table and c not in known and table[c].notna().any()]
+    if unknown:
+        raise DataError(
+            f"this model was trained without {', '.join(unknown)}: leave that out, "
+            "or name the checkpoints of a model that knows it"
+        )
+    check_request(table, settings)
+    table.attrs["notes"] = notes
+    return table
 
 # %% ../../nbs/generation/01_drawing.ipynb #f825dfb2
 def _stream_key(name: int | str) -> int:
@@ -346,8 +554,8 @@ def draw_curves(
     """
     from tqdm.auto import tqdm
 
-    if batch < 1:
-        raise DataError("batch must be 1 or more")
+    if not is_whole(batch) or batch < 1:
+        raise DataError(f"batch {shown(batch)} cannot be: give a whole number, 1 or more")
     models.move_to(device)
     rows = _with_defaults(rows)
     targets = steered_to(rows, settings)
@@ -382,7 +590,7 @@ def version_of(package: str) -> str:
 
 
 def record_of(table: pd.DataFrame, settings: DrawSettings, models: Models) -> dict[str, Any]:
-    """How a cohort was made: settings, what was assumed, SHA-256 of the weights, versions."""
+    """How a cohort was made: settings, what was assumed, notes, SHA-256 of weights, versions."""
     known = {variable.name for variable in models.cldm.settings.variables}
     assumed = {k: v for k, v in DEFAULT_CONDITIONS.items() if k in known and k not in table}
     packages = ("spiro-diffusion", "torch", "numpy", "pyspiro")
@@ -393,6 +601,7 @@ def record_of(table: pd.DataFrame, settings: DrawSettings, models: Models) -> di
         **asdict(settings),
         "sampler": "dpmpp",
         "assumed": assumed,
+        "notes": [*table.attrs.get("notes", []), *settings.notes],
         "weights_sha256": models.sha256,
         "versions": {package: version_of(package) for package in packages},
     }
@@ -422,4 +631,5 @@ def draw_rows(
     requested = {name: f"{name}_asked" for name in OPTIONAL if name.endswith("_z")}
     rows = rows.assign(sex=rows["sex"].map({1: "male", 2: "female"})).rename(columns=requested)
     rows = rows.join(indices_on_clock(flow)[list(INDICES)])
-    return Cohort(rows.join(zscores(rows)), flow, record_of(table, settings, models))
+    scores = zscores(rows, check_units=False)
+    return Cohort(rows.join(scores), flow, record_of(table, settings, models))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..base.units import is_missing, numbers_of, shown
+from ..base.units import distinct, is_missing, numbers_of, shown
 from ..spirometry.reference import sex_of
 
 # %% auto #0
@@ -89,7 +89,7 @@ def read_categories(column: pd.Series, categories: tuple[Any, ...]) -> tuple[np.
     column, empty if all are known.
     """
     places = {_plain(category): place for place, category in enumerate(categories)}
-    row_of, values = pd.factorize(column, use_na_sentinel=False)
+    row_of, values = distinct(column)
     found = np.array([places.get(_plain(value), np.nan) for value in values], dtype=float)
     wrong = np.isnan(found) & np.array([not is_missing(value) for value in values], dtype=bool)
     return found[row_of], column[wrong[row_of]]
@@ -97,7 +97,7 @@ def read_categories(column: pd.Series, categories: tuple[Any, ...]) -> tuple[np.
 
 def why_no_category(value: Any, categories: tuple[Any, ...]) -> str:
     """What is wrong with a value that is none of `categories`, as the end of a sentence."""
-    return f"is not known: use one of {', '.join(map(str, categories))}, or leave it empty"
+    return f"is not known: use one of {', '.join(map(str, categories))}"
 
 
 def _category_codes(column: pd.Series, categories: tuple[Any, ...]) -> np.ndarray:
@@ -105,7 +105,9 @@ def _category_codes(column: pd.Series, categories: tuple[Any, ...]) -> np.ndarra
     codes, wrong = read_categories(column, categories)
     if len(wrong):
         value = wrong.iloc[0]
-        raise DataError(f"{column.name} {shown(value)} {why_no_category(value, categories)}")
+        raise DataError(
+            f"{column.name} {shown(value)} {why_no_category(value, categories)}, or leave it empty"
+        )
     return codes
 
 

@@ -16,8 +16,10 @@ import pandas as pd
 
 from ..base.errors import DataError
 from spiro_diffusion.base.units import (
+    MISSING_CODES,
     MOST_SHOWN,
     QUANTITIES,
+    distinct,
     is_missing,
     looks_like,
     number_text,
@@ -139,6 +141,14 @@ def _hint(name: str) -> str:
     return ""
 
 
+def _shown_header(header: object) -> str:
+    """A header as a sentence has it: on one line, and not too long."""
+    text = str(header).strip()
+    if not text or text.startswith("Unnamed: "):  # what pandas calls a column without a name
+        return "without a name"
+    return text if text.isprintable() and len(text) <= MOST_SHOWN else shown(text)
+
+
 def notes_on_unused(headers: Iterable[object], known: Iterable[str]) -> list[str]:
     """A sentence for the columns that are not used. Raises DataError on a mistyped one."""
     notes = []
@@ -152,9 +162,9 @@ def notes_on_unused(headers: Iterable[object], known: Iterable[str]) -> list[str
                 "correct its name, or leave the column out"
             )
         if hint := _hint(name):
-            notes.append(f"column {str(header)[:MOST_SHOWN]} is not used{hint}")
+            notes.append(f"column {_shown_header(header)} is not used{hint}")
         else:
-            plain.append(str(header)[:MOST_SHOWN])
+            plain.append(_shown_header(header))
     if len(plain) == 1:
         notes.append(f"column {plain[0]} is not used")
     elif plain:
@@ -181,9 +191,11 @@ def _data_frame(patients: Any) -> pd.DataFrame:
     if isinstance(patients, Mapping) and all(np.ndim(value) == 0 for value in patients.values()):
         patients = {name: [value] for name, value in patients.items()}
     try:
-        return pd.DataFrame(patients).reset_index(drop=True)
+        table = pd.DataFrame(patients)
     except (ValueError, TypeError) as err:
         raise DataError(f"the patients are no table ({err}): give columns of one length") from err
+    has_names = table.index.name is not None and table.index.name not in table
+    return table.reset_index(drop=not has_names)
 
 
 def read_columns(patients: Any, optional: tuple[Variable, ...] = ()) -> Given:
@@ -201,7 +213,7 @@ def read_columns(patients: Any, optional: tuple[Variable, ...] = ()) -> Given:
             raise DataError(f"columns {' and '.join(twice)} are both {name}: keep one")
     unused = [header for header, (name, _) in zip(table, read, strict=True) if not name]
     notes = notes_on_unused(unused, known)
-    headers = ", ".join(str(header)[:MOST_SHOWN] for header in table)
+    headers = ", ".join(_shown_header(header) for header in table)
     table = table.loc[:, [bool(name) for name, _ in read]].set_axis(names, axis=1)
     missing = [name for name in REQUIRED if name not in table]
     if "gender" in table and "sex" in missing:
@@ -244,7 +256,7 @@ def shown_name(name: Any) -> str:
 
 def _is_nameless(cell: Any) -> bool:
     """Whether a cell of column `patient` names nobody: empty or NaN, but not the text "NA"."""
-    return not cell.strip() if isinstance(cell, str) else bool(pd.isna(cell))
+    return not cell.strip() if isinstance(cell, str) else is_missing(cell)
 
 
 def _names(table: pd.DataFrame) -> pd.Series:
@@ -288,6 +300,11 @@ def _way_out(name: str) -> str:
     return CORRECT_ROW if name in REQUIRED else CORRECT_CELL
 
 
+def _with_way_out(reason: str, name: str) -> str:
+    """The end of a sentence on a value of column `name`, with what to do if that is not in it."""
+    return reason if "; " in reason else f"{reason}; {_way_out(name)}"
+
+
 def _refuse_value(
     names: pd.Series, given: pd.Series, bad: np.ndarray, why: Callable[[Any], str]
 ) -> None:
@@ -305,7 +322,8 @@ def _refuse_value(
             raise DataError(
                 f"patient {patient}: {name} is missing; fill it in or leave the row out"
             )
-        raise DataError(f"patient {patient}: {name} {shown(value)} {why(value)}; {_way_out(name)}")
+        reason = _with_way_out(why(value), name)
+        raise DataError(f"patient {patient}: {name} {shown(value)} {reason}")
 
 
 def _read_measurement(names: pd.Series, given: pd.Series, factor: float = 1.0) -> np.ndarray:
@@ -334,7 +352,7 @@ def _read_sexes(names: pd.Series, table: pd.DataFrame) -> np.ndarray:
     """1 male, 2 female, (N,) int. Raises DataError on one that is missing or means nothing."""
     for name in ("sex", "gender"):
         if name in table:
-            place, values = pd.factorize(table[name], use_na_sentinel=False)
+            place, values = distinct(table[name])
             wrong = np.array([bool(_why_no_sex(value)) for value in values], dtype=bool)
             _refuse_value(names, table[name], wrong[place], _why_no_sex)
     sexes = sex_of(table)
@@ -363,14 +381,20 @@ def _outside(values: pd.Series, limits: tuple[float, float]) -> np.ndarray:
     return (values.notna() & ~values.between(*limits)).to_numpy()
 
 
+def _first(checked: pd.DataFrame, where: np.ndarray) -> Any:
+    """The first row for which `where` (N,) is true; its values are attributes."""
+    return next(checked[where].itertuples())
+
+
 def _check_possible(checked: pd.DataFrame, name: str) -> None:
     """Raise DataError on the first value of column `name` that nobody has, in its own unit."""
     outside = _outside(checked[name], QUANTITIES[name].possible)
     if outside.any():
-        row = checked[outside].iloc[0]
+        row = _first(checked, outside)
+        value = getattr(row, name)
         raise DataError(
-            f"patient {shown_name(row['patient'])}: {name} {number_text(row[name])} "
-            f"{why_impossible(name, row[name])}; {_way_out(name)}"
+            f"patient {shown_name(row.patient)}: {name} {number_text(value)} "
+            f"{_with_way_out(why_impossible(name, value), name)}"
         )
 
 
@@ -378,16 +402,16 @@ def _check_ages(checked: pd.DataFrame, ages: tuple[float, float]) -> None:
     """Raise DataError on the first age (years) outside the limits."""
     outside = _outside(checked["age"], ages)
     if outside.any():
-        row = checked[outside].iloc[0]
+        row = _first(checked, outside)
         way_out = "choose an age within"
-        if BEYOND["age"][0] <= row["age"] <= BEYOND["age"][1]:
+        if BEYOND["age"][0] <= row.age <= BEYOND["age"][1]:
             way_out = (
                 "where people were measured (NHANES writes 80 for everyone older); for a person "
                 "who was measured at that age extrapolate (--extrapolate), else choose an age "
                 "within"
             )
         raise DataError(
-            f"patient {shown_name(row['patient'])}: age {number_text(row['age'])} is outside "
+            f"patient {shown_name(row.patient)}: age {number_text(row.age)} is outside "
             f"{_between(ages)} years{_months_hint(checked[outside].iloc[:1])}, {way_out}"
         )
 
@@ -395,15 +419,19 @@ def _check_ages(checked: pd.DataFrame, ages: tuple[float, float]) -> None:
 def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
     """Raise DataError on the first height in other units, else on the first outside (cm)."""
     outside = _outside(checked["height"], heights)
-    for _, row in checked[outside].iterrows():
-        if unit := looks_like("height", row["height"]):
+    for row in checked[outside].itertuples():
+        reason = looks_like("height", row.height)
+        if row.height in MISSING_CODES:
+            reason = why_impossible("height", row.height)
+        if reason:
             raise DataError(
-                f"patient {shown_name(row['patient'])}: height {number_text(row['height'])} {unit}"
+                f"patient {shown_name(row.patient)}: height {number_text(row.height)} "
+                f"{_with_way_out(reason, 'height')}"
             )
     if outside.any():
-        row = checked[outside].iloc[0]
+        row = _first(checked, outside)
         raise DataError(
-            f"patient {shown_name(row['patient'])}: height {number_text(row['height'])} cm is "
+            f"patient {shown_name(row.patient)}: height {number_text(row.height)} cm is "
             f"outside {_between(heights)} cm, where the model was trained; choose a height within"
         )
 
@@ -487,10 +515,10 @@ def _check_weights(checked: pd.DataFrame) -> None:
     index = checked["weight"] / (checked["height"] / 100) ** 2
     outside = _outside(index, BODY_MASS_INDEX)
     if outside.any():
-        row = checked[outside].iloc[0]
+        row = _first(checked, outside)
         raise DataError(
-            f"patient {shown_name(row['patient'])}: weight {number_text(row['weight'])} kg and "
-            f"height {number_text(row['height'])} cm do not belong together; {CORRECT_CELL}"
+            f"patient {shown_name(row.patient)}: weight {number_text(row.weight)} kg and "
+            f"height {number_text(row.height)} cm do not belong together; {CORRECT_CELL}"
         )
 
 # %% ../../nbs/learning/03_patients.ipynb #af55896b

@@ -27,6 +27,7 @@ from scipy.special import expit, ndtr, ndtri
 from ..base.errors import DataError, need_file
 from ..base.files import read_json
 from ..base.seeds import rng_for, split_of
+from ..spirometry.reference import sex_of
 
 # %% ../../nbs/simulator/00_people.ipynb #76f687e7
 def spline(x: np.ndarray, knots: tuple[float, ...]) -> np.ndarray:
@@ -342,8 +343,8 @@ def invent_people(count: int, seed: int) -> pd.DataFrame:
 def check_people(patients: pd.DataFrame) -> pd.DataFrame:
     """A copy of `patients` with SEQN, age, height and gender; DataError if it is unusable."""
     people = patients.reset_index(drop=True).copy()
-    if "gender" not in people and "sex" in people:
-        people["gender"] = people["sex"].map({"male": 1, "female": 2, 1: 1, 2: 2})
+    if "gender" in people or "sex" in people:
+        people["gender"] = sex_of(people)
     if missing := [c for c in ("age", "height", "gender") if c not in people]:
         raise DataError(
             f"people need the columns age, height and gender (or sex): {', '.join(missing)} missing"
@@ -354,6 +355,7 @@ def check_people(patients: pd.DataFrame) -> pd.DataFrame:
             f"{bad} of {len(people)} people lack an age of 3 to 100 years or a gender of 1 or 2: "
             "leave them out or correct them"
         )
+    people["gender"] = people["gender"].astype(int)
     if "SEQN" not in people:
         people.insert(0, "SEQN", np.arange(FIRST_SEQN, FIRST_SEQN + len(people)))
     if people["SEQN"].duplicated().any():

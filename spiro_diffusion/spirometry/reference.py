@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..base.units import QUANTITIES, is_missing, looks_like, numbers_of, shown
+from spiro_diffusion.base.units import (
+    QUANTITIES,
+    distinct,
+    is_missing,
+    looks_like,
+    numbers_of,
+    shown,
+)
 
 if TYPE_CHECKING:
     from pyspiro.src.reference import Reference
@@ -52,22 +59,12 @@ def _equation(name: str) -> tuple[Reference, object]:
 
 # %% ../../nbs/spirometry/04_reference.ipynb #20163175
 MALE = (
-    "male",
-    "m",
-    "1",
-    "man",
-    "boy",
-    "homme",
-    "masculin",
-    "garçon",
-    "männlich",
-    "mann",
-    "男",
-    "男性",
+    *("male", "m", "1", "man", "boy", "males", "men", "boys"),
+    *("homme", "masculin", "garçon", "männlich", "mann", "男", "男性"),
 )
 FEMALE = (
-    *("female", "f", "2", "woman", "girl", "femme", "féminin", "fille"),
-    *("weiblich", "w", "frau", "女", "女性"),
+    *("female", "f", "2", "woman", "girl", "females", "women", "girls"),
+    *("femme", "féminin", "fille", "weiblich", "w", "frau", "女", "女性"),
 )
 SEX_CODES = dict.fromkeys(MALE, 1) | dict.fromkeys(FEMALE, 2)
 """NHANES's code (RIAGENDR) of each way to write a sex, in small letters."""
@@ -91,7 +88,7 @@ def sex_code(value: Any) -> float:
 
 def sex_codes(sex: pd.Series) -> np.ndarray:
     """`sex_code` of each value, (N,) float: 1, 2 or NaN. Raises DataError on any other value."""
-    place, values = pd.factorize(sex, use_na_sentinel=False)
+    place, values = distinct(sex)
     codes = np.full(len(values), np.nan)
     for k, value in enumerate(values):
         try:
