@@ -10,10 +10,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {
-    "data": ("prepare", "load_prepared"),
+    "data": ("prepare", "prepare_recordings", "load_prepared"),
     "vqvae": ("VQVAE",),
     "cldm": ("CLDM",),
     "inference": ("generate",),
+    "spirometry.manoeuvre": ("find_expirations", "forced_expirations"),
     "spirometry.clock": ("CLOCK", "to_clock", "from_clock"),
     "spirometry.indices": ("indices", "indices_on_clock"),
     "spirometry.quality": ("acceptability", "repeatability"),
@@ -22,6 +23,8 @@ _MODULES = {
     "formats.nhanes": ("read_people",),
     "formats.waveform": ("read_waveform",),
     "formats.ukb": ("read_ukb",),
+    "formats.recording": ("Recording", "measure_recordings"),
+    "formats.recognise": ("read_recordings",),
     "simulator.people": ("simulate_people",),
     "simulator.session": ("simulate_blows",),
     "simulator.survey": ("write_nhanes",),

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from spiro_diffusion.apps.console import (
     add_person,
     check_figure_name,
     person_of,
+    print_notes,
     save_figure,
 )
 from ..base.errors import DataError
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from spiro_diffusion.completion.reconstruction import Reconstruction
 
 # %% auto #0
-__all__ = ['KINDS', 'MOST_LISTED', 'PERSON', 'COMMAND', 'choose', 'printed_notes', 'main']
+__all__ = ['KINDS', 'MOST_LISTED', 'PERSON', 'COMMAND', 'choose', 'main']
 
 # %% ../../nbs/apps/02_reconstruct.ipynb #adaba18a
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -158,37 +157,21 @@ def _check_outputs(args: argparse.Namespace) -> None:
     check_free(files, args.overwrite)
 
 # %% ../../nbs/apps/02_reconstruct.ipynb #3df20a15
-@contextmanager
-def printed_notes() -> Iterator[None]:
-    """In the body, our own warnings become lines on stderr that begin with "note: ", each once."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            notes = [str(one.message) for one in caught if one.category is UserWarning]
-            for note in dict.fromkeys(notes):
-                print(f"note: {note}", file=sys.stderr)
-            for one in caught:
-                if one.category is not UserWarning:
-                    warnings.showwarning(one.message, one.category, one.filename, one.lineno)
-
-
 def _work(args: argparse.Namespace) -> None:
     _check_outputs(args)
-    with printed_notes():
-        recordings = read_recordings(args.file)
-        recording = choose(recordings, {kind: getattr(args, kind) for kind in KINDS})
-        made = reconstruct(
-            recording.volume,
-            recording.time,
-            _merge_person(args, recording),
-            draws=args.draws,
-            seed=args.seed,
-            observed=recording.observed,
-            which=_which_of(args),
-            weights=args.weights,
-        )
+    recordings = read_recordings(args.file)
+    recording = choose(recordings, {kind: getattr(args, kind) for kind in KINDS})
+    made = reconstruct(
+        recording.volume,
+        recording.time,
+        _merge_person(args, recording),
+        draws=args.draws,
+        seed=args.seed,
+        observed=recording.observed,
+        which=_which_of(args),
+        weights=args.weights,
+    )
+    print_notes(made.info["notes"])
     print(_describe(made))
     if args.out:
         made.save(args.out, args.overwrite)

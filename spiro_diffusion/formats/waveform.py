@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError
-from .headers import unit_factor
 from .recording import Recording
 from .text import finite_numbers, read_text
 
 # %% auto #0
-__all__ = ['FORMAT', 'QUANTITY', 'RATE', 'INDEX_OF', 'waveform_header', 'read_waveform', 'waveform_recordings']
+__all__ = ['FORMAT', 'TYPES', 'RATE', 'INDEX_OF', 'waveform_header', 'read_waveform', 'waveform_recordings']
 
 # %% ../../nbs/formats/07_waveform.ipynb #ce52766e
 FORMAT = "ATS waveform"
-QUANTITY = {"VT": "volume", "FT": "flow"}
-"""What the numbers of each type of waveform are."""
+TYPES = ("VT", "FT")
+"""Volume (L) or flow (L/s) over time."""
 RATE = re.compile(r"\d{1,6}(\.\d+)?")
 """How a rate is written, Hz."""
 INDEX_OF = {"FVC": "fvc", "FEV1": "fev1", "FEV6": "fev6", "PEF": "pef", "FEF25-75": "fef2575"}
@@ -33,21 +32,13 @@ def _header_and_values(path: str | Path) -> tuple[dict[str, str], np.ndarray]:
     head, mark, data = text.partition("[Data]")
     header = dict(line.strip().split("=", 1) for line in head.splitlines() if "=" in line)
     values = finite_numbers(data.split(), f"{path}, under [Data],")
-    is_known = header.get("Type") in QUANTITY and RATE.fullmatch(header.get("Freq", ""))
+    is_known = header.get("Type") in TYPES and RATE.fullmatch(header.get("Freq", ""))
     if not (mark and is_known and len(values) >= 2 and float(header["Freq"]) > 0):
         raise DataError(
             f"{path} is no ATS waveform: "
             "Type=VT or FT, Freq=... and [Data] with numbers are expected"
         )
     return header, values
-
-
-def _factor(header: dict[str, str], path: str | Path) -> float:
-    """What one of a waveform's numbers is in L or L/s. Raises DataError on an unknown unit."""
-    for name, unit in header.items():
-        if name.strip().lower() in ("units", "unit"):
-            return unit_factor(unit, QUANTITY[header["Type"]], f"{path}, header {name}={unit},")
-    return 1.0
 
 
 def waveform_header(path: str | Path) -> dict[str, str]:
@@ -61,13 +52,13 @@ def waveform_header(path: str | Path) -> dict[str, str]:
 def read_waveform(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Volume (T,) L and time (T,) s of an ATS waveform file, volume-time (VT) or flow-time (FT).
 
-    Raises DataError if the file is missing, no such waveform, or in a unit that is not known.
+    Raises DataError if the file is missing or no such waveform.
     """
     header, values = _header_and_values(path)
     samples_per_s = float(header["Freq"])
-    volume = values * _factor(header, path)
+    volume = values
     if header["Type"] == "FT":
-        volume = np.r_[0.0, np.cumsum(volume) / samples_per_s]
+        volume = np.r_[0.0, np.cumsum(values) / samples_per_s]
     return volume, np.arange(len(volume)) / samples_per_s
 
 # %% ../../nbs/formats/07_waveform.ipynb #cb01a84b
