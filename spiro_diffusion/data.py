@@ -36,6 +36,7 @@ from spiro_diffusion.formats.prepared import (
     preparation_report,
     write_prepared,
 )
+from .formats.recognise import read_recordings
 from .formats.recording import Recording
 from .formats.tables import PACKED, SUFFIXES, UNFINISHED
 from .simulator.survey import SurveyPlan, plan_survey
@@ -218,11 +219,14 @@ def prepare(
 
     data_dir: a folder with NHANES files, None for simulated people and blows, or files that were
     obtained before (`obtain_files`); what is missing is simulated into `<out_dir>/../simulated`.
+    Or a file of recordings, which `read_recordings` reads and `prepare_recordings` prepares.
     Signals are (N, 512) float32 L/s BTPS on the clock; metadata has the columns `METADATA`, row
     for row. Raises DataError as `plan_survey` and `prepare_files`; nothing is written if a file is
     missing, or does not belong to the others.
     """
     out = Path(out_dir)
+    if isinstance(data_dir, (str, Path)) and Path(data_dir).is_file():
+        return prepare_recordings(read_recordings(data_dir), out)
     plans = _planned(data_dir, cycles, n_people)
     if all(isinstance(p, SurveyFiles) or p.people is None for p in plans):
         return prepare_files(_obtained(plans, out.parent, seed), out, seed, chunk)

@@ -41,7 +41,7 @@ MINUTES = ("papermill", "spiro_run 04_inference")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder as a reader has it: the notebooks, people.csv, blow.csv."""
+    """A folder as a reader has it: the notebooks, people.csv, blow.csv, session.csv."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(
         ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
@@ -59,6 +59,21 @@ def place(tmp_path_factory) -> Path:
     pd.DataFrame(
         {"time": time, "volume": 2.9 * (1 - np.exp(-np.maximum(time - 0.05, 0) / 0.6))}
     ).to_csv(folder / "blow.csv", index=False)
+    trials = [
+        pd.DataFrame(
+            {
+                "ID": "ann",
+                "Trial": trial,
+                "Age": 61,
+                "Height (cm)": 168,
+                "Sex": "F",
+                "Time (s)": time,
+                "Volume (L)": size * (1 - np.exp(-np.maximum(time - 0.05, 0) / 0.6)),
+            }
+        )
+        for trial, size in ((1, 2.9), (2, 2.8))
+    ]
+    pd.concat(trials).to_csv(folder / "session.csv", index=False)
     return folder
 
 
