@@ -8,7 +8,7 @@ __all__ = ['PEOPLE_BY_PROFILE', 'NOT_IN_DEMO', 'NO_AGE_SEX', 'NO_FLOW', 'PEOPLE_
 # %% ../nbs/00_data.ipynb #86dda24e
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,20 @@ def joined_pieces(
         _warn_if_few(source, kept + sum(reasons.values()), reasons)
 
 # %% ../nbs/00_data.ipynb #bd31ed51
+def _write(
+    pieces: Iterable[tuple[np.ndarray, pd.DataFrame]],
+    dropped: Counter[str],
+    sources: list[SurveyFiles],
+    out: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """Write pieces of `joined_pieces`, which counts in `dropped`, and the report; return that."""
+    metadata = write_prepared(out, pieces)
+    report = preparation_report(metadata, dropped, sources, seed)
+    write_json(out / REPORT_FILE, report)
+    return report
+
+
 def prepare_files(
     sources: list[SurveyFiles], out_dir: str | Path, seed: int = 0, chunk: int = 8_000
 ) -> dict[str, Any]:
@@ -201,10 +215,7 @@ def prepare_files(
     pieces = joined_pieces(sources, dropped, chunk)
     first = next(pieces)
     with locked(out):
-        metadata = write_prepared(out, chain([first], pieces))
-        report = preparation_report(metadata, dropped, sources, seed)
-        write_json(out / REPORT_FILE, report)
-    return report
+        return _write(chain([first], pieces), dropped, sources, out, seed)
 
 # %% ../nbs/00_data.ipynb #3177f49c
 def prepare(
@@ -230,9 +241,10 @@ def prepare(
     plans = _planned(data_dir, cycles, n_people)
     if all(isinstance(p, SurveyFiles) or p.people is None for p in plans):
         return prepare_files(_obtained(plans, out.parent, seed), out, seed, chunk)
-    simulated = out.parent / "simulated"
-    with locked(simulated):
-        return prepare_files(_obtained(plans, simulated, seed), out, seed, chunk)
+    dropped: Counter[str] = Counter()
+    with locked(out):
+        sources = _obtained(plans, out.parent / "simulated", seed)
+        return _write(joined_pieces(sources, dropped, chunk), dropped, sources, out, seed)
 
 # %% ../nbs/00_data.ipynb #ef9d874d
 PEOPLE_MAP = "people.csv"

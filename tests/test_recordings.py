@@ -75,14 +75,22 @@ WRITTEN = {
     + PLAIN.to_csv(index=False, header=False),
     "comments": "# made today\n" + PLAIN.to_csv(index=False),
     "volume waveform": WAVE.format("VT", "L") + "\n".join(f"{v}" for v in VOLUME),
-    "mL waveform": WAVE.format("VT", "mL") + "\n".join(f"{v}" for v in ML),
-    "mL/s waveform": WAVE.format("FT", "mL/s")
-    + "\n".join(f"{v:.1f}" for v in np.diff(VOLUME) * 1e5),
     "UK Biobank tabs": f"eid\tp3066_i0_a0\n5000011\t{ukb_cell('blow1')}\n",
     "UK Biobank commas": f'eid,p3066_i0_a0,p3066_i0_a1\n5000011,"{ukb_cell("1")}",\n',
     "UK Biobank line": ukb_cell("blow1"),
     "ndd": ndd_of(VOLUME),
 }
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [("VT", ML), ("FT", np.diff(VOLUME) * 1e5)],
+)
+def test_an_ats_waveform_in_ml_is_refused_by_its_unit(tmp_path, kind, numbers):
+    path = tmp_path / "ml.wf"
+    path.write_text(WAVE.format(kind, "mL") + "\n".join(f"{v:.1f}" for v in numbers))
+    with pytest.raises(DataError, match="looks like mL"):
+        measure_recordings(read_recordings(path))
 
 
 @pytest.mark.filterwarnings("ignore:.*Time is taken as ms")
@@ -201,7 +209,6 @@ def test_uk_biobank_as_the_platform_exports_it(tmp_path):
         ("time,volume\n0,00,0,00\n0,01,0,01\n", "line 2 has 4 cells"),
         ("time,volume,volume\n0,0,0\n", "has 2 columns 'volume'"),
         ("0.00,0.0\n0.01,0.1\n", "has no header"),
-        ("[Header]\nType=FT\nFreq=100\nUnits=gal/s\n[Data]\n1\n2\n", "'gal/s', which is no known"),
         (f"eid\tp3066_i0_a0\n1\t{ukb_cell('blow1')[:900]}\n", "says 700 points and holds"),
         (ndd_of(VOLUME[:0]), "holds no forced manoeuvre with samples"),
         (ndd_of(VOLUME)[:-300], "is no whole XML file"),

@@ -486,7 +486,7 @@ def _months_hint(row: pd.DataFrame) -> str:
 def notes_on_builds(checked: pd.DataFrame, extrapolate: bool) -> list[str]:
     """A sentence for the first age and height that do not belong together, if there is one.
 
-    Raises DataError with it unless extrapolate is true.
+    Raises DataError, unless extrapolate is true, if the age looks like months.
     """
     age, height, sex = (checked[name].to_numpy(dtype=float) for name in ("age", "height", "sex"))
     score = height_score(age, height, sex)
@@ -494,16 +494,17 @@ def notes_on_builds(checked: pd.DataFrame, extrapolate: bool) -> list[str]:
     odd = months | (np.abs(score) > UNHEARD_OF)
     if not odd.any():
         return []
-    row = int(odd.argmax())
+    row = int((months if months.any() else odd).argmax())
     sentence = (
         f"patient {shown_name(checked['patient'].iloc[row])}: an age of {number_text(age[row])} "
         f"years and a height of {number_text(height[row])} cm do not belong together"
     )
-    if months[row]:
-        sentence += f", the age looks like months; give it in years ({age[row] / 12:.3g})"
+    if not months[row]:
+        return [sentence]
+    sentence += f", the age looks like months; give it in years ({age[row] / 12:.3g})"
     if extrapolate:
         return [sentence]
-    raise DataError(f"{sentence}; correct them or, if they are right, extrapolate (--extrapolate)")
+    raise DataError(f"{sentence} or, if it is right, extrapolate (--extrapolate)")
 
 # %% ../../nbs/learning/03_patients.ipynb #0d45eb7a
 BODY_MASS_INDEX = (8.0, 150.0)
