@@ -36,14 +36,19 @@ from spiro_diffusion.learning.conditions import (
     why_no_category,
 )
 from ..spirometry.indices import INDICES
-from ..spirometry.reference import sex_code, sex_of
+from spiro_diffusion.spirometry.reference import (
+    ODD_HEIGHT,
+    height_score,
+    looks_like_months,
+    sex_code,
+    sex_of,
+)
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'Z_SCORES', 'AGES', 'BEYOND', 'BRACKETS', 'SEX_HEADERS', 'NEAR', 'NAMES_ELSEWHERE',
-           'GROUPS_ELSEWHERE', 'MOST_DIGITS', 'CORRECT_ROW', 'CORRECT_CELL', 'STATURE_AGES', 'STATURE', 'STATURE_SD',
-           'UNHEARD_OF', 'RARE', 'RARE_OLD', 'USUAL', 'MONTHS', 'BODY_MASS_INDEX', 'optional_variables', 'plain_header',
-           'read_header', 'notes_on_unused', 'Given', 'read_columns', 'patient_name', 'shown_name', 'height_score',
-           'notes_on_builds', 'check_patients', 'read_patients']
+           'GROUPS_ELSEWHERE', 'MOST_DIGITS', 'CORRECT_ROW', 'CORRECT_CELL', 'UNHEARD_OF', 'RARE_OLD',
+           'BODY_MASS_INDEX', 'optional_variables', 'plain_header', 'read_header', 'notes_on_unused', 'Given',
+           'read_columns', 'patient_name', 'shown_name', 'notes_on_builds', 'check_patients', 'read_patients']
 
 # %% ../../nbs/learning/03_patients.ipynb #92b5030c
 REQUIRED = ("age", "height", "sex")
@@ -436,40 +441,16 @@ def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
         )
 
 # %% ../../nbs/learning/03_patients.ipynb #d2a9acd0
-STATURE_AGES = (3.0, 6.0, 9.0, 12.0, 15.0, 18.0, 50.0, 80.0)
-"""Years, at which `STATURE` and `STATURE_SD` are given; straight lines between."""
-STATURE = {
-    1: (95.0, 116.0, 134.0, 150.0, 170.0, 176.5, 176.5, 171.0),
-    2: (94.0, 115.5, 134.0, 152.0, 162.0, 163.0, 162.0, 156.0),
-}
-"""Mean height in cm of 1 boys and men and 2 girls and women (NHANES 2011-2012, rounded)."""
-STATURE_SD = (4.2, 5.5, 6.5, 8.0, 8.0, 7.3, 7.3, 7.3)
-"""SD of it, cm, for both."""
 UNHEARD_OF = 6.0
 """Distance of a height from the mean at its age, in SD, that is taken for an error."""
-RARE = 4.5
-"""The same, where another unit explains it."""
 RARE_OLD = 2.5
 """The same, at an age beyond those measured."""
-USUAL = 3.0
-"""The same, of a height that is not remarkable."""
-MONTHS = (36.0, 240.0)
-"""Ages in months that may be taken for years."""
 
 
-def height_score(age: np.ndarray, height: np.ndarray, sex: np.ndarray) -> np.ndarray:
-    """Distance (N,) of a height (cm) from the mean at its age (years), in SD; sex: 1 or 2."""
-    means = [np.interp(age, STATURE_AGES, STATURE[code]) for code in (1, 2)]
-    mean = np.where(sex == 1, *means)
-    return (height - mean) / np.interp(age, STATURE_AGES, STATURE_SD)
-
-
-def _in_months(checked: pd.DataFrame, from_score: float) -> np.ndarray:
+def _in_months(checked: pd.DataFrame, odd: float) -> np.ndarray:
     """Whose height (N,) is odd at the age given, and usual if that is in months."""
     age, height, sex = (checked[name].to_numpy(dtype=float) for name in ("age", "height", "sex"))
-    odd = height_score(age, height, sex) < -from_score
-    usual = np.abs(height_score(age / 12, height, sex)) < USUAL
-    return odd & usual & (age >= MONTHS[0]) & (age <= MONTHS[1])
+    return looks_like_months(age, height, sex, odd)
 
 
 def _months_hint(row: pd.DataFrame) -> str:
@@ -490,7 +471,7 @@ def notes_on_builds(checked: pd.DataFrame, extrapolate: bool) -> list[str]:
     """
     age, height, sex = (checked[name].to_numpy(dtype=float) for name in ("age", "height", "sex"))
     score = height_score(age, height, sex)
-    months = _in_months(checked, RARE)
+    months = _in_months(checked, ODD_HEIGHT)
     odd = months | (np.abs(score) > UNHEARD_OF)
     if not odd.any():
         return []

@@ -11,27 +11,32 @@ import numpy as np
 from ..base.errors import DataError
 
 # %% auto #0
-__all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'PACKET_SAMPLES', 'PACKET_PEAK', 'STEEP_OVER', 'FAST',
-           'LARGEST_FLOW', 'JUMP', 'COARSE', 'TOO_COARSE', 'SMOOTHED_OVER', 'SMOOTHED_STEP', 'LARGEST_FVC',
-           'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW', 'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS',
-           'SINKS_OVER', 'PEAK_OVER', 'LEAST_STEEP', 'MOST_REST', 'FEW_ML', 'REST_RISE', 'DRIFT', 'BREATH_IN',
-           'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL', 'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL',
-           'DROPS_OUT', 'Which', 'corrected_times', 'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations',
-           'forced_expirations']
+__all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'FEW_ROUGH', 'PACKET_SAMPLES', 'PACKET_PEAK', 'PEAK_OVER',
+           'STEEP_OVER', 'FAST', 'LARGEST_FLOW', 'JUMP', 'COARSE', 'TOO_COARSE', 'MOST_COARSE', 'SMOOTHED_OVER',
+           'SMOOTHED_STEP', 'LARGEST_FVC', 'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW',
+           'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER', 'LEAST_STEEP', 'MOST_REST', 'FEW_ML', 'REST_RISE',
+           'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL', 'ANOTHER',
+           'LONG_TAIL', 'SHORT_TAIL', 'MOST_JUMPS', 'DROPS_OUT', 'Which', 'corrected_times', 'volume_of_flow',
+           'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #7a393a1f
 LARGEST_STEP = 0.25
 """s between samples: with fewer than 4 a second, the peak is not seen."""
 LOOKS_LIKE_MS = 0.5
 """A median step from here on is no time in s: it is in ms, or these are numbers of samples."""
-STRAYS = 0.005
-"""s: time stamps that stray no further from an even clock may be corrected to it."""
+STRAYS = 0.0055
+"""s: time stamps that stray no further from an even clock may be corrected to it (rounded to 10 ms
+they stray by 5 ms)."""
 SMOOTHER = 0.95
 """By the correction, the flow must become this much smoother: its roughness, over what it was."""
-PACKET_SAMPLES = 11
+FEW_ROUGH = 0.5
+"""The same of its mean roughness, which a few stamps that are out of step can make."""
+PACKET_SAMPLES = (11, 21, 41, 81)
 """Samples over which time stamps are averaged to look for packets."""
 PACKET_PEAK = 1.10
 """Packets are refused if the largest flow is this many times that of averaged time stamps."""
+PEAK_OVER = 0.01
+"""s over which flow, and the lowest volume, are means: one sample of less is noise."""
 STEEP_OVER = 0.08
 """s, over which the steepest rise is looked for (Miller 2005)."""
 FAST = 0.3
@@ -54,14 +59,18 @@ def _flows(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
 def _jumps(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Which steps (T - 1,) between samples are jumps that stand alone: a reset, padding, a fault.
 
-    In a recording in another unit jump follows upon jump.
+    There and back at once, as one false sample makes it, is such a jump too. In a recording in
+    another unit jump follows upon jump.
     """
-    steps = np.abs(np.diff(volume))
-    jumps = steps > np.maximum(JUMP, LARGEST_FLOW * np.diff(time))
-    beside = np.zeros_like(jumps)
-    beside[1:] |= jumps[:-1]
-    beside[:-1] |= jumps[1:]
-    return jumps & ~beside
+    steps = np.diff(volume)
+    jumps = np.abs(steps) > np.maximum(JUMP, LARGEST_FLOW * np.diff(time))
+    after = np.append(jumps[1:], False)
+    before = np.append(False, jumps[:-1])
+    second_after = np.append(after[1:], False)
+    back = np.append(steps[:-1] * steps[1:] < 0, False)
+    alone = jumps & ~before & ~after
+    there = jumps & after & back & ~before & ~second_after
+    return alone | there | np.append(False, there[:-1])
 
 
 def _rises_without_jumps(volume: np.ndarray, time: np.ndarray, jumps: np.ndarray) -> np.ndarray:
@@ -80,9 +89,23 @@ def _fast_part(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     return inside > FAST * np.nanmax(inside, axis=1, keepdims=True)
 
 
-def _roughness(volume: np.ndarray, time: np.ndarray, part: np.ndarray) -> float:
-    """Median second difference of flow in a part of volume (N, T) L, L/s."""
-    return float(np.nanmedian(np.abs(np.diff(_flows(volume, time), n=2, axis=-1))[part]))
+def _roughness(volume: np.ndarray, time: np.ndarray, part: np.ndarray) -> tuple[float, float]:
+    """Median and mean second difference of flow in a part of volume (N, T) L, L/s."""
+    second = np.abs(np.diff(_flows(volume, time), n=2, axis=-1))[part]
+    return float(np.nanmedian(second)), float(np.nanmean(second))
+
+
+def _is_smoother(volume: np.ndarray, other: np.ndarray, time: np.ndarray, part: np.ndarray) -> bool:
+    """Whether flow of volume (N, T) L is smoother at `other` times (T,) s than at `time` (T,) s."""
+    median, mean = _roughness(volume, time, part)
+    other_median, other_mean = _roughness(volume, other, part)
+    return other_median < SMOOTHER * median or other_mean < FEW_ROUGH * mean
+
+
+def _peak_flow(volume: np.ndarray, time: np.ndarray, part: np.ndarray) -> float:
+    """Largest flow over 10 ms in a part of volume (N, T) L, L/s."""
+    later = np.array([np.interp(time + PEAK_OVER, time, row) for row in volume])
+    return float(np.nanmax((later - volume)[:, 1:-2][part]) / PEAK_OVER)
 
 
 def _even_clock(time: np.ndarray) -> np.ndarray:
@@ -91,13 +114,13 @@ def _even_clock(time: np.ndarray) -> np.ndarray:
     return np.polynomial.Polynomial.fit(number, time, 1)(number)
 
 
-def _averaged(time: np.ndarray) -> np.ndarray:
+def _averaged(time: np.ndarray, samples: int) -> np.ndarray:
     """Time stamps (T,) s, each averaged with its neighbours; the ends are continued."""
-    half = PACKET_SAMPLES // 2
+    half = samples // 2
     before = 2 * time[0] - time[half:0:-1]
     after = 2 * time[-1] - time[-2 : -half - 2 : -1]
     extended = np.concatenate([before, time, after])
-    return np.convolve(extended, np.full(PACKET_SAMPLES, 1 / PACKET_SAMPLES), mode="valid")
+    return np.convolve(extended, np.full(samples, 1 / samples), mode="valid")
 
 
 def _check_times(time: np.ndarray) -> None:
@@ -123,6 +146,21 @@ def _check_times(time: np.ndarray) -> None:
         )
 
 
+def _refuse_packets(
+    volume: np.ndarray, time: np.ndarray, averaged: np.ndarray, fast: np.ndarray, strays: float
+) -> None:
+    """Raise DataError if flow of volume (N, T) L is smoother and lower at averaged times (T,) s."""
+    if not (np.diff(averaged) > 0).all() or not _is_smoother(volume, averaged, time, fast):
+        return
+    peak = _peak_flow(volume, time, fast)
+    if peak > PACKET_PEAK * _peak_flow(volume, averaged, fast):
+        raise DataError(
+            f"time stamps are uneven by up to {1000 * strays:.0f} ms, as if samples came in "
+            f"packets or were stamped late (flow would reach {peak:.0f} L/s): number the samples "
+            "and divide by the sampling rate"
+        )
+
+
 def corrected_times(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     """The times (T,) s of the samples of volume (N, T) L, which may be those of an even clock.
 
@@ -135,18 +173,11 @@ def corrected_times(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
     if strays <= 1e-3 * (time[1] - time[0]):
         return time
     fast = _fast_part(volume, even)
-    limit = SMOOTHER * _roughness(volume, time, fast)
     if strays <= STRAYS:
-        return even if _roughness(volume, even, fast) < limit else time
-    averaged = _averaged(time)
-    if (np.diff(averaged) > 0).all() and _roughness(volume, averaged, fast) < limit:
-        peak = np.nanmax(_flows(volume, time))
-        if peak > PACKET_PEAK * np.nanmax(_flows(volume, averaged)):
-            raise DataError(
-                f"time stamps are uneven by up to {1000 * strays:.0f} ms, as if samples came in "
-                f"packets (flow would reach {peak:.0f} L/s): number the samples and divide by the "
-                "sampling rate"
-            )
+        return even if _is_smoother(volume, even, time, fast) else time
+    for samples in PACKET_SAMPLES:
+        if samples < len(time):
+            _refuse_packets(volume, time, _averaged(time, samples), fast, strays)
     return time
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #f10f1a7e
@@ -162,8 +193,10 @@ def volume_of_flow(flow: np.ndarray, time: np.ndarray) -> np.ndarray:
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #1c656995
 COARSE = 0.002
 """L: a volume that comes in steps of at least so much is smoothed."""
-TOO_COARSE = 0.060
-"""L: in larger steps, PEF cannot be read."""
+TOO_COARSE = 0.0305
+"""L: in larger steps PEF cannot be read: rounded to 40 mL, it is up to 13 % too low."""
+MOST_COARSE = 0.5
+"""L: a larger step is that of whole numbers in another unit."""
 SMOOTHED_OVER = 0.09
 """s, over which steps of 10 mL are smoothed; it grows with the cube root of the step."""
 SMOOTHED_STEP = 0.010
@@ -189,7 +222,7 @@ def _volume_step(volume: np.ndarray) -> float:
 def _refuse_coarse(volume: np.ndarray) -> None:
     """Raise DataError if volume (T,) L comes in steps too coarse to smooth."""
     step = _volume_step(volume)
-    if step > TOO_COARSE:
+    if TOO_COARSE < step < MOST_COARSE:
         raise DataError(
             f"volume comes in steps of {1000 * step:.0f} mL: too coarse to read PEF from, "
             "give the curve as the device records it"
@@ -236,15 +269,19 @@ SINKS_OVER = 1.0
 
 
 def _unit_of(fvc: float, flow: float) -> str:
-    """The unit that a FVC and a largest flow look like, "" if none is known."""
-    likeness = {}
+    """The unit that a FVC and a largest flow look like, "" if none is known.
+
+    Where a volume can be a child's in mL and a large adult's in cL, it is "mL or cL".
+    """
+    likeness: dict[str, float] = {}
     for factor, unit in UNITS.items():
         volume_fits = USUAL_FVC[0] <= fvc / factor <= USUAL_FVC[1]
         flow_fits = USUAL_FLOW[0] <= flow / factor <= USUAL_FLOW[1]
         if volume_fits and (flow_fits or fvc > LARGEST_FVC):
             misfit = abs(np.log(fvc / factor / MIDDLE_FVC))
             likeness[unit] = misfit + (0 if flow_fits else MISFIT_OF_FLOW)
-    return min(likeness, key=lambda unit: likeness[unit], default="")
+    best = min(likeness, key=lambda unit: likeness[unit], default="")
+    return "mL or cL" if best == "cL" and likeness.get("mL", np.inf) < MISFIT_OF_FLOW else best
 
 
 def _refuse_size(fvc: float, flow: float) -> None:
@@ -262,14 +299,12 @@ def _refuse_size(fvc: float, flow: float) -> None:
         raise DataError(f"{found}: the volume looks like {unit}; give it in L")
     if fvc <= LARGEST_FVC:
         raise DataError(
-            f"{found}: volume jumps, or time is not in s (minutes?); give the curve as recorded, "
-            "in L and s"
+            f"{found}: volume jumps, or it is flow, or time is not in s (minutes?); give the curve "
+            "as recorded, in L and s"
         )
     raise DataError(f"{found}: no lungs hold that; is volume in another unit? give it in L")
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #187f12ef
-PEAK_OVER = 0.01
-"""s over which flow, and the lowest volume, are means: one sample of less is noise."""
 LEAST_STEEP = 0.25
 """L/s: with less flow in the steepest 80 ms nobody exhaled by force."""
 MOST_REST = 0.5
@@ -392,8 +427,6 @@ def _largest_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> fl
 def _refuse_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> None:
     """Raise DataError if the expiration found is the rise of a curve of flow."""
     height = found.fvc(volume)
-    if height > 2 * LARGEST_FVC:  # in another unit, which is said elsewhere
-        return
     rising = volume[found.start : found.last_rise + 1] - found.zero
     at = time[found.start : found.last_rise + 1]
     rise_time = at[np.argmax(rising >= 0.95 * height)] - at[np.argmax(rising >= 0.05 * height)]
@@ -404,7 +437,7 @@ def _refuse_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> Non
         if sinks_in > SINKS_OVER * rise_time:
             raise DataError(
                 f"this rises within {1000 * rise_time:.0f} ms and then sinks slowly: it looks like "
-                "flow; give volume, its sum over time"
+                "flow; give volume in L, the sum of flow in L/s over time"
             )
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #8fa52abe
@@ -438,6 +471,8 @@ def _refuse_upside_down(volume: np.ndarray, time: np.ndarray, found: Expiration)
         )
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #7f155833
+MOST_JUMPS = 3
+"""Jumps that may be faults of a recording; with more of them it is in another unit."""
 DROPS_OUT = 1.0
 """s within which volume comes back after it dropped to nothing."""
 
@@ -489,9 +524,12 @@ def _all_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:
     sizes = [one.fvc(volume) for _, one in found]
     kept = [pair for pair, size in zip(found, sizes, strict=True) if size >= ANOTHER * max(sizes)]
     for _, one in kept:
-        _refuse_jumps(volume, time, jumps, one)
         _refuse_flow(volume, time, one)
-        _refuse_size(one.fvc(volume), _largest_flow(volume, time, one))
+        fvc = one.fvc(volume)
+        if fvc > LARGEST_FVC and np.sum(jumps[one.start : one.end]) > MOST_JUMPS:
+            _refuse_size(fvc, _largest_flow(volume, time, one))
+        _refuse_jumps(volume, time, jumps, one)
+        _refuse_size(fvc, _largest_flow(volume, time, one))
         _refuse_upside_down(volume, time, one)
     return sorted((one for _, one in kept), key=lambda one: one.start)
 
@@ -502,6 +540,8 @@ Which = int | Literal["largest"] | None
 
 def _chosen(volume: np.ndarray, time: np.ndarray, which: Which) -> Expiration:
     """The one forced expiration of a recording that is meant. Raises DataError."""
+    if which is not None and which != "largest" and not isinstance(which, (int, np.integer)):
+        raise DataError(f'which={which!r}: give a number from 0 on, or "largest"')
     found = _all_expirations(volume, time)
     if which == "largest":
         return max(found, key=lambda one: one.fvc(volume))
@@ -577,6 +617,8 @@ def find_expirations(volume: np.ndarray, time: np.ndarray, which: Which = None) 
     is there, or several are and none is chosen.
     """
     volume, time = _as_recordings(volume, time)
+    if not len(volume):
+        return Expirations(volume, volume, time, [])
     time = corrected_times(volume, time)
     rows = np.zeros(volume.shape)
     exhaled = np.full(volume.shape, np.nan)
@@ -585,8 +627,8 @@ def find_expirations(volume: np.ndarray, time: np.ndarray, which: Which = None) 
         try:
             part = _recorded(recorded)
             known = _smoothed(recorded[part], time[part])
-            one = _chosen(known, time[part], which).later_by(part.start)
             _refuse_coarse(recorded[part])
+            one = _chosen(known, time[part], which).later_by(part.start)
         except DataError as err:
             raise DataError(f"curve {number}: {err}" if len(volume) > 1 else str(err)) from None
         exhaled[number, part] = known - one.zero

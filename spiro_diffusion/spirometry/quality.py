@@ -6,7 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from ..base.errors import DataError
 from ..base.flags import read_flags
+from ..base.units import QUANTITIES, is_missing, numbers_of, why_impossible
 from .clock import CLOCK, END, volume_on_clock
 from .indices import measure_rows, time_at_level, volume_at
 from .manoeuvre import Which, find_expirations
@@ -56,6 +58,8 @@ def _cough(
     rows: (N, T) L that never fall; time: (T,) s; begins, t0: (N,) s on that axis, the start of each
     expiration and its time zero; pef: (N,) L/s.
     """
+    if not len(rows):
+        return np.zeros(0, dtype=bool)
     since = np.arange(0, min(time[-1] - begins.min(), COUGH_SEARCH), COUGH_STEP)
     grid = begins[:, None] + since
     volume = np.stack([volume_at(rows, time, when) for when in grid.T], axis=1)
@@ -173,6 +177,33 @@ def _grade(best: np.ndarray, usable: bool, young: bool) -> str:
     return "E"
 
 
+def _litres(values: np.ndarray) -> np.ndarray:
+    """FVC or FEV1 (N,) L of manoeuvres, NaN where missing. Raises DataError on others."""
+    litres = numbers_of(pd.Series(np.asarray(values), name="values"))
+    lowest, largest = QUANTITIES["fvc"].possible
+    wrong = np.isfinite(litres) & ~((litres >= lowest) & (litres <= largest))
+    if wrong.any():
+        value = float(litres[wrong][0])
+        raise DataError(f"values holds {value:g}, which {why_impossible('fvc', value)}")
+    return litres
+
+
+def _years(age: np.ndarray) -> np.ndarray:
+    """Ages (N,) in years, NaN where missing. Raises DataError on others."""
+    years = numbers_of(pd.Series(np.asarray(age), name="age"))
+    for value in years[years > QUANTITIES["age"].possible[1]]:
+        raise DataError(f"age {value:g} {why_impossible('age', float(value))}")
+    return years
+
+
+def _check_columns(columns: dict[str, np.ndarray | None]) -> None:
+    """Raise DataError unless all columns that are given have one length."""
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"one of each is needed for every manoeuvre, not {said}")
+
+
 def repeatability(
     person: np.ndarray,
     values: np.ndarray,
@@ -184,19 +215,40 @@ def repeatability(
 
     person: (N,), whose each manoeuvre is; values: (N,) L, its FVC or FEV1; acceptable: (N,) flags,
     as `read_flags` reads them; usable: (N,) flags, the acceptable ones if not given; age: (N,)
-    years, over 6 if not given.
+    years, over 6 if not given. A missing value counts as if the manoeuvre were not there.
     Columns `best` (L), `n_acceptable`, `gap` (L, between the two largest), `grade`.
+    Raises DataError on values that cannot be L, ages that cannot be years, flags that are none, a
+    manoeuvre of nobody, or columns of several lengths.
     Source: Graham 2019.
     """
-    manoeuvres = pd.DataFrame(
-        {"person": person, "value": values, "acceptable": read_flags(acceptable, "acceptable")}
+    flags = read_flags(acceptable, "acceptable")
+    usable_flags = flags if usable is None else read_flags(usable, "usable")
+    litres = _litres(values)
+    people = np.asarray(person)
+    years = None if age is None else _years(age)
+    _check_columns(
+        {
+            "person": people,
+            "values": litres,
+            "acceptable": flags,
+            "usable": usable_flags,
+            "age": years,
+        }
     )
-    manoeuvres["usable"] = manoeuvres["acceptable"]
-    if usable is not None:
-        manoeuvres["usable"] = read_flags(usable, "usable")
-    manoeuvres["young"] = False
-    if age is not None:
-        manoeuvres["young"] = np.asarray(age) <= YOUNG
+    nobody = np.array([is_missing(one) for one in people], dtype=bool)
+    if nobody.any():
+        row = int(nobody.argmax()) + 1
+        raise DataError(f"person is missing in row {row}: fill it in or leave the manoeuvre out")
+    known = np.isfinite(litres)
+    manoeuvres = pd.DataFrame(
+        {
+            "person": people,
+            "value": litres,
+            "acceptable": flags & known,
+            "usable": usable_flags & known,
+            "young": False if years is None else years <= YOUNG,
+        }
+    )
     sets = {}
     for name, theirs in manoeuvres.groupby("person", sort=True):
         best = np.sort(theirs["value"].to_numpy()[theirs["acceptable"].to_numpy()])[::-1]

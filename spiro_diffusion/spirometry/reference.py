@@ -3,6 +3,8 @@
 # %% ../../nbs/spirometry/04_reference.ipynb #82585bfb
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import pandas as pd
 
 from ..base.errors import DataError
 from spiro_diffusion.base.units import (
+    MISSING_CODES,
     QUANTITIES,
     distinct,
     is_missing,
@@ -23,9 +26,10 @@ if TYPE_CHECKING:
     from pyspiro.src.reference import Reference
 
 # %% auto #0
-__all__ = ['SOURCES', 'GLI_2012_OTHER', 'NHANES3_CAUCASIAN', 'NHANES3_OF_RIDRETH1', 'MALE', 'FEMALE', 'SEX_CODES', 'AGE_OF_SHORT',
-           'LOOKS_LIKE_INCHES', 'TALLEST', 'SECANT_STEPS', 'Z_EXACT', 'Z_FOUND', 'SEARCHED', 'sex_code', 'sex_codes',
-           'sex_of', 'zscores', 'predicted', 'value_at']
+__all__ = ['SOURCES', 'GLI_2012_OTHER', 'NHANES3_CAUCASIAN', 'NHANES3_OF_RIDRETH1', 'MALE', 'FEMALE', 'SEX_CODES', 'STATURE_AGES',
+           'STATURE', 'STATURE_SD', 'ODD_HEIGHT', 'USUAL_HEIGHT', 'LIKE_MONTHS', 'AGE_OF_SHORT', 'LOOKS_LIKE_INCHES',
+           'PEOPLE', 'TALLEST', 'SECANT_STEPS', 'Z_EXACT', 'Z_FOUND', 'SEARCHED', 'sex_code', 'sex_codes', 'sex_of',
+           'height_score', 'looks_like_months', 'zscores', 'predicted', 'value_at']
 
 # %% ../../nbs/spirometry/04_reference.ipynb #d453f095
 SOURCES = {
@@ -113,11 +117,51 @@ def sex_of(table: pd.DataFrame) -> np.ndarray:
         raise DataError(f"columns sex and gender disagree in row {row}: keep the right one")
     return np.where(np.isnan(first), last, first)
 
+# %% ../../nbs/spirometry/04_reference.ipynb #8a4e7d60
+STATURE_AGES = (3.0, 6.0, 9.0, 12.0, 15.0, 18.0, 50.0, 80.0)
+"""Years, at which `STATURE` and `STATURE_SD` are given; straight lines between."""
+STATURE = {
+    1: (95.0, 116.0, 134.0, 150.0, 170.0, 176.5, 176.5, 171.0),
+    2: (94.0, 115.5, 134.0, 152.0, 162.0, 163.0, 162.0, 156.0),
+}
+"""Mean height in cm of 1 boys and men and 2 girls and women (NHANES 2011-2012, rounded)."""
+STATURE_SD = (4.2, 5.5, 6.5, 8.0, 8.0, 7.3, 7.3, 7.3)
+"""SD of it, cm, for both."""
+ODD_HEIGHT = 4.5
+"""Distance of a height from the mean at its age, in SD, that another unit of age may explain."""
+USUAL_HEIGHT = 3.0
+"""The same, of a height that is not remarkable."""
+LIKE_MONTHS = (36.0, 240.0)
+"""Ages in months that may be taken for years."""
+
+
+def height_score(age: np.ndarray, height: np.ndarray, sex: np.ndarray) -> np.ndarray:
+    """Distance (N,) of a height (cm) from the mean at its age (years), in SD; sex: 1 or 2."""
+    means = [np.interp(age, STATURE_AGES, STATURE[code]) for code in (1, 2)]
+    mean = np.where(sex == 1, *means)
+    return (height - mean) / np.interp(age, STATURE_AGES, STATURE_SD)
+
+
+def looks_like_months(
+    age: np.ndarray, height: np.ndarray, sex: np.ndarray, odd: float = ODD_HEIGHT
+) -> np.ndarray:
+    """Whose height (N,) cm is odd at the age (N,) in years, and usual if that is in months.
+
+    sex: (N,), 1 or 2; odd: distance from the mean at that age, in SD, that is. False where one
+    is NaN.
+    """
+    with np.errstate(invalid="ignore"):
+        is_odd = height_score(age, height, sex) < -odd
+        usual = np.abs(height_score(age / 12, height, sex)) < USUAL_HEIGHT
+        return is_odd & usual & (age >= LIKE_MONTHS[0]) & (age <= LIKE_MONTHS[1])
+
 # %% ../../nbs/spirometry/04_reference.ipynb #6bf15994
 AGE_OF_SHORT = 5.0
 """Years, below which a height under 90 cm is one in cm."""
 LOOKS_LIKE_INCHES = 90.0
 """A height below it looks like inches, or metres or feet."""
+PEOPLE = ("age", "height", "sex", "gender", "ethnicity")
+"""Columns that say who somebody is."""
 TALLEST = QUANTITIES["height"].possible[1]
 """cm; a height above it may be in mm."""
 
@@ -126,13 +170,48 @@ def _check_units(age: np.ndarray, height: np.ndarray) -> None:
     """Raise DataError on the first age (N,) or height (N,) that looks like one in another unit."""
     small_child = (age < AGE_OF_SHORT) & (height >= QUANTITIES["height"].possible[0])
     odd = {
-        "age": age[age > QUANTITIES["age"].possible[1]],
+        "age": age[(age < 0) | (age > QUANTITIES["age"].possible[1])],
         "height": height[((height < LOOKS_LIKE_INCHES) & ~small_child) | (height > TALLEST)],
     }
     for name, values in odd.items():
         for value in values:
+            if value in MISSING_CODES:
+                raise DataError(
+                    f"{name} {value:g} looks like a code for a missing value; leave it empty"
+                )
             if unit := looks_like(name, value):
                 raise DataError(f"{name} {value:g} {unit}")
+
+
+def _warn_of_months(inputs: pd.DataFrame) -> None:
+    """Warn of the first age that looks like one in months; `inputs` as `_inputs` gives them."""
+    age, height, sex = (inputs[name].to_numpy() for name in ("age", "height", "sex"))
+    months = looks_like_months(age, height, 2 - sex)
+    if months.any():
+        row = int(months.argmax())
+        warnings.warn(
+            f"an age of {age[row]:g} years and a height of {height[row]:g} cm do not belong "
+            f"together: if that is in months, give it in years ({age[row] / 12:.3g})",
+            stacklevel=3,
+        )
+
+
+def _as_people(table: Any) -> pd.DataFrame:
+    """A table, or a mapping of columns, with the names used here: "FEV1/FVC" is `fev1_fvc`."""
+    if not isinstance(table, pd.DataFrame):
+        if isinstance(table, Mapping) and all(np.ndim(value) == 0 for value in table.values()):
+            table = {name: [value] for name, value in table.items()}
+        try:
+            table = pd.DataFrame(table)
+        except (ValueError, TypeError) as err:
+            raise DataError(f"these people are no table ({err})") from err
+    known = {*PEOPLE, *SOURCES}
+    names: dict[Any, str] = {}
+    for name in table.columns:
+        plain = str(name).strip().lower().replace("/", "_")
+        if name not in known and plain in known and plain not in [*table, *names.values()]:
+            names[name] = plain
+    return table.rename(columns=names)
 
 
 def _inputs(people: pd.DataFrame) -> pd.DataFrame:
@@ -186,7 +265,11 @@ def _zscore(inputs: pd.DataFrame, name: str, values: np.ndarray | pd.Series) -> 
 
 
 def _check_index(name: str, values: np.ndarray) -> None:
-    """Raise DataError on the first value (N,) of an index that looks like one in another unit."""
+    """Raise DataError on the first value (N,) of an index that is none, or in another unit."""
+    for value in values[values <= 0]:
+        raise DataError(
+            f"{name} {value:g} cannot be; correct it, or leave it empty if it is missing"
+        )
     if name in QUANTITIES:
         for value in values[values > QUANTITIES[name].possible[1]]:
             if unit := looks_like(name, value):
@@ -200,9 +283,19 @@ def zscores(table: pd.DataFrame, check_units: bool = True) -> pd.DataFrame:
     `ethnicity` (RIDRETH1), and indices (L, L/s, a ratio). NaN where something is missing or
     outside the equations' ages. Sources: Bowerman 2023, Quanjer 2012, Hankinson 1999.
     check_units: refuse indices that look like mL, L/min or percent; curves that a model drew may
-    be as odd as they are. Raises DataError on such values, and on a sex that is neither.
+    be as odd as they are. Names of columns may be in capitals. Warns of an age that looks like
+    months. Raises DataError on values that cannot be, on a sex that is neither, and if there is no
+    index in the table.
     """
+    table = _as_people(table)
     inputs = _inputs(table)
+    if check_units and not any(name in table for name in SOURCES):
+        raise DataError(
+            f"the table has no index to compare: give one of {', '.join(SOURCES)}; "
+            f"its columns are {', '.join(map(str, table.columns))}"
+        )
+    if check_units:
+        _warn_of_months(inputs)
     scores = {}
     for name in SOURCES:
         if name in table:
@@ -214,14 +307,22 @@ def zscores(table: pd.DataFrame, check_units: bool = True) -> pd.DataFrame:
 
 
 def predicted(
-    people: pd.DataFrame, names: tuple[str, ...] = ("fev1", "fvc", "fev1_fvc")
+    people: pd.DataFrame, names: str | tuple[str, ...] = ("fev1", "fvc", "fev1_fvc")
 ) -> pd.DataFrame:
     """Predicted values and lower limits of normal, columns `<name>_pred` and `<name>_lln`.
 
-    people: a row a person, as `zscores` takes them; names: of `SOURCES`.
-    Values in L, L/s or a ratio; NaN as `zscores`.
+    people: a row a person, as `zscores` takes them; names: one or more of `SOURCES`.
+    Values in L, L/s or a ratio; NaN as `zscores`. Raises DataError as `zscores` does, and on a
+    name that is not known.
     """
+    if isinstance(names, str):
+        names = (names,)
+    for name in names:
+        if name not in SOURCES:
+            raise DataError(f"{name!r} has no equation: use one of {', '.join(SOURCES)}")
+    people = _as_people(people)
     inputs = _inputs(people)
+    _warn_of_months(inputs)
     columns = {}
     for name in names:
         of_one = _computed(inputs.assign(**{name: 1.0}), name, ("percent", "lln"))
