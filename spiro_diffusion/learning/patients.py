@@ -442,7 +442,7 @@ def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
 
 # %% ../../nbs/learning/03_patients.ipynb #d2a9acd0
 UNHEARD_OF = 6.0
-"""Distance of a height from the mean at its age, in SD, that is taken for an error."""
+"""Distance of a height from the mean at its age, in SD, beyond which it is named."""
 RARE_OLD = 2.5
 """The same, at an age beyond those measured."""
 
