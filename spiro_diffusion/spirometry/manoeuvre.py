@@ -14,10 +14,10 @@ from ..base.errors import DataError
 __all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'FEW_ROUGH', 'PACKET_SAMPLES', 'PACKET_PEAK', 'PEAK_OVER',
            'STEEP_OVER', 'FAST', 'LARGEST_FLOW', 'JUMP', 'COARSE', 'TOO_COARSE', 'MOST_COARSE', 'SMOOTHED_OVER',
            'SMOOTHED_STEP', 'LARGEST_FVC', 'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW',
-           'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER', 'LEAST_STEEP', 'MOST_REST', 'FEW_ML', 'REST_RISE',
-           'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL', 'ANOTHER',
-           'LONG_TAIL', 'SHORT_TAIL', 'MOST_JUMPS', 'DROPS_OUT', 'Which', 'corrected_times', 'volume_of_flow',
-           'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
+           'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER', 'LEAST_STEEP', 'MOST_REST', 'FEW_ML', 'REST_TIME',
+           'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL',
+           'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL', 'MOST_JUMPS', 'DROPS_OUT', 'Which', 'corrected_times',
+           'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #7a393a1f
 LARGEST_STEP = 0.25
@@ -311,10 +311,12 @@ MOST_REST = 0.5
 """s of rest at full lungs that are kept before an expiration."""
 FEW_ML = 0.010
 """L by which a recording that begins at full lungs may begin above its lowest sample."""
+REST_TIME = 1.0
+"""s, over which ..."""
 REST_RISE = 0.005
-"""L by which volume may rise in a rest ..."""
+"""... volume may rise by so many L in a rest ..."""
 DRIFT = 0.005
-"""... and, after its first second, L/s by which a sensor may drift."""
+"""... and, in a longer one, L/s by which a sensor may drift."""
 BREATH_IN = 0.3
 """L by which volume falls in a breath in, at least ..."""
 BREATH_IN_SHARE = 0.1
@@ -378,6 +380,20 @@ def _zero(volume: np.ndarray, time: np.ndarray, since: int, deepest: int) -> flo
     return float(means.min())
 
 
+def _rest_ends(volume: np.ndarray, time: np.ndarray) -> int:
+    """Last sample of a rest at the beginning of volume (T,) L, its lowest; 0 if there is none.
+
+    In a rest, volume has risen by 5 mL at most within a second, and by what a sensor drifts.
+    """
+    from scipy.ndimage import minimum_filter1d
+
+    samples = max(int(np.searchsorted(time, time[0] + REST_TIME)), 1)
+    before = minimum_filter1d(volume, samples, mode="nearest", origin=(samples - 1) // 2)
+    drifted = DRIFT * np.maximum(time - time[0] - REST_TIME, 0)
+    rests = (volume <= before + REST_RISE) & (volume <= volume[0] + REST_RISE + drifted)
+    return int(np.flatnonzero(rests)[-1])
+
+
 def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> tuple[int, float]:
     """The deepest inspiration before the steepest rise, from sample `steep` to `top`.
 
@@ -386,9 +402,7 @@ def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> tuple[
     above = np.flatnonzero(volume[:steep] > volume[top])
     since = int(above[-1]) + 1 if len(above) else 0
     deepest = since + int(volume[since : top + 1].argmin())
-    waited = np.maximum(time[deepest : top + 1] - time[deepest] - 1, 0)
-    at_rest = volume[deepest : top + 1] <= volume[deepest] + REST_RISE + DRIFT * waited
-    rest_ends = deepest + int(np.flatnonzero(at_rest)[-1])
+    rest_ends = deepest + _rest_ends(volume[deepest : top + 1], time[deepest : top + 1])
     if time[rest_ends] - time[deepest] > MOST_REST:
         earliest = int(np.searchsorted(time, time[rest_ends] - MOST_REST))
         rest = volume[earliest : rest_ends + 1]
