@@ -132,7 +132,7 @@ class Quantity:
     headers: Mapping[str, float] = field(default_factory=dict)
     """Units that a column's header may name, and the factor to `unit`."""
 
-
+# %% ../../nbs/base/05_units.ipynb #b7edd0e3
 DAYS_PER_YEAR = 365.25
 KG_PER_POUND = 0.45359237
 YEARS = {"years": 1.0, "year": 1.0, "yrs": 1.0, "yr": 1.0, "y": 1.0}
@@ -194,7 +194,7 @@ QUANTITIES: dict[str, Quantity] = {
 }
 """What is known of each quantity, by the name of its column or target."""
 
-
+# %% ../../nbs/base/05_units.ipynb #5717f406
 OFTEN_CODED = ("age", "height", "weight", "fev1_z", "fvc_z", "fev1_fvc_z")
 """What tables write as one of `MISSING_CODES` where it is not known."""
 

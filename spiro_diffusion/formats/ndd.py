@@ -169,7 +169,7 @@ def _trials(root: ElementTree.Element) -> Iterator[tuple[ElementTree.Element, ..
             for trial in test.iter("Trial"):
                 yield patient, test, trial
 
-
+# %% ../../nbs/formats/11_ndd.ipynb #4252841a
 def read_ndd(path: str | Path) -> list[Recording]:
     """The forced manoeuvres of an XML file as ndd's software exports it, breaths in included.
 
@@ -221,7 +221,7 @@ def read_ndd(path: str | Path) -> list[Recording]:
         warnings.warn(f"{path}: left out: {', '.join(left_out)}", stacklevel=2)
     return recordings
 
-
+# %% ../../nbs/formats/11_ndd.ipynb #684a6a1c
 def is_xml(head: str, path: Path) -> bool:
     """Whether the text `head` begins as XML does; `read_ndd` says whether it is ndd's."""
     return head.lstrip().startswith("<")

@@ -178,7 +178,7 @@ def _device_in(row: dict[Place, str], place: Place) -> dict[str, Any]:
             device[f"p{field}"] = word
     return device
 
-
+# %% ../../nbs/formats/08_ukb.ipynb #5dfc8add
 def _table_recordings(path: str | Path) -> Iterator[Recording]:
     """The blows of a table, in its order. Raises DataError as `ukb_recordings` does."""
     table = read_csv(path, "eid and p3066_i0_a0 ...")
