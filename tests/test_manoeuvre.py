@@ -309,6 +309,7 @@ IMPOSSIBLE = {
     "a jump within": (BLOW + 1.2 * (T > 0.5), T, "jumps"),
     "a dropout": (np.where(np.abs(T - 0.5) < 0.03, 0, BLOW), T, "jumps"),
     "nothing": (np.zeros_like(T), T, "no air was moved"),
+    "one quiet breath": (0.3 * (1 - np.cos(np.pi * np.minimum(T, 2) / 2)), T, "forced expiration"),
     "quiet breathing": (0.25 * np.sin(2 * np.pi * T / 4), T, "forced expiration"),
     "text": (["a"] * len(T), T, "numbers"),
     "two lengths": (BLOW[:-1], T, "expected"),

@@ -20,7 +20,7 @@ from spiro_diffusion.apps.console import (
 from ..base.errors import DataError
 from ..base.files import check_free, record_beside
 from ..completion.reconstruction import NOTICE, reconstruct
-from ..formats.recognise import FORMATS, read_recordings
+from ..formats.recognise import known_formats, read_recordings
 from ..formats.recording import Recording
 from ..spirometry.manoeuvre import Which
 
@@ -34,7 +34,7 @@ __all__ = ['KINDS', 'MOST_LISTED', 'PERSON', 'COMMAND', 'choose', 'main']
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
-        help=f"a recording: {FORMATS}; a column observed (1 or 0) says what is to be used",
+        help=f"a recording: {known_formats()}; a column observed (1 or 0) says what is to be used",
     )
     parser.add_argument("--trial", help="which manoeuvre of the file, by its name there")
     parser.add_argument("--person", help="whose, where the file has several people")

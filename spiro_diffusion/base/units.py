@@ -18,7 +18,7 @@ __all__ = ['MISSING_WORDS', 'MISSING_CODES', 'MOST_SHOWN', 'FEET_AND_INCHES', 'C
            'KG_PER_POUND', 'YEARS', 'MONTHS', 'DAYS', 'CENTIMETRES', 'METRES', 'MILLIMETRES', 'INCHES', 'FEET',
            'KILOGRAMS', 'GRAMS', 'POUNDS', 'Z_HEADERS', 'VOLUME', 'Z_SCORE', 'QUANTITIES', 'OFTEN_CODED', 'is_missing',
            'distinct', 'read_numbers', 'numbers_of', 'shown', 'why_no_number', 'OtherUnit', 'Quantity', 'number_text',
-           'looks_like', 'why_impossible', 'counted', 'some_of']
+           'looks_like', 'why_impossible', 'years_between', 'counted', 'some_of']
 
 # %% ../../nbs/base/05_units.ipynb #57bf4ebb
 MISSING_WORDS = frozenset({"", ".", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"})
@@ -132,7 +132,7 @@ class Quantity:
     headers: Mapping[str, float] = field(default_factory=dict)
     """Units that a column's header may name, and the factor to `unit`."""
 
-
+# %% ../../nbs/base/05_units.ipynb #b7edd0e3
 DAYS_PER_YEAR = 365.25
 KG_PER_POUND = 0.45359237
 YEARS = {"years": 1.0, "year": 1.0, "yrs": 1.0, "yr": 1.0, "y": 1.0}
@@ -194,7 +194,7 @@ QUANTITIES: dict[str, Quantity] = {
 }
 """What is known of each quantity, by the name of its column or target."""
 
-
+# %% ../../nbs/base/05_units.ipynb #5717f406
 OFTEN_CODED = ("age", "height", "weight", "fev1_z", "fvc_z", "fev1_fvc_z")
 """What tables write as one of `MISSING_CODES` where it is not known."""
 
@@ -230,6 +230,14 @@ def why_impossible(name: str, value: float) -> str:
         return f"cannot be; if a z-score is meant, it is {name}_z"
     limits = f"{number_text(low)} to {number_text(high)}"
     return f"is outside {limits}{' ' + quantity.unit if quantity.unit else ''}, what there can be"
+
+# %% ../../nbs/base/05_units.ipynb #3f2d918a
+def years_between(birth: str, day: str) -> float | None:
+    """Years from one date (ISO 8601) to another, to 0.01 years; None if either is no date."""
+    dates = pd.to_datetime(pd.Series([birth, day]), format="ISO8601", errors="coerce")
+    if dates.isna().any():
+        return None
+    return round((dates[1] - dates[0]).days / DAYS_PER_YEAR, 2)
 
 # %% ../../nbs/base/05_units.ipynb #ef552e75
 def counted(number: int, noun: str) -> str:

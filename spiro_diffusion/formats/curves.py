@@ -167,7 +167,7 @@ def patient_of(
             patient[quantity] = float(value[np.isfinite(value)][0] * factor)
     return patient
 
-
+# %% ../../nbs/formats/09_curves.ipynb #da12ba78
 def _check_present(columns: dict[str, Column], table: pd.DataFrame, path: str | Path) -> None:
     """Raise DataError that shows what is there, unless there are time and volume or flow."""
     missing = []
@@ -221,7 +221,7 @@ def _check_gaps(values: np.ndarray, seen: np.ndarray | None, name: str, path: st
             "or write 0 in a column observed beside it (and 1 in all others)"
         )
 
-
+# %% ../../nbs/formats/09_curves.ipynb #5c8db18a
 def _time_in_seconds(
     table: pd.DataFrame, columns: dict[str, Column], values: dict[str, np.ndarray], path: str | Path
 ) -> np.ndarray:
@@ -257,7 +257,7 @@ def _with_units(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
         return table
     return table.iloc[1:].reset_index(drop=True).rename(columns=names)
 
-
+# %% ../../nbs/formats/09_curves.ipynb #2f19046a
 @dataclass(frozen=True)
 class _Samples:
     """The samples of a table, manoeuvre after manoeuvre, and the table that they came from."""

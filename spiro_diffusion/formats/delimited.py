@@ -136,7 +136,7 @@ def _header_and_body(rows: list[Row], path: str | Path) -> tuple[Row, list[Row]]
         )
     return first, plain[1:]
 
-
+# %% ../../nbs/formats/04_delimited.ipynb #a5536a8f
 def _names_of(header: Row, path: str | Path) -> list[str]:
     """The columns' names, up to the last that has one. Raises DataError on the same name twice."""
     names = [" ".join(cell.split()) for cell in header.cells[: _filled(header.cells)]]

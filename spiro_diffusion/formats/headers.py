@@ -40,7 +40,7 @@ UNITS: dict[str, Mapping[str, float]] = {
 }
 """By quantity: what one of each unit is in s, L, L/s, years, cm and kg."""
 BTPS = r"[\s,;_]*(?<![a-z])btps(?![a-z])"
-"""What volumes are in anyway."""
+"""BTPS beside a unit: all volumes are taken as BTPS, so that it changes nothing."""
 SPELLINGS = (
     (BTPS, ""),
     (r"milli(?=l|s)", "m"),

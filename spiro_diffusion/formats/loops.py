@@ -18,7 +18,7 @@ from .headers import find_columns, with_near_misses
 from .recording import Recording
 
 # %% auto #0
-__all__ = ['PEOPLE_FILE', 'PEOPLE_COLUMNS', 'people_in', 'read_loops']
+__all__ = ['PEOPLE_FILE', 'PEOPLE_COLUMNS', 'TABLES', 'people_in', 'read_loops']
 
 # %% ../../nbs/formats/10_loops.ipynb #9c093c72
 PEOPLE_FILE = "people.csv"
@@ -71,6 +71,13 @@ def _check_joined(recordings: list[Recording], people: Mapping[str, Any], path: 
         )
 
 # %% ../../nbs/formats/10_loops.ipynb #13f08cbf
+TABLES = (
+    "a CSV table of time (s) and volume (L) or flow (L/s), a table of loops (ID, Visit, Trial, "
+    "Volume, Flow, Time)"
+)
+"""What `read_loops` takes, for a sentence."""
+
+
 def read_loops(path: str | Path, people: str | Path | None = None) -> list[Recording]:
     """The recordings of a table of loops, with what is known of their people.
 

@@ -12,17 +12,16 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
-import pandas as pd
 
 from ..base.errors import DataError
-from ..base.units import shown
+from ..base.units import shown, years_between
 from .headers import UNITS, plain_unit
-from .recording import Recording
+from .recording import Format, Recording
 from .text import finite_numbers, read_text
 
 # %% auto #0
-__all__ = ['DECLARATION', 'NAMESPACE', 'FORMAT', 'INDEX_OF', 'FACTORS', 'WORDS', 'TALLEST_IN_METRES', 'CM_PER_METRE',
-           'DAYS_PER_YEAR', 'FORCED', 'read_ndd']
+__all__ = ['DECLARATION', 'NAMESPACE', 'FORMAT', 'INDEX_OF', 'FACTORS', 'WORDS', 'TALLEST_IN_METRES', 'CM_PER_METRE', 'FORCED',
+           'NDD', 'read_ndd', 'is_xml']
 
 # %% ../../nbs/formats/11_ndd.ipynb #9a8d7149
 DECLARATION = re.compile(r"\s*<\?xml[^>]*\?>")
@@ -79,7 +78,6 @@ WORDS = {"Accepted": "accepted", "Rank": "rank"}
 """What the device says of a manoeuvre in words, and our name of it."""
 TALLEST_IN_METRES = 2.6
 CM_PER_METRE = 100.0
-DAYS_PER_YEAR = 365.25
 
 
 def _number(text: str) -> float | None:
@@ -108,14 +106,6 @@ def _device_says(trial: ElementTree.Element, test: ElementTree.Element) -> dict[
     return said
 
 
-def _years_between(birth: str, day: str) -> float | None:
-    """Years from a date to another, None if either is no date."""
-    dates = pd.to_datetime(pd.Series([birth, day]), format="ISO8601", errors="coerce")
-    if dates.isna().any():
-        return None
-    return round((dates[1] - dates[0]).days / DAYS_PER_YEAR, 2)
-
-
 def _patient_of(patient: ElementTree.Element, test: ElementTree.Element) -> dict[str, Any]:
     """Age (years) on the day of the test, height (cm), weight (kg), sex and ethnicity.
 
@@ -127,7 +117,7 @@ def _patient_of(patient: ElementTree.Element, test: ElementTree.Element) -> dict
     if data is None:
         return {}
     known: dict[str, Any] = {}
-    age = _years_between(_text(data, "DateOfBirth"), _text(test, "TestDate")[:10])
+    age = years_between(_text(data, "DateOfBirth"), _text(test, "TestDate")[:10])
     if age is not None and age > 0:
         known["age"] = age
     height = _number(_text(data, "Height"))
@@ -179,7 +169,7 @@ def _trials(root: ElementTree.Element) -> Iterator[tuple[ElementTree.Element, ..
             for trial in test.iter("Trial"):
                 yield patient, test, trial
 
-
+# %% ../../nbs/formats/11_ndd.ipynb #4252841a
 def read_ndd(path: str | Path) -> list[Recording]:
     """The forced manoeuvres of an XML file as ndd's software exports it, breaths in included.
 
@@ -230,3 +220,11 @@ def read_ndd(path: str | Path) -> list[Recording]:
     if left_out:
         warnings.warn(f"{path}: left out: {', '.join(left_out)}", stacklevel=2)
     return recordings
+
+# %% ../../nbs/formats/11_ndd.ipynb #684a6a1c
+def is_xml(head: str, path: Path) -> bool:
+    """Whether the text `head` begins as XML does; `read_ndd` says whether it is ndd's."""
+    return head.lstrip().startswith("<")
+
+
+NDD = Format("XML of ndd's software", is_xml, read_ndd)

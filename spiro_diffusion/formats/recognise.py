@@ -3,56 +3,50 @@
 # %% ../../nbs/formats/12_recognise.ipynb #3774d40b
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 
 from ..base.errors import DataError, need_file
-from .loops import read_loops
-from .ndd import read_ndd
-from .recording import Recording
+from .loops import TABLES, read_loops
+from .ndd import NDD
+from .recording import Format, Recording
 from .text import FIRST_BYTES, first_bytes, text_of
-from .ukb import is_ukb_header, ukb_recordings
-from .waveform import waveform_recordings
+from .ukb import UK_BIOBANK
+from .waveform import WAVEFORM
 
 # %% auto #0
-__all__ = ['FORMATS', 'WAY_OUT', 'FIRST_READ', 'WAVEFORM_MARK', 'BARE_BLOW', 'read_recordings']
+__all__ = ['FORMATS', 'FIRST_READ', 'known_formats', 'read_recordings']
 
 # %% ../../nbs/formats/12_recognise.ipynb #650f910f
-FORMATS = (
-    "a CSV table of time (s) and volume (L) or flow (L/s), a table of loops (ID, Visit, Trial, "
-    "Volume, Flow, Time), an ATS waveform (.wf), UK Biobank field 3066, or XML of ndd's software"
-)
-WAY_OUT = f"recordings are read from {FORMATS}"
+FORMATS: list[Format] = [
+    NDD,
+    WAVEFORM,
+    UK_BIOBANK,
+]
+"""The formats, in the order in which they are asked; a format of your own is one more line."""
 FIRST_READ = 1 << 16
 """Bytes from which a format is recognised."""
-WAVEFORM_MARK = re.compile(r"^\s*\[Data\]", re.MULTILINE)
-BARE_BLOW = re.compile(r'\s*"?(blow\s*\d*\s*,\s*\d+|\d+(\s*,\s*\d+){20})\s*,', re.IGNORECASE)
-"""A line of field 3066: an order and a number of points, or whole numbers and nothing else."""
 
 
-def _reader_for(path: Path, head: str) -> Callable[[Path], list[Recording]]:
-    """The reader of the format that a file which begins with the text `head` has."""
-    first = head.lstrip().split("\n", 1)[0]
-    if first.startswith("<"):
-        return read_ndd
-    if WAVEFORM_MARK.search(head) or path.suffix.lower() == ".wf":
-        return waveform_recordings
-    if is_ukb_header(first) or BARE_BLOW.match(first):
-        return ukb_recordings
-    return read_loops
+def known_formats() -> str:
+    """The formats that can be read, for a sentence."""
+    first = [TABLES, *(one.described for one in FORMATS[:-1])]
+    return f"{', '.join(first)}, or {FORMATS[-1].described}"
 
 
 def read_recordings(path: str | Path) -> list[Recording]:
-    """The recordings in a file of any format known here, in the order of the file.
+    """The recordings in a file of any format in `FORMATS`, or in a table, in the order of the file.
 
-    Recognised by what is in it: a table of curves or loops, an ATS waveform, UK Biobank field 3066,
-    XML of ndd's software. Warns of what is left out or taken for granted. Raises DataError that
-    lists the formats if it is none of them, and as their readers do.
+    Warns of what is left out or assumed. Raises DataError that lists the formats if the file is
+    none of them, and as their readers do.
     """
-    path = need_file(path, WAY_OUT)
-    head = first_bytes(path, FIRST_READ)
+    way_out = f"recordings are read from {known_formats()}"
+    path = need_file(path, way_out)
+    data = first_bytes(path, FIRST_READ)
     for start, what in FIRST_BYTES.items():
-        if head.startswith(start):
-            raise DataError(f"{path} is {what}; {WAY_OUT}")
-    return _reader_for(path, text_of(head, WAY_OUT, path))(path)
+        if data.startswith(start):
+            raise DataError(f"{path} is {what}; {way_out}")
+    head = text_of(data, way_out, path)
+    for one in FORMATS:
+        if one.recognises(head, path):
+            return one.read(path)
+    return read_loops(path)

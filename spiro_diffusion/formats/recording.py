@@ -3,8 +3,9 @@
 # %% ../../nbs/formats/06_recording.ipynb #80341846
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,19 @@ from ..base.errors import DataError
 from ..spirometry.indices import INDICES, indices
 
 # %% auto #0
-__all__ = ['Recording', 'measure_recordings']
+__all__ = ['Recording', 'Format', 'measure_recordings']
 
 # %% ../../nbs/formats/06_recording.ipynb #945a3497
 @dataclass(frozen=True, eq=False)
 class Recording:
     """Volume over time as it was recorded, and what the file says about it.
 
-    Raises DataError if volume and time are not of one length, or hold fewer than two samples.
+    Raises DataError if volume and time are not of one length, if they hold fewer than two samples,
+    or if person, visit or trial is not text.
     """
 
     volume: np.ndarray
-    """(T,) L, exhaled counts up; NaN only where `observed` is False."""
+    """(T,) L BTPS, exhaled counts up; NaN only where `observed` is False."""
     time: np.ndarray
     """(T,) s."""
     person: str = ""
@@ -51,6 +53,13 @@ class Recording:
                 f"{self.name} has volume of shape {self.volume.shape} and time of shape "
                 f"{self.time.shape}: two samples or more of both are expected"
             )
+        for kind in ("person", "visit", "trial"):
+            value = getattr(self, kind)
+            if not isinstance(value, str):
+                raise DataError(
+                    f"{self.name} has a {kind} that is no text ({value!r}): give it as it stands "
+                    f'in the file, so that "007" stays "007"'
+                )
 
     @property
     def name(self) -> str:
@@ -60,6 +69,18 @@ class Recording:
             if getattr(self, kind):
                 said.append(f"{kind} {getattr(self, kind)}")
         return ", ".join(said) or "a recording"
+
+# %% ../../nbs/formats/06_recording.ipynb #ba44586d
+@dataclass(frozen=True)
+class Format:
+    """A file format of recordings."""
+
+    described: str
+    """What such a file is, for a sentence: "an ATS waveform (.wf)"."""
+    recognises: Callable[[str, Path], bool]
+    """Given the text with which a file begins, and its path: whether it has this format."""
+    read: Callable[[Path], list[Recording]]
+    """The recordings of a file of this format, in the order of the file."""
 
 # %% ../../nbs/formats/06_recording.ipynb #8baeda10
 def measure_recordings(recordings: Sequence[Recording]) -> pd.DataFrame:

@@ -13,13 +13,14 @@ import pandas as pd
 
 from ..base.errors import DataError
 from .delimited import read_csv
-from .recording import Recording
+from .recording import Format, Recording
 from .samples import STEP
 from .text import finite_numbers, read_text
 
 # %% auto #0
 __all__ = ['ML_PER_L', 'FEWEST_COUNTED', 'ORDER', 'FORMAT', 'CURVES', 'FIELD', 'PERSON', 'MISSING', 'SEX', 'MEASURES',
-           'SEX_WORDS', 'INDEX_FIELDS', 'WORDS', 'Cell', 'Place', 'is_ukb_header', 'ukb_recordings', 'read_ukb']
+           'SEX_WORDS', 'INDEX_FIELDS', 'WORDS', 'BARE_BLOW', 'UK_BIOBANK', 'Cell', 'Place', 'is_ukb_header',
+           'ukb_recordings', 'is_ukb', 'read_ukb']
 
 # %% ../../nbs/formats/08_ukb.ipynb #62aa74d7
 ML_PER_L = 1000
@@ -177,7 +178,7 @@ def _device_in(row: dict[Place, str], place: Place) -> dict[str, Any]:
             device[f"p{field}"] = word
     return device
 
-
+# %% ../../nbs/formats/08_ukb.ipynb #5dfc8add
 def _table_recordings(path: str | Path) -> Iterator[Recording]:
     """The blows of a table, in its order. Raises DataError as `ukb_recordings` does."""
     table = read_csv(path, "eid and p3066_i0_a0 ...")
@@ -230,6 +231,19 @@ def ukb_recordings(path: str | Path) -> list[Recording]:
     if not found:
         raise DataError(f"{path} holds no blow: every cell of field 3066 in it is empty")
     return found
+
+
+BARE_BLOW = re.compile(r'\s*"?(blow\s*\d*\s*,\s*\d+|\d+(\s*,\s*\d+){20})\s*,', re.IGNORECASE)
+"""A line of field 3066: an order and a number of points, or whole numbers and nothing else."""
+
+
+def is_ukb(head: str, path: Path) -> bool:
+    """Whether the first line of the text `head` names field 3066, or is a cell of it."""
+    first = head.lstrip().split("\n", 1)[0]
+    return is_ukb_header(first) or bool(BARE_BLOW.match(first))
+
+
+UK_BIOBANK = Format("UK Biobank field 3066", is_ukb, ukb_recordings)
 
 # %% ../../nbs/formats/08_ukb.ipynb #6062ecc6
 def _is_cell(text: str) -> bool:

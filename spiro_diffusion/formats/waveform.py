@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError
-from .recording import Recording
+from .recording import Format, Recording
 from .text import finite_numbers, read_text
 
 # %% auto #0
-__all__ = ['FORMAT', 'TYPES', 'RATE', 'INDEX_OF', 'waveform_header', 'read_waveform', 'waveform_recordings']
+__all__ = ['FORMAT', 'TYPES', 'RATE', 'INDEX_OF', 'DATA_LINE', 'WAVEFORM', 'waveform_header', 'read_waveform',
+           'waveform_recordings', 'is_waveform']
 
 # %% ../../nbs/formats/07_waveform.ipynb #ce52766e
 FORMAT = "ATS waveform"
@@ -90,3 +91,14 @@ def waveform_recordings(path: str | Path) -> list[Recording]:
             format=FORMAT,
         )
     ]
+
+
+DATA_LINE = re.compile(r"^\s*\[Data\]", re.MULTILINE)
+
+
+def is_waveform(head: str, path: Path) -> bool:
+    """Whether a file that begins with the text `head` is an ATS waveform."""
+    return bool(DATA_LINE.search(head)) or path.suffix.lower() == ".wf"
+
+
+WAVEFORM = Format("an ATS waveform (.wf)", is_waveform, waveform_recordings)

@@ -11,45 +11,184 @@ import numpy as np
 from ..base.errors import DataError
 
 # %% auto #0
-__all__ = ['LARGEST_STEP', 'LOOKS_LIKE_MS', 'STRAYS', 'SMOOTHER', 'FEW_ROUGH', 'PACKET_SAMPLES', 'PACKET_PEAK', 'PEAK_OVER',
-           'STEEP_OVER', 'FAST', 'LARGEST_FLOW', 'JUMP', 'COARSE', 'TOO_COARSE', 'MOST_COARSE', 'SMOOTHED_OVER',
-           'SMOOTHED_STEP', 'LARGEST_FVC', 'SMALLEST_FVC', 'UNITS', 'USUAL_FVC', 'MIDDLE_FVC', 'USUAL_FLOW',
-           'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER', 'LEAST_STEEP', 'MOST_REST', 'FEW_ML', 'REST_TIME',
-           'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE', 'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL',
-           'ANOTHER', 'LONG_TAIL', 'SHORT_TAIL', 'MOST_JUMPS', 'DROPS_OUT', 'Which', 'corrected_times',
-           'volume_of_flow', 'Expiration', 'Expirations', 'find_expirations', 'forced_expirations']
+__all__ = ['STEEP_OVER', 'PEAK_OVER', 'MOST_REST', 'FEW_ML', 'REST_TIME', 'REST_RISE', 'DRIFT', 'BREATH_IN', 'BREATH_IN_SHARE',
+           'LAST_PART', 'LAST_TIME', 'FULL_FLOW', 'STILL', 'LARGEST_STEP', 'LOOKS_LIKE_MS', 'FAST', 'LARGEST_FLOW',
+           'JUMP', 'STRAYS', 'SMOOTHER', 'FEW_ROUGH', 'PACKET_SAMPLES', 'PACKET_PEAK', 'COARSE', 'TOO_COARSE',
+           'MOST_COARSE', 'SMOOTHED_OVER', 'SMOOTHED_STEP', 'LARGEST_FVC', 'SMALLEST_FVC', 'UNITS', 'USUAL_FVC',
+           'MIDDLE_FVC', 'USUAL_FLOW', 'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER', 'LEAST_STEEP', 'ANOTHER',
+           'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'MOST_JUMPS', 'Which', 'Expiration', 'corrected_times',
+           'volume_of_flow', 'Expirations', 'find_expirations', 'forced_expirations']
 
-# %% ../../nbs/spirometry/00_manoeuvre.ipynb #7a393a1f
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #e8f0a707
+STEEP_OVER = 0.08
+"""s, over which the steepest rise is looked for (Miller 2005)."""
+
+
+@dataclass(frozen=True)
+class Expiration:
+    """Where a forced expiration lies in a recording: numbers of samples, and how it ended."""
+
+    start: int  # the deepest inspiration
+    zero: float  # L, volume of the recording there, from which exhaled volume counts
+    last_rise: int  # the largest volume
+    end: int  # last sample that shows it: of the pause after it, if flow had come to rest
+    full_flow: bool  # flow stopped at full speed
+    breath_in_after: bool  # volume falls after it
+
+    def later_by(self, samples: int) -> Expiration:
+        """The same in a recording that has so many samples more in front."""
+        return replace(
+            self,
+            start=self.start + samples,
+            last_rise=self.last_rise + samples,
+            end=self.end + samples,
+        )
+
+    def volume(self, recorded: np.ndarray) -> np.ndarray:
+        """Exhaled volume L from the start to the end, from 0, of a recording (T,) L."""
+        return recorded[self.start : self.end + 1] - self.zero
+
+    def fvc(self, recorded: np.ndarray) -> float:
+        """Exhaled volume L at the last rise, of a recording (T,) L."""
+        return float(recorded[self.last_rise] - self.zero)
+
+
+def _rise_over(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Rise of volume (T,) L in the 80 ms after each sample."""
+    return np.interp(time + STEEP_OVER, time, volume) - volume
+
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #ae79f5f3
+PEAK_OVER = 0.01
+"""s over which flow, and the lowest volume, are means: one sample of less is noise."""
+MOST_REST = 0.5
+"""s of rest at full lungs that are kept before an expiration."""
+FEW_ML = 0.010
+"""L by which a recording that begins at full lungs may begin above its lowest sample."""
+REST_TIME = 1.0
+"""s, over which ..."""
+REST_RISE = 0.005
+"""... volume may rise by so many L in a rest ..."""
+DRIFT = 0.005
+"""... and, in a longer one, L/s by which a sensor may drift."""
+
+
+def _zero(volume: np.ndarray, time: np.ndarray, since: int, deepest: int) -> float:
+    """Volume L at the deepest inspiration: the lowest mean over 10 ms, for one sample is noise.
+
+    Where the recording, or a new level after a jump, begins there, it is that sample's. Where a
+    recording begins a few mL above, at the very end of the breath in, it is half way between.
+    """
+    if deepest == since:
+        return float(volume[deepest])
+    begins_there = since == 0 and time[deepest] - time[0] <= MOST_REST
+    if begins_there and volume[0] - volume[deepest] <= FEW_ML:
+        return float(volume[0] + volume[deepest]) / 2
+    step = float(np.median(np.diff(time)))
+    samples = max(round(PEAK_OVER / step), 1) + 1
+    around = volume[max(since, deepest - samples + 1) : deepest + samples]
+    means = np.convolve(around, np.full(samples, 1 / samples), mode="valid")
+    return float(means.min())
+
+
+def _rest_ends(volume: np.ndarray, time: np.ndarray) -> int:
+    """Last sample of a rest at the beginning of volume (T,) L, its lowest; 0 if there is none.
+
+    In a rest, volume has risen by 5 mL at most within a second, and by what a sensor drifts.
+    """
+    from scipy.ndimage import minimum_filter1d
+
+    samples = max(int(np.searchsorted(time, time[0] + REST_TIME)), 1)
+    before = minimum_filter1d(volume, samples, mode="nearest", origin=(samples - 1) // 2)
+    drifted = DRIFT * np.maximum(time - time[0] - REST_TIME, 0)
+    rests = (volume <= before + REST_RISE) & (volume <= volume[0] + REST_RISE + drifted)
+    return int(np.flatnonzero(rests)[-1])
+
+
+def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> tuple[int, float]:
+    """The deepest inspiration before the steepest rise, from sample `steep` to `top`.
+
+    Returns its sample and the volume L there.
+    """
+    above = np.flatnonzero(volume[:steep] > volume[top])
+    since = int(above[-1]) + 1 if len(above) else 0
+    deepest = since + int(volume[since : top + 1].argmin())
+    rest_ends = deepest + _rest_ends(volume[deepest : top + 1], time[deepest : top + 1])
+    if time[rest_ends] - time[deepest] > MOST_REST:
+        earliest = int(np.searchsorted(time, time[rest_ends] - MOST_REST))
+        rest = volume[earliest : rest_ends + 1]
+        deepest = rest_ends - int(rest[::-1].argmin())
+    return deepest, _zero(volume, time, since, deepest)
+
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #187f12ef
+BREATH_IN = 0.3
+"""L by which volume falls in a breath in, at least ..."""
+BREATH_IN_SHARE = 0.1
+"""... or this share of what was exhaled, whichever is larger."""
+LAST_PART = 0.010
+"""L: the last part of an expiration, before which its last flow is measured ..."""
+LAST_TIME = 0.25
+"""... over so many s."""
+FULL_FLOW = 0.025
+"""L in that time: with more, flow stopped at full speed."""
+STILL = 0.025
+"""L by which volume may sink in a pause after the expiration."""
+
+
+def _expiration(volume: np.ndarray, time: np.ndarray, steep: int) -> Expiration:
+    """The expiration whose steepest rise begins at sample `steep`."""
+    top = min(int(np.searchsorted(time, time[steep] + STEEP_OVER)), len(time) - 1)
+    start, zero = _start(volume, time, steep, top)
+    exhaled = volume[start:] - zero
+    largest = np.maximum.accumulate(exhaled)
+    breath = largest - exhaled > np.maximum(BREATH_IN, BREATH_IN_SHARE * largest)
+    breath[: top - start + 1] = False
+    stop = int(breath.argmax()) if breath.any() else len(exhaled)
+    peak = int(exhaled[:stop].argmax())
+    since_start = time[start:] - time[start]
+    nearly = int(np.argmax(exhaled[:stop] >= exhaled[peak] - LAST_PART))
+    before = np.interp(since_start[nearly] - LAST_TIME, since_start, exhaled)
+    full_flow = bool(exhaled[nearly] - before > FULL_FLOW)
+    sinks = exhaled[peak:stop] < exhaled[peak] - STILL
+    still = peak + (int(sinks.argmax()) if sinks.any() else stop - peak) - 1
+    end = peak if full_flow else max(still, peak)
+    return Expiration(start, zero, start + peak, start + end, full_flow, bool(breath.any()))
+
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #39a10f3a
 LARGEST_STEP = 0.25
 """s between samples: with fewer than 4 a second, the peak is not seen."""
 LOOKS_LIKE_MS = 0.5
 """A median step from here on is no time in s: it is in ms, or these are numbers of samples."""
-STRAYS = 0.0055
-"""s: time stamps that stray no further from an even clock may be corrected to it (rounded to 10 ms
-they stray by 5 ms)."""
-SMOOTHER = 0.95
-"""By the correction, the flow must become this much smoother: its roughness, over what it was."""
-FEW_ROUGH = 0.5
-"""The same of its mean roughness, which a few stamps that are out of step can make."""
-PACKET_SAMPLES = (11, 21, 41, 81)
-"""Samples over which time stamps are averaged to look for packets."""
-PACKET_PEAK = 1.10
-"""Packets are refused if the largest flow is this many times that of averaged time stamps."""
-PEAK_OVER = 0.01
-"""s over which flow, and the lowest volume, are means: one sample of less is noise."""
-STEEP_OVER = 0.08
-"""s, over which the steepest rise is looked for (Miller 2005)."""
+
+
+def _check_times(time: np.ndarray) -> None:
+    """Raise DataError unless the time stamps (T,) can be seconds that rise."""
+    if not np.isfinite(time).all():
+        raise DataError("time holds NaN or infinity: leave these samples out")
+    steps = np.diff(time)
+    if not (steps > 0).all():
+        where = int(np.argmax(steps <= 0))
+        raise DataError(
+            f"time does not rise from sample to sample ({time[where]:g} s is followed by "
+            f"{time[where + 1]:g} s): give each sample its own time, or number them and divide "
+            "by the sampling rate; several manoeuvres belong into several arrays"
+        )
+    step = float(np.median(steps))
+    if step >= LOOKS_LIKE_MS:
+        raise DataError(
+            f"samples are {step:g} s apart: is time in ms, or the number of the sample? give s"
+        )
+    if step > LARGEST_STEP:
+        raise DataError(
+            f"samples are {step:g} s apart: at least {1 / LARGEST_STEP:g} per second are needed"
+        )
+
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #f9134628
 FAST = 0.3
 """Of the steepest rise: where volume rises at least so fast, roughness is measured."""
 LARGEST_FLOW = 20.0
 """L/s: nobody blows faster."""
 JUMP = 0.2
 """L from one sample to the next, at least, and faster than `LARGEST_FLOW`: no air moves so."""
-
-
-def _rise_over(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Rise of volume (T,) L in the 80 ms after each sample."""
-    return np.interp(time + STEEP_OVER, time, volume) - volume
 
 
 def _flows(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -94,18 +233,25 @@ def _roughness(volume: np.ndarray, time: np.ndarray, part: np.ndarray) -> tuple[
     second = np.abs(np.diff(_flows(volume, time), n=2, axis=-1))[part]
     return float(np.nanmedian(second)), float(np.nanmean(second))
 
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #7a393a1f
+STRAYS = 0.0055
+"""s: time stamps that stray no further from an even clock may be corrected to it (rounded to 10 ms
+they stray by 5 ms)."""
+SMOOTHER = 0.95
+"""By the correction, the flow must become this much smoother: its roughness, over what it was."""
+FEW_ROUGH = 0.5
+"""The same of its mean roughness, which a few stamps that are out of step can make."""
+PACKET_SAMPLES = (11, 21, 41, 81)
+"""Samples over which time stamps are averaged to look for packets."""
+PACKET_PEAK = 1.10
+"""Packets are refused if the largest flow is this many times that of averaged time stamps."""
+
 
 def _is_smoother(volume: np.ndarray, other: np.ndarray, time: np.ndarray, part: np.ndarray) -> bool:
     """Whether flow of volume (N, T) L is smoother at `other` times (T,) s than at `time` (T,) s."""
     median, mean = _roughness(volume, time, part)
     other_median, other_mean = _roughness(volume, other, part)
     return other_median < SMOOTHER * median or other_mean < FEW_ROUGH * mean
-
-
-def _peak_flow(volume: np.ndarray, time: np.ndarray, part: np.ndarray) -> float:
-    """Largest flow over 10 ms in a part of volume (N, T) L, L/s."""
-    later = np.array([np.interp(time + PEAK_OVER, time, row) for row in volume])
-    return float(np.nanmax((later - volume)[:, 1:-2][part]) / PEAK_OVER)
 
 
 def _even_clock(time: np.ndarray) -> np.ndarray:
@@ -123,27 +269,10 @@ def _averaged(time: np.ndarray, samples: int) -> np.ndarray:
     return np.convolve(extended, np.full(samples, 1 / samples), mode="valid")
 
 
-def _check_times(time: np.ndarray) -> None:
-    """Raise DataError unless the time stamps (T,) can be seconds that rise."""
-    if not np.isfinite(time).all():
-        raise DataError("time holds NaN or infinity: leave these samples out")
-    steps = np.diff(time)
-    if not (steps > 0).all():
-        where = int(np.argmax(steps <= 0))
-        raise DataError(
-            f"time does not rise from sample to sample ({time[where]:g} s is followed by "
-            f"{time[where + 1]:g} s): give each sample its own time, or number them and divide "
-            "by the sampling rate; several manoeuvres belong into several arrays"
-        )
-    step = float(np.median(steps))
-    if step >= LOOKS_LIKE_MS:
-        raise DataError(
-            f"samples are {step:g} s apart: is time in ms, or the number of the sample? give s"
-        )
-    if step > LARGEST_STEP:
-        raise DataError(
-            f"samples are {step:g} s apart: at least {1 / LARGEST_STEP:g} per second are needed"
-        )
+def _peak_flow(volume: np.ndarray, time: np.ndarray, part: np.ndarray) -> float:
+    """Largest flow over 10 ms in a part of volume (N, T) L, L/s."""
+    later = np.array([np.interp(time + PEAK_OVER, time, row) for row in volume])
+    return float(np.nanmax((later - volume)[:, 1:-2][part]) / PEAK_OVER)
 
 
 def _refuse_packets(
@@ -260,12 +389,6 @@ USUAL_FLOW = (0.5, 18.0)
 """L/s, largest flow of nearly everybody."""
 MISFIT_OF_FLOW = 2.0
 """A unit that fits volume but not flow is taken where none fits both."""
-SHORT_RISE = 0.3
-"""s: a forced expiration takes longer for the middle 90 % of its volume, flow for its rise."""
-SINKS = 0.5
-"""A curve of flow sinks by more than this share of its height ..."""
-SINKS_OVER = 1.0
-"""... over at least this many times the time of its rise."""
 
 
 def _unit_of(fvc: float, flow: float) -> str:
@@ -304,131 +427,6 @@ def _refuse_size(fvc: float, flow: float) -> None:
         )
     raise DataError(f"{found}: no lungs hold that; is volume in another unit? give it in L")
 
-# %% ../../nbs/spirometry/00_manoeuvre.ipynb #187f12ef
-LEAST_STEEP = 0.25
-"""L/s: with less flow in the steepest 80 ms nobody exhaled by force."""
-MOST_REST = 0.5
-"""s of rest at full lungs that are kept before an expiration."""
-FEW_ML = 0.010
-"""L by which a recording that begins at full lungs may begin above its lowest sample."""
-REST_TIME = 1.0
-"""s, over which ..."""
-REST_RISE = 0.005
-"""... volume may rise by so many L in a rest ..."""
-DRIFT = 0.005
-"""... and, in a longer one, L/s by which a sensor may drift."""
-BREATH_IN = 0.3
-"""L by which volume falls in a breath in, at least ..."""
-BREATH_IN_SHARE = 0.1
-"""... or this share of what was exhaled, whichever is larger."""
-LAST_PART = 0.010
-"""L: the last part of an expiration, before which its last flow is measured ..."""
-LAST_TIME = 0.25
-"""... over so many s."""
-FULL_FLOW = 0.025
-"""L in that time: with more, flow stopped at full speed."""
-STILL = 0.025
-"""L by which volume may sink in a pause after the expiration."""
-ANOTHER = 0.5
-"""Of the steepness and of the volume of the largest: what reaches both is a manoeuvre too."""
-
-
-@dataclass(frozen=True)
-class Expiration:
-    """Where a forced expiration lies in a recording: numbers of samples, and how it ended."""
-
-    start: int  # the deepest inspiration
-    zero: float  # L, volume of the recording there, from which exhaled volume counts
-    last_rise: int  # the largest volume
-    end: int  # last sample that shows it: of the pause after it, if flow had come to rest
-    full_flow: bool  # flow stopped at full speed
-    breath_in_after: bool  # volume falls after it
-
-    def later_by(self, samples: int) -> Expiration:
-        """The same in a recording that has so many samples more in front."""
-        return replace(
-            self,
-            start=self.start + samples,
-            last_rise=self.last_rise + samples,
-            end=self.end + samples,
-        )
-
-    def volume(self, recorded: np.ndarray) -> np.ndarray:
-        """Exhaled volume L from the start to the end, from 0, of a recording (T,) L."""
-        return recorded[self.start : self.end + 1] - self.zero
-
-    def fvc(self, recorded: np.ndarray) -> float:
-        """Exhaled volume L at the last rise, of a recording (T,) L."""
-        return float(recorded[self.last_rise] - self.zero)
-
-
-def _zero(volume: np.ndarray, time: np.ndarray, since: int, deepest: int) -> float:
-    """Volume L at the deepest inspiration: the lowest mean over 10 ms, for one sample is noise.
-
-    Where the recording, or a new level after a jump, begins there, it is that sample's. Where a
-    recording begins a few mL above, at the very end of the breath in, it is half way between.
-    """
-    if deepest == since:
-        return float(volume[deepest])
-    begins_there = since == 0 and time[deepest] - time[0] <= MOST_REST
-    if begins_there and volume[0] - volume[deepest] <= FEW_ML:
-        return float(volume[0] + volume[deepest]) / 2
-    step = float(np.median(np.diff(time)))
-    samples = max(round(PEAK_OVER / step), 1) + 1
-    around = volume[max(since, deepest - samples + 1) : deepest + samples]
-    means = np.convolve(around, np.full(samples, 1 / samples), mode="valid")
-    return float(means.min())
-
-
-def _rest_ends(volume: np.ndarray, time: np.ndarray) -> int:
-    """Last sample of a rest at the beginning of volume (T,) L, its lowest; 0 if there is none.
-
-    In a rest, volume has risen by 5 mL at most within a second, and by what a sensor drifts.
-    """
-    from scipy.ndimage import minimum_filter1d
-
-    samples = max(int(np.searchsorted(time, time[0] + REST_TIME)), 1)
-    before = minimum_filter1d(volume, samples, mode="nearest", origin=(samples - 1) // 2)
-    drifted = DRIFT * np.maximum(time - time[0] - REST_TIME, 0)
-    rests = (volume <= before + REST_RISE) & (volume <= volume[0] + REST_RISE + drifted)
-    return int(np.flatnonzero(rests)[-1])
-
-
-def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> tuple[int, float]:
-    """The deepest inspiration before the steepest rise, from sample `steep` to `top`.
-
-    Returns its sample and the volume L there.
-    """
-    above = np.flatnonzero(volume[:steep] > volume[top])
-    since = int(above[-1]) + 1 if len(above) else 0
-    deepest = since + int(volume[since : top + 1].argmin())
-    rest_ends = deepest + _rest_ends(volume[deepest : top + 1], time[deepest : top + 1])
-    if time[rest_ends] - time[deepest] > MOST_REST:
-        earliest = int(np.searchsorted(time, time[rest_ends] - MOST_REST))
-        rest = volume[earliest : rest_ends + 1]
-        deepest = rest_ends - int(rest[::-1].argmin())
-    return deepest, _zero(volume, time, since, deepest)
-
-
-def _expiration(volume: np.ndarray, time: np.ndarray, steep: int) -> Expiration:
-    """The expiration whose steepest rise begins at sample `steep`."""
-    top = min(int(np.searchsorted(time, time[steep] + STEEP_OVER)), len(time) - 1)
-    start, zero = _start(volume, time, steep, top)
-    exhaled = volume[start:] - zero
-    largest = np.maximum.accumulate(exhaled)
-    breath = largest - exhaled > np.maximum(BREATH_IN, BREATH_IN_SHARE * largest)
-    breath[: top - start + 1] = False
-    stop = int(breath.argmax()) if breath.any() else len(exhaled)
-    peak = int(exhaled[:stop].argmax())
-    since_start = time[start:] - time[start]
-    nearly = int(np.argmax(exhaled[:stop] >= exhaled[peak] - LAST_PART))
-    before = np.interp(since_start[nearly] - LAST_TIME, since_start, exhaled)
-    full_flow = bool(exhaled[nearly] - before > FULL_FLOW)
-    sinks = exhaled[peak:stop] < exhaled[peak] - STILL
-    still = peak + (int(sinks.argmax()) if sinks.any() else stop - peak) - 1
-    end = peak if full_flow else max(still, peak)
-    return Expiration(start, zero, start + peak, start + end, full_flow, bool(breath.any()))
-
 
 def _largest_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> float:
     """Largest flow over 10 ms or a sample of an expiration, L/s."""
@@ -436,6 +434,14 @@ def _largest_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> fl
     span = max(PEAK_OVER, float(np.median(np.diff(time))))
     rise = np.interp(time[part] + span, time[part], volume[part]) - volume[part]
     return float(rise.max() / span)
+
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #60393744
+SHORT_RISE = 0.3
+"""s: a forced expiration takes longer for the middle 90 % of its volume, flow for its rise."""
+SINKS = 0.5
+"""A curve of flow sinks by more than this share of its height ..."""
+SINKS_OVER = 1.0
+"""... over at least this many times the time of its rise."""
 
 
 def _refuse_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> None:
@@ -455,6 +461,10 @@ def _refuse_flow(volume: np.ndarray, time: np.ndarray, found: Expiration) -> Non
             )
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #8fa52abe
+LEAST_STEEP = 0.6
+"""L/s: with less flow in the steepest 80 ms nobody exhaled by force."""
+ANOTHER = 0.5
+"""Of the steepness and of the volume of the largest: what reaches both is a manoeuvre too."""
 LONG_TAIL = 2.0
 """Most forced expirations take this many times longer from 75 to 95 % of volume than to 25 %."""
 SHORT_TAIL = 1.5
@@ -484,9 +494,7 @@ def _refuse_upside_down(volume: np.ndarray, time: np.ndarray, found: Expiration)
             "give exhaled volume, which rises when air is blown out"
         )
 
-# %% ../../nbs/spirometry/00_manoeuvre.ipynb #7f155833
-MOST_JUMPS = 3
-"""Jumps that may be faults of a recording; with more of them it is in another unit."""
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #49d818fc
 DROPS_OUT = 1.0
 """s within which volume comes back after it dropped to nothing."""
 
@@ -509,6 +517,10 @@ def _refuse_jumps(
         f"volume jumps by {step:.2f} L at {time[where]:.2f} s, within the manoeuvre: "
         "mend the curve, or mark the samples as not observed where that can be done"
     )
+
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #7f155833
+MOST_JUMPS = 3
+"""Jumps that may be faults of a recording; with more of them it is in another unit."""
 
 
 def _all_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:
@@ -547,7 +559,7 @@ def _all_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:
         _refuse_upside_down(volume, time, one)
     return sorted((one for _, one in kept), key=lambda one: one.start)
 
-
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #bc744a51
 Which = int | Literal["largest"] | None
 """Of several manoeuvres in a recording: its number, the one of largest volume, or none chosen."""
 
@@ -574,7 +586,7 @@ def _chosen(volume: np.ndarray, time: np.ndarray, which: Which) -> Expiration:
         )
     return found[which]
 
-# %% ../../nbs/spirometry/00_manoeuvre.ipynb #226969dc
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #6947b528
 @dataclass(frozen=True)
 class Expirations:
     """The forced expirations of N recordings, on one time axis."""
@@ -621,7 +633,7 @@ def _recorded(volume: np.ndarray) -> slice:
         )
     return part
 
-
+# %% ../../nbs/spirometry/00_manoeuvre.ipynb #226969dc
 def find_expirations(volume: np.ndarray, time: np.ndarray, which: Which = None) -> Expirations:
     """The forced expirations of recordings, cut out and checked.
 
@@ -664,4 +676,5 @@ def forced_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]
         raise DataError(f"one recording is expected, not {len(volume)}")
     part = _recorded(volume[0])
     time = corrected_times(volume, time)[part]
+    _refuse_coarse(volume[0][part])
     return _all_expirations(_smoothed(volume[0][part], time), time)
