@@ -383,6 +383,16 @@ def _zero(volume: np.ndarray, time: np.ndarray, since: int, deepest: int) -> flo
     return float(means.min())
 
 
+def _rise_in_a_second(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Volume (T,) L above the lowest of the second before it; time: s, of the whole recording."""
+    from scipy.ndimage import minimum_filter1d
+
+    samples = max(round(1 / float(np.median(np.diff(time)))), 1)
+    before = np.concatenate([np.full(samples, volume[0]), volume])
+    lowest = minimum_filter1d(before, samples, origin=(samples - 1) // 2)
+    return volume - lowest[samples:]
+
+
 def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> tuple[int, float]:
     """The deepest inspiration before the steepest rise, from sample `steep` to `top`.
 
@@ -393,6 +403,7 @@ def _start(volume: np.ndarray, time: np.ndarray, steep: int, top: int) -> tuple[
     deepest = since + int(volume[since : top + 1].argmin())
     waited = np.maximum(time[deepest : top + 1] - time[deepest] - 1, 0)
     at_rest = volume[deepest : top + 1] <= volume[deepest] + REST_RISE + DRIFT * waited
+    at_rest &= _rise_in_a_second(volume[deepest : top + 1], time) <= REST_RISE + DRIFT
     rest_ends = deepest + int(np.flatnonzero(at_rest)[-1])
     if time[rest_ends] - time[deepest] > MOST_REST:
         earliest = int(np.searchsorted(time, time[rest_ends] - MOST_REST))
