@@ -262,12 +262,17 @@ def _recordings_report(
     return report | said
 
 
-def prepare_recordings(recordings: Sequence[Recording], out_dir: str | Path) -> dict[str, Any]:
+def prepare_recordings(
+    recordings: Sequence[Recording] | str | Path, out_dir: str | Path
+) -> dict[str, Any]:
     """Write recordings as `prepare` writes a survey, and `people.csv`; return the report.
 
-    Each recording says whose it is, with age (years), sex and, if known, height (cm); the split is
-    by person. Raises DataError as `align_recordings` does, before anything is written.
+    recordings: or a file of them. Each says whose it is, with age (years), sex and, if known,
+    height (cm); the split is by person. Raises DataError as `align_recordings` does, before
+    anything is written.
     """
+    if isinstance(recordings, (str, Path)):
+        recordings = read_recordings(recordings)
     recordings = list(recordings)
     flow, table, dropped = align_recordings(recordings)
     out = Path(out_dir)

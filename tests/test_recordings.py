@@ -23,7 +23,6 @@ VOLUME = 3.4 * (1 - np.exp(-SINCE_START / 0.7)) + 0.8 * (1 - np.exp(-SINCE_START
 VOLUME = (VOLUME * (1 - np.exp(-((SINCE_START / 0.05) ** 2)))).round(4)
 FLOW = np.gradient(VOLUME, TIME).round(4)
 MS = np.arange(700) * 10
-ML = np.round(1000 * VOLUME).astype(int)
 PLAIN = pd.DataFrame({"time": TIME, "volume": VOLUME})
 TWO = pd.concat([PLAIN.assign(trial=1), PLAIN.assign(trial=2, volume=0.97 * VOLUME)])
 TRUTH = indices(VOLUME, TIME).iloc[0]
@@ -201,7 +200,8 @@ def test_uk_biobank_as_the_platform_exports_it(tmp_path):
         ("tiem,volume\n0,0\n0.01,0.1\n", r"its columns are tiem \(time\?\), volume"),
         ("time,Volume (pints)\n0,0\n0.01,0.1\n", "'pints', which is no known unit of volume"),
         ("time,volume\n0,0\n10,0.1\n20,0.3\n", "if it is milliseconds, call it time_ms"),
-        ("time,volume\n0,0\n0.01,NA\n0.02,0.3\n", "'NA' in row 2 of column 'volume'"),
+        ("time,volume\n0,0\n0.01,NA\n0.02,0.3\n", "has no volume in row 2"),
+        ("time,volume\n0,0\n0.01,?\n0.02,0.3\n", "'?' in row 2 of column 'volume'"),
         ("time,volume\n0,0\n0.01,#VALUE!\n", "'#VALUE!' in row 2"),
         ("time;L\n0;0\n", "no column volume"),
         ('Time (ms),Volume (mL)\n0,0\n"1,000","1,003.5"\n', r"'1,003.5' in row 2"),

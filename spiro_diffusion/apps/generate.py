@@ -66,9 +66,10 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--target",
-        default="",
+        action="append",
+        default=[],
         help="what each curve shall have: fev1=2.1 (fvc, fev1 in L, pef in L/s) or fev1_z=-2;"
-        " several with commas",
+        " several with commas, or the option again",
     )
     how.add_argument(
         "--told-only",
@@ -171,7 +172,7 @@ def settings_of(args: argparse.Namespace) -> DrawSettings:
         seed=args.seed,
         guidance=args.guidance,
         steps=args.steps,
-        target=read_target(args.target),
+        target=read_target(",".join(args.target)),
         extrapolate=args.extrapolate,
         redraws=args.redraws,
         exact=not args.told_only,

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from .errors import DataError
+from .units import is_missing
 
 # %% auto #0
 __all__ = ['YES', 'NO', 'TICKS', 'ALLOWED', 'read_flags']
@@ -23,12 +23,11 @@ ALLOWED = "true or false, yes or no, y or n, t or f, 1 or 0"
 
 
 def _cell_text(cell: Any) -> str:
-    """A cell in lower case without blanks around it; "" for None, NaN and whatever is missing."""
+    """A cell in lower case without blanks around it; "" for None, NaN, "NA" and whatever is
+    missing."""
     if isinstance(cell, bytes):
         return cell.decode("latin-1").strip().lower()
-    if not isinstance(cell, str) and pd.isna(cell):
-        return ""
-    return str(cell).strip().lower()
+    return "" if is_missing(cell) else str(cell).strip().lower()
 
 
 def _first(wrong: np.ndarray) -> int:

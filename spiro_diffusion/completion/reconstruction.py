@@ -78,16 +78,13 @@ def _as_arrays(volume: Any, time: Any, observed: Any) -> tuple[np.ndarray, np.nd
     seen = np.ones(volume.shape, dtype=bool)
     if observed is not None:
         seen = read_flags(np.ravel(observed), "observed")
-    if (
-        volume.ndim != 1
-        or not volume.shape == time.shape == seen.shape
-        or len(volume) < 3
-        or not seen.any()
-    ):
+    if volume.ndim != 1 or not volume.shape == time.shape == seen.shape or len(volume) < 3:
         raise DataError(
             "one blow is expected, volume, time and observed of one length, "
             f"not {volume.shape}, {time.shape} and {seen.shape}"
         )
+    if not seen.any():
+        raise DataError("observed marks no sample: mark those that were observed with 1")
     return volume, time, seen
 
 

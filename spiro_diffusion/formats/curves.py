@@ -19,6 +19,7 @@ from ..base.units import shown
 from .delimited import read_csv
 from spiro_diffusion.formats.headers import (
     Column,
+    empty_cells,
     find_columns,
     is_unit,
     numbers_in,
@@ -136,7 +137,7 @@ PATIENT = ("age", "height", "weight", "sex")
 
 def _said_once(cells: pd.Series, whose: str, path: str | Path) -> str:
     """What a column says of one recording, "" if nothing. Raises DataError on two things."""
-    said = [cell for cell in cells.unique() if cell]
+    said = list(cells[~empty_cells(cells)].unique())
     if len(said) > 1:
         raise DataError(
             f"{path} has {shown(said[0])} and {shown(said[1])} in column {shown(cells.name)} of "
@@ -194,8 +195,8 @@ def _without_blank_rows(
 ) -> pd.DataFrame:
     """The rows in which there is a time. Raises DataError where volume stands without one."""
     samples = [columns[name].name for name in SAMPLED if name in columns]
-    no_time = (table[columns["time"].name] == "").to_numpy()
-    filled = (table[samples] != "").any(axis=1).to_numpy()
+    no_time = empty_cells(table[columns["time"].name])
+    filled = ~np.all([empty_cells(table[name]) for name in samples], axis=0)
     if (no_time & filled).any():
         row = int((no_time & filled).argmax()) + 1
         raise DataError(f"{path} has no time in row {row}: fill it in, or leave the row out")
@@ -210,14 +211,25 @@ def _values(table: pd.DataFrame, column: Column, path: str | Path) -> np.ndarray
     return numbers_in(table, column.name, path) * factor
 
 
-def _check_gaps(values: np.ndarray, seen: np.ndarray | None, name: str, path: str | Path) -> None:
-    """Raise DataError on an empty cell in a sample that was observed."""
-    empty = np.isnan(values)
+def _without_padding(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The rows (T,) of a recording, without those before and after it that hold no value.
+
+    values: (N,), NaN where there is none; if all are, the rows stay.
+    """
+    known = np.flatnonzero(np.isfinite(values[rows]))
+    return rows[known[0] : known[-1] + 1] if len(known) else rows
+
+
+def _check_gaps(
+    values: np.ndarray, seen: np.ndarray | None, rows: np.ndarray, name: str, path: str | Path
+) -> None:
+    """Raise DataError on an empty cell in a sample of `rows` (T,) that was observed."""
+    empty = np.isnan(values[rows])
     if seen is not None:
-        empty &= seen
+        empty &= seen[rows]
     if empty.any():
         raise DataError(
-            f"{path} has no {name} in row {int(empty.argmax()) + 1}: leave the row out, "
+            f"{path} has no {name} in row {rows[int(empty.argmax())] + 1}: leave the row out, "
             "or write 0 in a column observed beside it (and 1 in all others)"
         )
 
@@ -272,6 +284,10 @@ class _Samples:
 
     def recording(self, names: dict[str, str], rows: np.ndarray) -> Recording:
         """The recording in `rows` (T,), which is of `names`."""
+        if self.seen is None:
+            rows = _without_padding(self.values, rows)
+        seen = self.seen if self.kind == "volume" else None
+        _check_gaps(self.values, seen, rows, self.kind, self.path)
         if len(rows) < 2:
             raise DataError(
                 f"{self.path} has one sample alone, in row {rows[0] + 1}: two are needed"
@@ -315,7 +331,6 @@ def _samples_in(table: pd.DataFrame, path: str | Path) -> _Samples:
         name = columns["observed"].name
         seen = read_flags(table[name], f"{path}, column {shown(name)},")
     kind = next(iter(values))
-    _check_gaps(values[kind], seen if kind == "volume" else None, kind, path)
     return _Samples(table, columns, time, kind, values[kind], seen, path)
 
 

@@ -16,11 +16,16 @@ from ..base.units import shown
 from .text import read_text
 
 # %% auto #0
-__all__ = ['DELIMITERS', 'LINES_TRIED', 'LONGEST_CELL', 'COMMENT', 'ROWS_ABOVE', 'NUMBER', 'WITH_COMMA', 'WITHOUT_COMMA',
-           'NAMED_DELIMITER', 'Row', 'read_csv']
+__all__ = ['DELIMITERS', 'BLANKS', 'NUMBER', 'LEAST_CUT', 'LINES_TRIED', 'LONGEST_CELL', 'COMMENT', 'ROWS_ABOVE', 'WITH_COMMA',
+           'WITHOUT_COMMA', 'NAMED_DELIMITER', 'Row', 'read_csv']
 
 # %% ../../nbs/formats/04_delimited.ipynb #981d6621
 DELIMITERS = (",", ";", "\t", "|")
+BLANKS = " "
+"""A delimiter where none of these is there: blanks, as many as there are."""
+NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
+LEAST_CUT = 0.9
+"""Share of the lines that blanks must cut into the same number of cells."""
 LINES_TRIED = 200
 """Lines from which the delimiter is found."""
 LONGEST_CELL = 10_000_000
@@ -61,8 +66,21 @@ def _commonest_width(rows: list[Row]) -> tuple[int, float]:
     return width, number / len(rows)
 
 
+def _width_by_blanks(lines: list[str]) -> int:
+    """Into how many cells blanks cut nearly all lines, most of them numbers; else 0."""
+    rows = [Row(0, line.split()) for line in lines[:LINES_TRIED] if line.strip()]
+    width, share = _commonest_width(rows)
+    cells = [cell for row in rows for cell in row.cells]
+    numbers = sum(bool(NUMBER.fullmatch(cell)) for cell in cells)
+    is_table = share >= LEAST_CUT and numbers > LEAST_CUT / 2 * len(cells)
+    return width if is_table else 0
+
+
 def _delimiter_of(lines: list[str]) -> str:
-    """The delimiter that cuts most lines into the same number of cells, a comma if none does."""
+    """The delimiter that cuts most lines into the same number of cells, a comma if none does.
+
+    Where none of `DELIMITERS` cuts any, blanks do if what they cut off are numbers.
+    """
     best = ","
     most = (0.0, 0)
     for delimiter in DELIMITERS:
@@ -72,13 +90,14 @@ def _delimiter_of(lines: list[str]) -> str:
         if width > 1 and (share, width) > most:
             best = delimiter
             most = (share, width)
+    if _width_by_blanks(lines) > 1 and most == (0.0, 0):
+        return BLANKS
     return best
 
 # %% ../../nbs/formats/04_delimited.ipynb #4b7e529e
 COMMENT = "#"
 ROWS_ABOVE = 30
 """Rows that may stand above the header."""
-NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 
 
 def _filled(cells: list[str]) -> int:
@@ -215,6 +234,8 @@ def read_csv(path: str | Path, columns: str) -> pd.DataFrame:
     if named:
         lines[0] = ""
     delimiter = named[1] if named else _delimiter_of(lines)
+    if delimiter == BLANKS:
+        lines = [BLANKS.join(line.split()) for line in lines]
     rows = _rows([f"{line}\n" for line in lines], delimiter, path)
     if not rows:
         raise DataError(f"{path} is empty: give a CSV file with columns {columns}")

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..base.units import QUANTITIES, shown
+from ..base.units import MISSING_WORDS, QUANTITIES, shown
 
 # %% auto #0
 __all__ = ['UNITS', 'BTPS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'MOST_NAMED', 'ONLY_ONE', 'ONE_NUMBER',
            'THOUSANDS', 'plain_unit', 'is_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss',
-           'with_near_misses', 'numbers_in']
+           'with_near_misses', 'empty_cells', 'numbers_in']
 
 # %% ../../nbs/formats/05_headers.ipynb #e2024466
 UNITS: dict[str, Mapping[str, float]] = {
@@ -234,14 +234,19 @@ def _refuse_cell(cells: pd.Series, bad: np.ndarray, path: str | Path) -> None:
     )
 
 
+def empty_cells(cells: pd.Series) -> np.ndarray:
+    """Which cells (N,) of text hold nothing, or a word that says so: NA, NaN, null ..."""
+    return cells.str.strip().str.lower().isin(MISSING_WORDS).to_numpy(dtype=bool)
+
+
 def numbers_in(table: pd.DataFrame, name: str, path: str | Path) -> np.ndarray:
-    """A column of `read_csv` as numbers (N,), NaN where a cell is empty.
+    """A column of `read_csv` as numbers (N,), NaN where a cell is empty or says so (NA, NaN).
 
     Raises DataError that shows the first cell which is no number, with its row.
     """
     cells = table[name]
     values = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float)
-    bad = ~np.isfinite(values) & (cells != "").to_numpy()
+    bad = ~np.isfinite(values) & ~empty_cells(cells)
     commas = table.attrs.get("decimal_commas", ())
     if commas and name not in commas:
         bad |= np.array([bool(THOUSANDS.fullmatch(cell)) for cell in cells])

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
+from ..base.units import QUANTITIES, looks_like
 from spiro_diffusion.formats.samples import (
     STEP,
     parse_blows,
@@ -29,9 +30,9 @@ from spiro_diffusion.formats.tables import (
 
 # %% auto #0
 __all__ = ['L_PER_ML', 'RAW_COLUMNS', 'NO_SEQN', 'NO_NUMBER', 'NO_FACTOR', 'BAD_TEST', 'FACTORS', 'TESTS', 'DUPLICATE',
-           'RAW_CHUNK', 'FEW_JOINED', 'SURVEY', 'PEOPLE', 'PEOPLE_NAMES', 'ML_PER_L', 'BEST_VOLUMES', 'BEST_REST',
-           'KINDS', 'RawBlows', 'iter_raw', 'join_blows', 'read_raw', 'one_row_each', 'check_joined', 'read_people',
-           'read_best', 'SurveyFiles']
+           'RAW_CHUNK', 'FEW_JOINED', 'SURVEY', 'PEOPLE', 'PEOPLE_NAMES', 'GENDERS', 'ADULT', 'SHORTEST_TALLEST',
+           'LEAST', 'ML_PER_L', 'BEST_VOLUMES', 'BEST_REST', 'KINDS', 'RawBlows', 'iter_raw', 'join_blows', 'read_raw',
+           'one_row_each', 'check_joined', 'read_people', 'read_best', 'SurveyFiles']
 
 # %% ../../nbs/formats/02_nhanes.ipynb #b660d704
 L_PER_ML = 0.001
@@ -236,12 +237,22 @@ PEOPLE_NAMES = {
 }
 
 
+GENDERS = (1, 2)
+"""What RIAGENDR may be: male, female."""
+ADULT = 20
+"""Years."""
+SHORTEST_TALLEST = 100.0
+"""cm: the tallest of several adults is taller, and less tall in inches."""
+LEAST = 0.0
+"""Of an age or weight: babies of less than a year have an age of 0."""
+
+
 def read_people(demo: str | Path, bmx: str | Path, cycle: str = "G") -> pd.DataFrame:
     """Participants of DEMO with BMX's height and weight, columns `PEOPLE`, a row a SEQN.
 
     Warns of a BMX that has fewer than half of them, or no height at all. Raises DataError if a file
-    cannot be read, lacks a column, is of another cycle, has different rows for one SEQN, or if
-    BMX has nobody of DEMO.
+    cannot be read, lacks a column, is of another cycle, has different rows for one SEQN or values
+    that nobody can have, or if BMX has nobody of DEMO.
     """
     needed = ("SEQN", "RIDAGEYR", "RIAGENDR", "RIDRETH1", "SDDSRVYR")
     left = one_row_each(read_table(demo, needed, also=("WTMEC2YR",)), demo)
@@ -250,8 +261,35 @@ def read_people(demo: str | Path, bmx: str | Path, cycle: str = "G") -> pd.DataF
     check_joined(right["SEQN"], bmx, left["SEQN"], demo, "height and weight")
     if right["BMXHT"].isna().all():
         warnings.warn(f"{bmx} has no height of anybody", stacklevel=2)
+    for name, path in (("RIDAGEYR", demo), ("RIAGENDR", demo), ("BMXHT", bmx), ("BMXWT", bmx)):
+        _check_measured((left if path == demo else right)[name], path)
     people = left.merge(right, on="SEQN", how="left").rename(columns=PEOPLE_NAMES)
+    tallest = people.loc[people["age"] >= ADULT, "height"].max()
+    if tallest < SHORTEST_TALLEST:
+        raise DataError(
+            f"{bmx} has no BMXHT of an adult over {tallest:g}, which "
+            f"{looks_like('height', tallest) or 'cannot be'}: take CDC's own file"
+        )
     return people.reindex(columns=list(PEOPLE))
+
+
+def _check_measured(column: pd.Series, path: str | Path) -> None:
+    """Raise DataError on the first age, height, weight or gender that nobody can have.
+
+    A NHANES table that went through another program may be in other units or codes.
+    """
+    name = str(column.name)
+    quantity = PEOPLE_NAMES[name]
+    possible = QUANTITIES[quantity].possible if quantity in QUANTITIES else (LEAST, LEAST)
+    low = possible[0] if quantity == "height" else LEAST
+    for value in column.dropna().unique():
+        why = ""
+        if quantity == "gender":
+            why = "" if value in GENDERS else "is neither 1 (male) nor 2 (female)"
+        elif not low <= value <= possible[1]:
+            why = looks_like(quantity, value) or "cannot be"
+        if why:
+            raise DataError(f"{path} has {name} {value:g}, which {why}: take CDC's own file")
 
 
 def _check_survey(survey: pd.Series, demo: str | Path, cycle: str) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..base.errors import DataError
 from ..spirometry.indices import INDICES, indices
+from ..spirometry.manoeuvre import Which
 
 # %% auto #0
 __all__ = ['Recording', 'Format', 'measure_recordings']
@@ -83,16 +84,19 @@ class Format:
     """The recordings of a file of this format, in the order of the file."""
 
 # %% ../../nbs/formats/06_recording.ipynb #8baeda10
-def measure_recordings(recordings: Sequence[Recording]) -> pd.DataFrame:
+def measure_recordings(recordings: Sequence[Recording], which: Which = None) -> pd.DataFrame:
     """A table with `person`, `visit`, `trial` and `INDICES`, a row a recording, in their order.
 
+    which: of several forced expirations in one recording, its number from 0, or "largest".
     Volumes in L, flows in L/s, times in s. Raises DataError that names the recording which cannot
-    be measured.
+    be measured, or of which parts were not observed.
     """
     rows = []
     for recording in recordings:
         try:
-            found = indices(recording.volume, recording.time).iloc[0]
+            if recording.observed is not None and not recording.observed.all():
+                raise DataError("parts were not observed, so it can only be reconstructed")
+            found = indices(recording.volume, recording.time, which=which).iloc[0]
         except DataError as err:
             raise DataError(f"{recording.name}: {err}") from err
         who = {"person": recording.person, "visit": recording.visit, "trial": recording.trial}

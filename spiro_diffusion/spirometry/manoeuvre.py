@@ -417,13 +417,18 @@ def _refuse_size(fvc: float, flow: float) -> None:
             "than L (m³?)"
         )
     found = f"FVC would be {fvc:.4g} L and flow up to {flow:.4g} L/s"
-    unit = _unit_of(fvc, flow)
+    unit = _unit_of(fvc, flow) if fvc > LARGEST_FVC and flow > LARGEST_FLOW else ""
     if unit:
         raise DataError(f"{found}: the volume looks like {unit}; give it in L")
     if fvc <= LARGEST_FVC:
         raise DataError(
             f"{found}: volume jumps, or it is flow, or time is not in s (minutes?); give the curve "
             "as recorded, in L and s"
+        )
+    if flow <= LARGEST_FLOW:
+        raise DataError(
+            f"{found}: no lungs hold that, though the flow could be; was volume summed as if it "
+            "were flow, or is it in another unit? give it in L"
         )
     raise DataError(f"{found}: no lungs hold that; is volume in another unit? give it in L")
 
