@@ -83,7 +83,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize(
     ("kind", "numbers"),
-    [("VT", ML), ("FT", np.diff(VOLUME) * 1e5)],
+    [("VT", np.round(1000 * VOLUME)), ("FT", np.diff(VOLUME) * 1e5)],
 )
 def test_an_ats_waveform_in_ml_is_refused_by_its_unit(tmp_path, kind, numbers):
     path = tmp_path / "ml.wf"
