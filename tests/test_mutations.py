@@ -15,12 +15,14 @@ import resource
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from test_recordings import WRITTEN
 
 from spiro_diffusion.base.arrays import load_safetensors, open_array, save_safetensors
 from spiro_diffusion.base.errors import DataError
@@ -28,6 +30,7 @@ from spiro_diffusion.base.files import read_json, sha256_of, shipped_weights, wr
 from spiro_diffusion.base.seeds import rng_for
 from spiro_diffusion.data import load_prepared
 from spiro_diffusion.formats.nhanes import iter_raw
+from spiro_diffusion.formats.recognise import read_recordings
 from spiro_diffusion.formats.tables import read_table
 from spiro_diffusion.formats.ukb import read_ukb
 from spiro_diffusion.formats.waveform import read_waveform
@@ -154,6 +157,17 @@ def read_lines(path: Path) -> None:
     assert volume.shape[1] == len(time)
 
 
+def read_any_recording(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recordings = read_recordings(path)
+    assert recordings
+    for recording in recordings:
+        assert recording.volume.shape == recording.time.shape
+        seen = slice(None) if recording.observed is None else recording.observed
+        assert np.isfinite(recording.volume[seen]).all()
+
+
 def read_wave(path: Path) -> None:
     volume, time = read_waveform(path)
     assert volume.shape == time.shape
@@ -262,6 +276,20 @@ SOURCES: dict[str, tuple[Callable[[Path], None], str, int, Callable[[Path], byte
     "CSV of metadata": (read_prepared, "meta.csv", 60, lambda _: META.encode()),
     "UK Biobank lines": (read_lines, "field3066.csv", 40, lambda _: UKB.encode()),
     "ATS waveform": (read_wave, "a.wf", 40, lambda _: WAVE),
+    "table of curves": (
+        read_any_recording,
+        "export",
+        60,
+        lambda _: WRITTEN["semicolons"].encode(),
+    ),
+    "table of loops": (read_any_recording, "export", 60, lambda _: WRITTEN["loops"].encode()),
+    "UK Biobank table": (
+        read_any_recording,
+        "export",
+        60,
+        lambda _: WRITTEN["UK Biobank tabs"].encode(),
+    ),
+    "ndd XML": (read_any_recording, "export", 80, lambda _: WRITTEN["ndd"].encode("utf-16")),
     "NPY": (read_signals, "signals.npy", 40, lambda _: npy()),
     "safetensors": (read_weights, "model.safetensors", 120, small_weights),
     "weights of a codec": (
