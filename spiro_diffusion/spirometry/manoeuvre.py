@@ -16,7 +16,7 @@ __all__ = ['STEEP_OVER', 'PEAK_OVER', 'MOST_REST', 'FEW_ML', 'REST_TIME', 'REST_
            'JUMP', 'STRAYS', 'SMOOTHER', 'FEW_ROUGH', 'PACKET_SAMPLES', 'PACKET_PEAK', 'COARSE', 'TOO_COARSE',
            'MOST_COARSE', 'SMOOTHED_OVER', 'SMOOTHED_STEP', 'LARGEST_FVC', 'SMALLEST_FVC', 'UNITS', 'USUAL_FVC',
            'MIDDLE_FVC', 'USUAL_FLOW', 'MISFIT_OF_FLOW', 'SHORT_RISE', 'SINKS', 'SINKS_OVER', 'LEAST_STEEP', 'ANOTHER',
-           'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'MOST_JUMPS', 'Which', 'Expiration', 'corrected_times',
+           'AS_STEEP', 'LONG_TAIL', 'SHORT_TAIL', 'DROPS_OUT', 'MOST_JUMPS', 'Which', 'Expiration', 'corrected_times',
            'volume_of_flow', 'Expirations', 'find_expirations', 'forced_expirations']
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #e8f0a707
@@ -470,6 +470,8 @@ LEAST_STEEP = 0.6
 """L/s: with less flow in the steepest 80 ms nobody exhaled by force."""
 ANOTHER = 0.5
 """Of the steepness and of the volume of the largest: what reaches both is a manoeuvre too."""
+AS_STEEP = 0.8
+"""Of the steepest breath in: an expiration is as steep or steeper (0.96 at the 5th percentile)."""
 LONG_TAIL = 2.0
 """Most forced expirations take this many times longer from 75 to 95 % of volume than to 25 %."""
 SHORT_TAIL = 1.5
@@ -486,9 +488,11 @@ def _tail(volume: np.ndarray, time: np.ndarray, found: Expiration) -> float:
 
 def _refuse_upside_down(volume: np.ndarray, time: np.ndarray, found: Expiration) -> None:
     """Raise DataError if the recording looks as if exhaling made its volume fall."""
-    falls = _rises_without_jumps(-volume, time, _jumps(volume, time))
+    jumps = _jumps(volume, time)
+    falls = _rises_without_jumps(-volume, time, jumps)
     steep = int(falls.argmax())
-    if falls[steep] < LEAST_STEEP * STEEP_OVER:
+    rise = float(_rises_without_jumps(volume, time, jumps).max())
+    if falls[steep] < max(LEAST_STEEP * STEEP_OVER, AS_STEEP * rise):
         return
     fall = _expiration(-volume, time, steep)
     is_large = fall.fvc(-volume) > ANOTHER * found.fvc(volume)
