@@ -49,6 +49,10 @@ def read_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
     The second is (N,) bool: cells that hold something, and no finite number.
     """
+    if pd.api.types.is_float_dtype(column):
+        plain = column.to_numpy(dtype=float, na_value=np.nan)
+        infinite = np.isinf(plain)
+        return np.where(infinite, np.nan, plain), infinite
     try:
         read = pd.to_numeric(column, errors="coerce")
     except (TypeError, OverflowError):  # of objects that are no cells, and endless whole numbers
