@@ -237,7 +237,7 @@ def prepare(
     """
     out = Path(out_dir)
     if isinstance(data_dir, (str, Path)) and Path(data_dir).is_file():
-        return prepare_recordings(read_recordings(data_dir), out)
+        return prepare_recordings(data_dir, out)
     plans = _planned(data_dir, cycles, n_people)
     if all(isinstance(p, SurveyFiles) or p.people is None for p in plans):
         return prepare_files(_obtained(plans, out.parent, seed), out, seed, chunk)

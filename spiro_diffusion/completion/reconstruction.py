@@ -67,6 +67,11 @@ class Observed:
     seen: np.ndarray
     notes: tuple[str, ...] = ()
 
+    @property
+    def rows(self) -> np.ndarray:
+        """Its volume as it is measured, (1, T) L: it never falls."""
+        return np.maximum.accumulate(self.volume)[None]
+
 
 def _as_arrays(volume: Any, time: Any, observed: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Volume, time and mask of one length. Raises DataError."""
@@ -170,7 +175,7 @@ def is_whole(blow: Observed, age: float = np.nan) -> bool:
     That is a plateau or 15 s (Graham 2019), or 6 s (3 s under 10 years; Miller 2005) with less than
     60 mL in the last second.
     """
-    rows = np.maximum.accumulate(blow.volume)[None]
+    rows = blow.rows
     last = blow.time[-1]
     if acceptability_of_rows(rows, blow.time, np.array([last]))["end"].iloc[0]:
         return True
@@ -252,8 +257,7 @@ def _bridged(volume: np.ndarray, gap: np.ndarray) -> np.ndarray:
 def on_clock(blow: Observed) -> OnClock:
     """A recorded blow on the clock, its gaps bridged."""
     last_time = float(blow.time[-1])
-    rows = np.maximum.accumulate(blow.volume)[None]
-    volume = volume_on_clock(rows_to_clock(rows, blow.time))[0]
+    volume = volume_on_clock(rows_to_clock(blow.rows, blow.time))[0]
     cut = int(np.searchsorted(CLOCK, last_time + 1e-6, side="right")) - 1
     gap = np.interp(CLOCK, blow.time, (~blow.seen).astype(float)) > 0
     gap &= np.arange(N_BINS + 1) < min(cut, N_BINS - 1)
@@ -420,7 +424,7 @@ def _table(flow: np.ndarray, known: OnClock, whole: Observed | None) -> pd.DataF
     if whole is None:
         table = indices_on_clock(flow)[list(INDICES)]
     else:
-        measured = measure_rows(np.maximum.accumulate(whole.volume)[None], whole.time, "2019")
+        measured = measure_rows(whole.rows, whole.time, "2019")
         table = pd.DataFrame(measured)[list(INDICES)]
         table = table.iloc[np.zeros(len(flow), dtype=int)].reset_index(drop=True)
     table.insert(0, "draw", np.arange(len(flow)))

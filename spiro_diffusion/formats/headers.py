@@ -14,10 +14,11 @@ import pandas as pd
 
 from ..base.errors import DataError
 from ..base.units import MISSING_WORDS, QUANTITIES, shown
+from .delimited import NUMBER
 
 # %% auto #0
-__all__ = ['UNITS', 'BTPS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'MOST_NAMED', 'ONLY_ONE', 'ONE_NUMBER',
-           'THOUSANDS', 'plain_unit', 'is_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss',
+__all__ = ['UNITS', 'BTPS', 'SPELLINGS', 'NAMES', 'EXHALED', 'IN_BRACKETS', 'BEHIND', 'MOST_NAMED', 'ONLY_ONE', 'THOUSANDS',
+           'plain_unit', 'is_unit', 'unit_factor', 'Column', 'column_called', 'find_columns', 'near_miss',
            'with_near_misses', 'empty_cells', 'numbers_in']
 
 # %% ../../nbs/formats/05_headers.ipynb #e2024466
@@ -219,13 +220,12 @@ def with_near_misses(names: Iterable[str]) -> str:
     return ", ".join(said) + (f" and {more} more" if more else "")
 
 # %% ../../nbs/formats/05_headers.ipynb #8d06aa6c
-ONE_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
 
 
 def _refuse_cell(cells: pd.Series, bad: np.ndarray, path: str | Path) -> None:
     """Raise DataError that shows the first bad cell, rather one that is like no number at all."""
-    strange = np.array([not ONE_NUMBER.fullmatch(cell) for cell in cells[bad]])
+    strange = np.array([not NUMBER.fullmatch(cell) for cell in cells[bad]])
     place = int(np.flatnonzero(bad)[strange.argmax()])
     raise DataError(
         f"{path} has {shown(cells.iloc[place])} in row {place + 1} of column {shown(cells.name)}, "

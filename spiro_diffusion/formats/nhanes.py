@@ -355,13 +355,11 @@ class SurveyFiles:
 
     def __post_init__(self) -> None:
         """Raises DataError where people of the one kind would be joined with data of the other."""
-        real, made_up = self.demo, self.bmx
-        if is_simulated(real):
-            real, made_up = made_up, real
-        if is_simulated(self.demo) != is_simulated(self.bmx):
+        people = {is_simulated(path): path for path in (self.demo, self.bmx)}
+        if len(people) == 2:
             raise DataError(
-                f"{made_up} is simulated and {real} is not, so they are not of the same people: "
-                "download the one or move the other away"
+                f"{people[True]} is simulated and {people[False]} is not, so they are "
+                "not of the same people: download the one or move the other away"
             )
         if is_simulated(self.demo) and not is_simulated(self.raw):
             raise DataError(

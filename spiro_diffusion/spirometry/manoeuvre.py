@@ -348,19 +348,17 @@ def _volume_step(volume: np.ndarray) -> float:
     return smallest if is_multiple.mean() > 0.99 and differ else 0.0
 
 
-def _refuse_coarse(volume: np.ndarray) -> None:
-    """Raise DataError if volume (T,) L comes in steps too coarse to smooth."""
+def _smoothed(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Volume (T,) L, smoothed if it comes in coarse steps.
+
+    Raises DataError if the steps are too coarse for that.
+    """
     step = _volume_step(volume)
     if TOO_COARSE < step < MOST_COARSE:
         raise DataError(
             f"volume comes in steps of {1000 * step:.0f} mL: too coarse to read PEF from, "
             "give the curve as the device records it"
         )
-
-
-def _smoothed(volume: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Volume (T,) L, smoothed if it comes in coarse steps."""
-    step = _volume_step(volume)
     interval = np.diff(time)
     is_even = np.ptp(interval) < 0.05 * interval[0]
     if not COARSE <= step <= TOO_COARSE or not is_even:
@@ -486,13 +484,16 @@ def _tail(volume: np.ndarray, time: np.ndarray, found: Expiration) -> float:
     return float((last - late) / max(first - time[found.start], 0.001))
 
 
-def _refuse_upside_down(volume: np.ndarray, time: np.ndarray, found: Expiration) -> None:
-    """Raise DataError if the recording looks as if exhaling made its volume fall."""
-    jumps = _jumps(volume, time)
+def _refuse_upside_down(
+    volume: np.ndarray, time: np.ndarray, jumps: np.ndarray, steepest: float, found: Expiration
+) -> None:
+    """Raise DataError if the recording looks as if exhaling made its volume fall.
+
+    steepest: its steepest rise, L in 80 ms.
+    """
     falls = _rises_without_jumps(-volume, time, jumps)
     steep = int(falls.argmax())
-    rise = float(_rises_without_jumps(volume, time, jumps).max())
-    if falls[steep] < max(LEAST_STEEP * STEEP_OVER, AS_STEEP * rise):
+    if falls[steep] < max(LEAST_STEEP * STEEP_OVER, AS_STEEP * steepest):
         return
     fall = _expiration(-volume, time, steep)
     is_large = fall.fvc(-volume) > ANOTHER * found.fvc(volume)
@@ -546,7 +547,7 @@ def _all_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:
             f"no forced expiration in this recording: the steepest rise is "
             f"{steepest / STEEP_OVER:.2g} L/s"
         )
-    found: list[tuple[int, Expiration]] = []
+    found: list[Expiration] = []
     free = np.ones(len(time), dtype=bool)
     while True:
         steep = int(np.where(free, rises, -np.inf).argmax())
@@ -555,18 +556,17 @@ def _all_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]:
         one = _expiration(volume, time, steep)
         begins = int(np.searchsorted(time, time[one.start] - STEEP_OVER))
         free[min(begins, steep) : max(one.end, steep) + 1] = False
-        found.append((steep, one))
-    sizes = [one.fvc(volume) for _, one in found]
-    kept = [pair for pair, size in zip(found, sizes, strict=True) if size >= ANOTHER * max(sizes)]
-    for _, one in kept:
+        found.append(one)
+    largest_fvc = max(one.fvc(volume) for one in found)
+    kept = [one for one in found if one.fvc(volume) >= ANOTHER * largest_fvc]
+    for one in kept:
         _refuse_flow(volume, time, one)
         fvc = one.fvc(volume)
-        if fvc > LARGEST_FVC and np.sum(jumps[one.start : one.end]) > MOST_JUMPS:
-            _refuse_size(fvc, _largest_flow(volume, time, one))
-        _refuse_jumps(volume, time, jumps, one)
+        if fvc <= LARGEST_FVC or np.sum(jumps[one.start : one.end]) <= MOST_JUMPS:
+            _refuse_jumps(volume, time, jumps, one)
         _refuse_size(fvc, _largest_flow(volume, time, one))
-        _refuse_upside_down(volume, time, one)
-    return sorted((one for _, one in kept), key=lambda one: one.start)
+        _refuse_upside_down(volume, time, jumps, steepest, one)
+    return sorted(kept, key=lambda one: one.start)
 
 # %% ../../nbs/spirometry/00_manoeuvre.ipynb #bc744a51
 Which = int | Literal["largest"] | None
@@ -662,7 +662,6 @@ def find_expirations(volume: np.ndarray, time: np.ndarray, which: Which = None) 
         try:
             part = _recorded(recorded)
             known = _smoothed(recorded[part], time[part])
-            _refuse_coarse(recorded[part])
             one = _chosen(known, time[part], which).later_by(part.start)
         except DataError as err:
             raise DataError(f"curve {number}: {err}" if len(volume) > 1 else str(err)) from None
@@ -685,5 +684,4 @@ def forced_expirations(volume: np.ndarray, time: np.ndarray) -> list[Expiration]
         raise DataError(f"one recording is expected, not {len(volume)}")
     part = _recorded(volume[0])
     time = corrected_times(volume, time)[part]
-    _refuse_coarse(volume[0][part])
     return _all_expirations(_smoothed(volume[0][part], time), time)

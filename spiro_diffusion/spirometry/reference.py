@@ -110,7 +110,8 @@ def sex_of(table: pd.DataFrame) -> np.ndarray:
     columns = [sex_codes(table[name]) for name in ("sex", "gender") if name in table]
     if not columns:
         raise DataError("the table has no sex: give a column sex (male or female, 1 or 2)")
-    first, last = columns[0], columns[-1]
+    first = columns[0]
+    last = columns[-1]
     differs = np.isfinite(first) & np.isfinite(last) & (first != last)
     if differs.any():
         row = int(differs.argmax()) + 1
