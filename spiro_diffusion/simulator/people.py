@@ -8,15 +8,15 @@ __all__ = ['Law', 'MAX_ASINH_SCORE', 'MAX_SCORE', 'AGE_CENTRE', 'AGE_UNIT', 'AGE
            'ROOT_BEV_RANGE', 'MOST_FEF', 'MOST_GAP', 'LEAST_AFTER_ONE', 'PLACE_MARGIN', 'LATE_PLACE', 'ALL_BY_THREE',
            'MOST_ABOVE_FEV6', 'MOST_MEAN_FLOW', 'PERSON_DRAWS', 'MAX_DRAWN_SCORE', 'MAX_HEIGHT_SCORE', 'USUAL_HEIGHT',
            'USUAL_BMI', 'FIRST_SEQN', 'AGE_RANGE', 'MAX_BMI_SCORE', 'VOLUME_ORDER', 'TOO_FAR_ABOVE_FEV6', 'ANCHORS',
-           'MODELLED_AS', 'CANDIDATES', 'WIDER', 'WIDENED', 'SMALL_STEP', 'LEAST_SLOPE', 'LOCATION_RIDGE',
-           'HEIGHT_RIDGE', 'SCALE_RIDGE', 'SKEW_RIDGE', 'TAIL_RIDGE', 'TAIL_INTERCEPT_RIDGE', 'START_RIDGE',
-           'SEARCH_ROUNDS', 'NO_GAP_RIDGE', 'NEWTON_STEPS', 'PUBLISHED', 'BODY', 'MOST_BLOWS', 'AGE_KERNEL', 'spline',
-           'Designs', 'Moments', 'law_moments', 'to_score', 'from_score', 'scaled_age', 'childhood', 'age_band',
-           'designs', 'late_share', 'to_chain', 'fill_timed', 'from_chain', 'people_params', 'gap_design',
-           'timed_designs', 'Completed', 'complete_scores', 'complete_indices', 'invent_people', 'check_people',
-           'contradictions', 'check_possible', 'without_contradictions', 'log_density', 'draw_anchors',
-           'simulate_people', 'fit_law', 'fit_logistic', 'fit_timed', 'fit_sex', 'read_published', 'graded_well',
-           'published_best', 'count_shares', 'fit_people']
+           'MODELLED_AS', 'CANDIDATES', 'ANCHORED_AT_ONCE', 'WIDER', 'WIDENED', 'SMALL_STEP', 'LEAST_SLOPE',
+           'LOCATION_RIDGE', 'HEIGHT_RIDGE', 'SCALE_RIDGE', 'SKEW_RIDGE', 'TAIL_RIDGE', 'TAIL_INTERCEPT_RIDGE',
+           'START_RIDGE', 'SEARCH_ROUNDS', 'NO_GAP_RIDGE', 'NEWTON_STEPS', 'PUBLISHED', 'BODY', 'MOST_BLOWS',
+           'AGE_KERNEL', 'spline', 'Designs', 'Moments', 'law_moments', 'to_score', 'from_score', 'scaled_age',
+           'childhood', 'age_band', 'designs', 'late_share', 'to_chain', 'fill_timed', 'from_chain', 'people_params',
+           'gap_design', 'timed_designs', 'Completed', 'complete_scores', 'complete_indices', 'invent_people',
+           'check_people', 'contradictions', 'check_possible', 'without_contradictions', 'spread_normal', 'log_density',
+           'weigh_candidates', 'draw_anchors', 'simulate_people', 'fit_law', 'fit_logistic', 'fit_timed', 'fit_sex',
+           'read_published', 'graded_well', 'published_best', 'count_shares', 'fit_people']
 
 # %% ../../nbs/simulator/00_people.ipynb #6bd8867f
 from functools import cache
@@ -517,11 +517,22 @@ ANCHORS = {
 """What an index is modelled relative to; where it is known, it says what these may be."""
 MODELLED_AS = {"fev1": "ratio", "fef2575": "fef", "fev6": "gap"}
 """The number of `CHAIN` that stands for an index, where the names differ."""
-CANDIDATES = 30  # drawn of each person, of which one is kept
-WIDER = 1.5  # how many times the fitted SD candidates have
+CANDIDATES = 60  # drawn of each person, of which one is kept
+ANCHORED_AT_ONCE = 300  # people whose candidates are drawn at a time, to keep memory small
+WIDER = 2.0  # how many times the fitted SD candidates have
 WIDENED = ("fvc", "fev1", "pef", "fev05")
 SMALL_STEP = 1e-4  # of an index, to see how its score moves
 LEAST_SLOPE = 1e-9
+
+
+def spread_normal(rng: np.random.Generator) -> np.ndarray:
+    """Normal draws of one person's candidates, (`CANDIDATES`, draws), each column spread evenly.
+
+    A Latin hypercube (McKay 1979): one in each of as many equally probable intervals.
+    """
+    shape = (len(PERSON_DRAWS), CANDIDATES)
+    places = rng.permuted(np.broadcast_to(np.arange(CANDIDATES), shape), axis=1)
+    return ndtri((places + rng.random(shape)) / CANDIDATES).T
 
 
 def log_density(
@@ -542,52 +553,69 @@ def log_density(
     return total
 
 
+def weigh_candidates(
+    laws: dict[str, Any],
+    people: pd.DataFrame,
+    draws: pd.DataFrame,
+    wanted: pd.DataFrame,
+    hanging: pd.DataFrame,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """People with the indices that are `wanted` drawn, and the log weight of each (Rubin 1987).
+
+    draws: widened ones; hanging: the known indices which those drawn are to go with. Tables have
+    a row a candidate; wanted and hanging have the columns `BEST_INDICES`.
+    """
+    drawn = complete_scores(laws, people, draws)
+    filled = {c: people[c].where(~wanted[c], drawn.indices[c]) for c in BEST_INDICES}
+    candidates = people.assign(**filled)
+    log_weight = log_density(laws, candidates, draws, hanging)
+    for index in WIDENED:  # the fitted density over the one that is drawn from
+        square = drawn.scores[MODELLED_AS.get(index, index)] ** 2
+        log_weight -= np.where(wanted[index], square * (1 - WIDER**-2) / 2, 0)
+    impossible = np.any(list(contradictions(candidates).values()), axis=0)
+    return candidates, np.where(impossible, -np.inf, log_weight)
+
+
 def draw_anchors(laws: dict[str, Any], people: pd.DataFrame, seed: int) -> pd.DataFrame:
     """People of one sex with `ANCHORS` drawn where one is missing and an index on it is known.
 
     Sampling importance resampling (Rubin 1987). Raises DataError if nobody has such an index.
     """
     known = people[list(BEST_INDICES)].notna()
-    wanted = known & False
-    hanging = known & False
+    wanted = pd.DataFrame(False, index=people.index, columns=list(BEST_INDICES))
+    hanging = wanted.copy()
     for index, anchors in ANCHORS.items():
         for anchor in anchors:
             lacks = known[index] & ~known[anchor]
             wanted[anchor] |= lacks
             hanging[index] |= lacks
-    rows = wanted.any(axis=1).to_numpy()
-    if not rows.any():
-        return people
-    some, wanted, hanging = people[rows], wanted[rows], hanging[rows]
-    streams = [rng_for(seed, "anchors", int(seqn)) for seqn in some["SEQN"]]
+    rows = np.flatnonzero(wanted.any(axis=1))
     widened = [MODELLED_AS.get(c, c) for c in WIDENED]
-    chosen = some
-    best_key = np.full(len(some), -np.inf)
-    for _ in range(CANDIDATES):
-        normal = np.stack([rng.standard_normal(len(PERSON_DRAWS)) for rng in streams])
+    parts = [people]
+    for start in range(0, len(rows), ANCHORED_AT_ONCE):
+        some = np.repeat(rows[start : start + ANCHORED_AT_ONCE], CANDIDATES)
+        streams = [
+            rng_for(seed, "anchors", int(s)) for s in people["SEQN"].iloc[some[::CANDIDATES]]
+        ]
+        normal = np.concatenate([spread_normal(rng) for rng in streams])
         draws = pd.DataFrame(normal, columns=list(PERSON_DRAWS))
         draws[widened] *= WIDER
-        drawn = complete_scores(laws, some, draws)
-        candidate = some.assign(
-            **{c: some[c].where(~wanted[c], drawn.indices[c]) for c in BEST_INDICES}
+        table, asked, given = (
+            t.iloc[some].reset_index(drop=True) for t in (people, wanted, hanging)
         )
-        # the fitted density of the anchors over the one they are drawn from
-        narrower = sum(
-            np.where(wanted[c], -(drawn.scores[MODELLED_AS.get(c, c)] ** 2), 0) for c in WIDENED
-        )
-        log_weight = narrower * (1 - WIDER**-2) / 2 + log_density(laws, candidate, draws, hanging)
-        impossible = np.any(list(contradictions(candidate).values()), axis=0)
-        gumbel = np.array([rng.gumbel() for rng in streams])
-        key = np.where(impossible, -np.inf, log_weight + gumbel)
-        chosen = chosen.where(pd.Series(key <= best_key, index=some.index), candidate)
-        best_key = np.maximum(key, best_key)
-    if lost := int(np.isinf(best_key).sum()):
-        names = ", ".join(hanging.columns[hanging[np.isinf(best_key)].any()])
-        raise DataError(
-            f"{names} of {lost} of {len(people)} people fits nobody of their age, sex and height: "
-            "correct it, or give FVC and FEV1 too"
-        )
-    return pd.concat([people[~rows], chosen.astype(some.dtypes)]).loc[people.index]
+        candidates, log_weight = weigh_candidates(laws, table, draws, asked, given)
+        # the largest of log weights with Gumbel noise is a draw in proportion to the weights
+        key = log_weight.reshape(-1, CANDIDATES)
+        if lost := int(np.isinf(key).all(axis=1).sum()):
+            raise DataError(
+                f"{', '.join(given.columns[given.any()])} of {lost} of {len(people)} people fits "
+                "nobody of their age, sex and height: correct it, or give FVC and FEV1 too"
+            )
+        key = key + np.stack([rng.gumbel(size=CANDIDATES) for rng in streams])
+        chosen = np.arange(len(key)) * CANDIDATES + key.argmax(axis=1)
+        parts.append(candidates.iloc[chosen].set_axis(people.index[some[::CANDIDATES]]))
+    parts[0] = people.drop(people.index[rows])
+    return pd.concat([part for part in parts if len(part)]).loc[people.index]
 
 
 def _person_draws(people: pd.DataFrame, seed: int) -> pd.DataFrame:
