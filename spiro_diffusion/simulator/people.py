@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Law', 'MAX_ASINH_SCORE', 'MAX_SCORE', 'AGE_CENTRE', 'AGE_UNIT', 'AGE_KNOTS', 'SCALE_AGE_KNOTS', 'BMI_KNOTS',
-           'SCORE_KNOTS', 'LOG_FET_KNOTS', 'LATE_KNOTS', 'LEAST_LATE', 'AGE_BAND_STARTS', 'ETHNICITY',
+           'SCORE_KNOTS', 'LOG_FET_KNOTS', 'FINE_FET_KNOTS', 'LATE_KNOTS', 'LEAST_LATE', 'AGE_BAND_STARTS', 'ETHNICITY',
            'OTHER_THAN_WHITE', 'BLACK', 'TIMED', 'BEST_INDICES', 'CHAIN', 'USUAL_FET', 'TOP_RATIO',
            'LEAST_TOP_DISTANCE', 'LEAST_GAP', 'NO_GAP', 'FVC_RANGE', 'RATIO_RANGE', 'PEF_RANGE', 'FET_RANGE',
            'ROOT_BEV_RANGE', 'MOST_FEF', 'MOST_GAP', 'LEAST_AFTER_ONE', 'PLACE_MARGIN', 'LATE_PLACE', 'ALL_BY_THREE',
@@ -109,6 +109,7 @@ SCALE_AGE_KNOTS = (-1.6, -1.3, -1.0, 0.0, 1.2)  # of the spread: 8, 14, 20, 40 a
 BMI_KNOTS = (-1.5, 0.0, 1.5)  # of the score of body mass index
 SCORE_KNOTS = (-1.6, -0.5, 0.5, 1.6)  # of the scores of earlier indices
 LOG_FET_KNOTS = (-0.3, 0.0, 0.4, 0.8)  # of log(forced expiratory time / 8 s)
+FINE_FET_KNOTS = (-0.25, -0.1, 0.0, 0.15, 0.4)  # likewise, where FEV3 depends on it
 LATE_KNOTS = (-5.0, -3.5, -2.5, -1.7, -1.0)  # of the log share of the volume after the first second
 LEAST_LATE = 0.003  # that is exhaled after the sixth; a smaller share counts as none
 AGE_BAND_STARTS = (6, 13, 20, 40, 60)  # first year of the age bands in which counts are kept
@@ -145,7 +146,7 @@ def designs(
 
     age: years; ethnicity: RIDRETH1; log_height: log(height / 165 cm); bmi: the score of body mass
     index; scores: those of earlier indices, the second that of FEV1/FVC; log_fet: log(forced
-    expiratory time / 8 s); late: `late_share`.
+    expiratory time / 8 s); late: `late_share`, used with log_fet.
     """
     a = scaled_age(age)
     young = childhood(age)
@@ -153,6 +154,7 @@ def designs(
     group = np.column_stack([ethnicity == e for e in OTHER_THAN_WHITE]).astype(float)
     location = [np.ones_like(a), spline(a, AGE_KNOTS), group, group * young[:, None]]
     scale = [np.ones_like(a), spline(a, SCALE_AGE_KNOTS), group[:, BLACK]]
+    shape = [np.ones_like(a), young, teen, a]
     if log_height is not None:
         h = log_height
         location += [h, h * young, h * a, h**2, h**2 * young]
@@ -166,15 +168,19 @@ def designs(
         scale += [z, z**2 - 1]
     if log_fet is not None:
         location.append(spline(log_fet, LOG_FET_KNOTS))
-    if late is not None:
+    if late is not None and log_fet is not None:
         ratio = scores[1]
+        fet = spline(log_fet, FINE_FET_KNOTS)
         none = (late <= LEAST_LATE).astype(float)
         log_late = np.log(np.maximum(late, LEAST_LATE))
         s = spline(log_late, LATE_KNOTS)
         location += [s, none, none * young, none * ratio, s * a[:, None], s * ratio[:, None]]
+        log_late -= LATE_KNOTS[2]
+        location += [fet[:, 1:], fet * a[:, None], fet * log_late[:, None]]
         scale += [s[:, :3], none, none * young, log_late * a, log_late * ratio]
-    shape = np.column_stack([np.ones_like(a), young, teen, a])
-    return Designs(np.column_stack(location), np.column_stack(scale), shape)
+        scale += [fet[:, :3], log_fet * log_late, log_fet * a]
+        shape += [log_fet, log_late]
+    return Designs(*(np.column_stack(columns) for columns in (location, scale, shape)))
 
 # %% ../../nbs/simulator/00_people.ipynb #7ed87ced
 TIMED = ("fev05", "fev075", "fev3")
