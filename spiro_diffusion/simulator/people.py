@@ -7,16 +7,17 @@ __all__ = ['Law', 'MAX_ASINH_SCORE', 'MAX_SCORE', 'AGE_CENTRE', 'AGE_UNIT', 'AGE
            'LEAST_TOP_DISTANCE', 'LEAST_GAP', 'NO_GAP', 'FVC_RANGE', 'RATIO_RANGE', 'PEF_RANGE', 'FET_RANGE',
            'ROOT_BEV_RANGE', 'MOST_FEF', 'MOST_GAP', 'LEAST_AFTER_ONE', 'PLACE_MARGIN', 'LATE_PLACE', 'ALL_BY_THREE',
            'MOST_ABOVE_FEV6', 'MOST_MEAN_FLOW', 'PERSON_DRAWS', 'MAX_DRAWN_SCORE', 'MAX_HEIGHT_SCORE', 'USUAL_HEIGHT',
-           'USUAL_BMI', 'FIRST_SEQN', 'AGE_RANGE', 'MAX_BMI_SCORE', 'VOLUME_ORDER', 'TOO_FAR_ABOVE_FEV6', 'ANCHORS',
-           'MODELLED_AS', 'CANDIDATES', 'ANCHORED_AT_ONCE', 'WIDER', 'WIDENED', 'SMALL_STEP', 'LEAST_SLOPE',
-           'LOCATION_RIDGE', 'HEIGHT_RIDGE', 'SCALE_RIDGE', 'SKEW_RIDGE', 'TAIL_RIDGE', 'TAIL_INTERCEPT_RIDGE',
-           'START_RIDGE', 'SEARCH_ROUNDS', 'NO_GAP_RIDGE', 'NEWTON_STEPS', 'PUBLISHED', 'BODY', 'MOST_BLOWS',
-           'AGE_KERNEL', 'spline', 'Designs', 'Moments', 'law_moments', 'to_score', 'from_score', 'scaled_age',
-           'childhood', 'age_band', 'designs', 'late_share', 'to_chain', 'fill_timed', 'from_chain', 'people_params',
-           'gap_design', 'timed_designs', 'Completed', 'complete_scores', 'complete_indices', 'invent_people',
-           'check_people', 'contradictions', 'check_possible', 'without_contradictions', 'spread_normal', 'log_density',
-           'weigh_candidates', 'draw_anchors', 'simulate_people', 'fit_law', 'fit_logistic', 'fit_timed', 'fit_sex',
-           'read_published', 'graded_well', 'published_best', 'count_shares', 'fit_people']
+           'USUAL_BMI', 'Body', 'FIRST_SEQN', 'AGE_RANGE', 'MAX_BMI_SCORE', 'VOLUME_ORDER', 'TOO_FAR_ABOVE_FEV6',
+           'ANCHORS', 'MODELLED_AS', 'CANDIDATES', 'ROUNDS', 'ANCHORED_AT_ONCE', 'WIDER', 'WIDENED', 'SMALL_STEP',
+           'LEAST_SLOPE', 'LOCATION_RIDGE', 'HEIGHT_RIDGE', 'SCALE_RIDGE', 'SKEW_RIDGE', 'TAIL_RIDGE',
+           'TAIL_INTERCEPT_RIDGE', 'START_RIDGE', 'SEARCH_ROUNDS', 'NO_GAP_RIDGE', 'NEWTON_STEPS', 'PUBLISHED', 'BODY',
+           'MOST_BLOWS', 'AGE_KERNEL', 'spline', 'Designs', 'Moments', 'law_moments', 'to_score', 'from_score',
+           'scaled_age', 'childhood', 'age_band', 'designs', 'late_share', 'to_chain', 'fill_timed', 'from_chain',
+           'people_params', 'gap_design', 'timed_designs', 'Completed', 'complete_scores', 'complete_indices',
+           'invent_people', 'check_people', 'contradictions', 'check_possible', 'without_contradictions',
+           'spread_normal', 'log_density', 'weigh_candidates', 'pick_candidates', 'draw_anchors', 'simulate_people',
+           'fit_law', 'fit_logistic', 'fit_timed', 'fit_sex', 'read_published', 'graded_well', 'published_best',
+           'count_shares', 'fit_people']
 
 # %% ../../nbs/simulator/00_people.ipynb #6bd8867f
 from functools import cache
@@ -322,13 +323,16 @@ def gap_design(age: np.ndarray, scores: tuple[np.ndarray, ...], log_fet: np.ndar
     )
 
 
+Body = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Age (years), ethnicity, log relative height and the score of body mass index, (N,) each."""
+
+
 def timed_designs(
-    body: tuple[np.ndarray, ...], scores: dict[str, np.ndarray], name: str, best: pd.DataFrame
+    body: Body, scores: dict[str, np.ndarray], name: str, best: pd.DataFrame
 ) -> Designs:
     """What one of `TIMED` may depend on: the indices before it, and the late flow.
 
-    body: age, ethnicity, log relative height and the score of body mass index; best: people with
-    FVC, FEV1, FEV6 and FET.
+    best: people with FVC, FEV1, FEV6 and FET.
     """
     before = ["fvc", "ratio", "fef", "pef", "bev"]
     if name != "fev05":
@@ -515,15 +519,16 @@ ANCHORS = {
     "fev1": ("fvc",),
     "pef": ("fvc",),
     "fef2575": ("fvc",),
-    "fev6": ("fvc",),
+    "fev6": ("fvc", "fev1"),
     "fev05": ("fvc", "fev1", "pef"),
-    "fev075": ("fvc", "fev1", "fev05"),
+    "fev075": ("fvc", "fev1", "pef", "fev05"),
     "fev3": ("fvc", "fev1", "fev6"),
 }
 """What an index is modelled relative to; where it is known, it says what these may be."""
 MODELLED_AS = {"fev1": "ratio", "fef2575": "fef", "fev6": "gap"}
 """The number of `CHAIN` that stands for an index, where the names differ."""
 CANDIDATES = 60  # drawn of each person, of which one is kept
+ROUNDS = 20  # of them, if none is possible
 ANCHORED_AT_ONCE = 300  # people whose candidates are drawn at a time, to keep memory small
 WIDER = 2.0  # how many times the fitted SD candidates have
 WIDENED = ("fvc", "fev1", "pef", "fev05")
@@ -579,7 +584,34 @@ def weigh_candidates(
         square = drawn.scores[MODELLED_AS.get(index, index)] ** 2
         log_weight -= np.where(wanted[index], square * (1 - WIDER**-2) / 2, 0)
     impossible = np.any(list(contradictions(candidates).values()), axis=0)
+    impossible |= (wanted["fev1"] & (candidates["fev1"] > candidates["fev6"])).to_numpy()
     return candidates, np.where(impossible, -np.inf, log_weight)
+
+
+def pick_candidates(
+    laws: dict[str, Any],
+    people: pd.DataFrame,
+    wanted: pd.DataFrame,
+    hanging: pd.DataFrame,
+    streams: list[np.random.Generator],
+) -> pd.DataFrame:
+    """One of `CANDIDATES` of each person, in proportion to its weight; none where none is possible.
+
+    Tables as of `weigh_candidates`, a row a person; streams: each person's random numbers.
+    """
+    draws = pd.DataFrame(
+        np.concatenate([spread_normal(rng) for rng in streams]), columns=list(PERSON_DRAWS)
+    )
+    draws[[MODELLED_AS.get(c, c) for c in WIDENED]] *= WIDER
+    person = np.repeat(np.arange(len(people)), CANDIDATES)
+    repeated = (t.iloc[person].reset_index(drop=True) for t in (people, wanted, hanging))
+    table, asked, given = repeated
+    candidates, log_weight = weigh_candidates(laws, table, draws, asked, given)
+    # the largest of log weights with Gumbel noise is a draw in proportion to the weights
+    noise = np.concatenate([rng.gumbel(size=CANDIDATES) for rng in streams])
+    key = (log_weight + noise).reshape(-1, CANDIDATES)
+    chosen = candidates.iloc[np.arange(len(people)) * CANDIDATES + key.argmax(axis=1)]
+    return chosen.set_axis(people.index)[np.isfinite(key.max(axis=1))]
 
 
 def draw_anchors(laws: dict[str, Any], people: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -595,32 +627,30 @@ def draw_anchors(laws: dict[str, Any], people: pd.DataFrame, seed: int) -> pd.Da
             lacks = known[index] & ~known[anchor]
             wanted[anchor] |= lacks
             hanging[index] |= lacks
-    rows = np.flatnonzero(wanted.any(axis=1))
-    widened = [MODELLED_AS.get(c, c) for c in WIDENED]
-    parts = [people]
+    lacking = wanted.any(axis=1).to_numpy()
+    rows = np.flatnonzero(lacking)
+    parts = [people[~lacking]]
     for start in range(0, len(rows), ANCHORED_AT_ONCE):
-        some = np.repeat(rows[start : start + ANCHORED_AT_ONCE], CANDIDATES)
-        streams = [
-            rng_for(seed, "anchors", int(s)) for s in people["SEQN"].iloc[some[::CANDIDATES]]
-        ]
-        normal = np.concatenate([spread_normal(rng) for rng in streams])
-        draws = pd.DataFrame(normal, columns=list(PERSON_DRAWS))
-        draws[widened] *= WIDER
-        table, asked, given = (
-            t.iloc[some].reset_index(drop=True) for t in (people, wanted, hanging)
-        )
-        candidates, log_weight = weigh_candidates(laws, table, draws, asked, given)
-        # the largest of log weights with Gumbel noise is a draw in proportion to the weights
-        key = log_weight.reshape(-1, CANDIDATES)
-        if lost := int(np.isinf(key).all(axis=1).sum()):
-            raise DataError(
-                f"{', '.join(given.columns[given.any()])} of {lost} of {len(people)} people fits "
-                "nobody of their age, sex and height: correct it, or give FVC and FEV1 too"
+        left = rows[start : start + ANCHORED_AT_ONCE]
+        streams = {i: rng_for(seed, "anchors", int(people["SEQN"].iloc[i])) for i in left}
+        for _ in range(ROUNDS):
+            found = pick_candidates(
+                laws,
+                people.iloc[left],
+                wanted.iloc[left],
+                hanging.iloc[left],
+                [streams[i] for i in left],
             )
-        key = key + np.stack([rng.gumbel(size=CANDIDATES) for rng in streams])
-        chosen = np.arange(len(key)) * CANDIDATES + key.argmax(axis=1)
-        parts.append(candidates.iloc[chosen].set_axis(people.index[some[::CANDIDATES]]))
-    parts[0] = people.drop(people.index[rows])
+            parts.append(found)
+            left = left[~people.index[left].isin(found.index)]
+            if not len(left):
+                break
+        else:
+            names = hanging.columns[hanging.iloc[left].any()]
+            raise DataError(
+                f"{', '.join(names)} of {len(left)} of {len(people)} people fits nobody of their "
+                "age, sex and height: correct it, or give FVC and FEV1 too"
+            )
     return pd.concat([part for part in parts if len(part)]).loc[people.index]
 
 
@@ -754,12 +784,10 @@ def _body(t: pd.DataFrame) -> tuple[np.ndarray, ...]:
     return age, group, log_height, np.log(t["bmi"].to_numpy() / USUAL_BMI)
 
 
-def fit_timed(
-    body: tuple[np.ndarray, ...], scores: dict[str, np.ndarray], good: pd.DataFrame
-) -> dict[str, Law]:
+def fit_timed(body: Body, scores: dict[str, np.ndarray], good: pd.DataFrame) -> dict[str, Law]:
     """Laws of `TIMED` in `good`, given the scores of the other indices; `scores` gets theirs.
 
-    body: as of `timed_designs`. People whose volumes contradict one another are left out.
+    People whose volumes contradict one another are left out.
     """
     usable = ~np.any(list(contradictions(good).values()), axis=0)
     y = to_chain(good)
