@@ -31,8 +31,8 @@ from spiro_diffusion.formats.tables import (
 # %% auto #0
 __all__ = ['L_PER_ML', 'RAW_COLUMNS', 'NO_SEQN', 'NO_NUMBER', 'NO_FACTOR', 'BAD_TEST', 'FACTORS', 'TESTS', 'DUPLICATE',
            'RAW_CHUNK', 'FEW_JOINED', 'SURVEY', 'PEOPLE', 'PEOPLE_NAMES', 'GENDERS', 'ADULT', 'SHORTEST_TALLEST',
-           'LEAST', 'ML_PER_L', 'BEST_VOLUMES', 'BEST_REST', 'KINDS', 'RawBlows', 'iter_raw', 'join_blows', 'read_raw',
-           'one_row_each', 'check_joined', 'read_people', 'read_best', 'SurveyFiles']
+           'LEAST', 'ML_PER_L', 'BEST_VOLUMES', 'EARLY_VOLUMES', 'BEST_REST', 'KINDS', 'RawBlows', 'iter_raw',
+           'join_blows', 'read_raw', 'one_row_each', 'check_joined', 'read_people', 'read_best', 'SurveyFiles']
 
 # %% ../../nbs/formats/02_nhanes.ipynb #b660d704
 L_PER_ML = 0.001
@@ -314,6 +314,8 @@ BEST_VOLUMES = {
     "SPXNEV": "bev",
 }
 """Published best values in mL or mL/s, and their names here, in L or L/s."""
+EARLY_VOLUMES = {"SPXNFEV5": "fev05", "SPXNFEV7": "fev075"}
+"""The same, of which a cycle's file may have none."""
 BEST_REST = {"SPXNFET": "fet", "SPXNQFVC": "grade_fvc", "SPXNQFV1": "grade_fev1"}
 """Forced expiratory time in s, and the quality of a session's FVC and FEV1, A to F."""
 
@@ -321,16 +323,17 @@ BEST_REST = {"SPXNFET": "fet", "SPXNQFVC": "grade_fvc", "SPXNQFV1": "grade_fev1"
 def read_best(spx: str | Path) -> pd.DataFrame:
     """Published best values from SPX, a row a person with an FVC.
 
-    Columns SEQN, `fvc fev1 fev3 fev6 pef fef2575 bev fet` (L, L/s, s), `grade_fvc grade_fev1
-    session`. `session` is the worse of the two grades, "" where either is missing. Raises DataError
-    as `read_table` does, and if two rows of one person differ.
+    Columns SEQN, `fvc fev1 fev3 fev6 pef fef2575 bev fev05 fev075 fet` (L, L/s, s), `grade_fvc
+    grade_fev1 session`; `fev05` and `fev075` are NaN where the file has none. `session` is the
+    worse of the two grades, "" where either is missing. Raises DataError as `read_table` does, and
+    if two rows of one person differ.
     """
-    names = BEST_VOLUMES | BEST_REST
-    columns = ["SEQN", *names.values()]
-    table = one_row_each(read_table(spx, ("SEQN", *names), also=()), spx)
-    table = table.rename(columns=names)[columns]
-    volumes = list(BEST_VOLUMES.values())
-    table[volumes] = table[volumes] / ML_PER_L
+    needed = BEST_VOLUMES | BEST_REST
+    volumes = BEST_VOLUMES | EARLY_VOLUMES
+    names = volumes | BEST_REST
+    found = read_table(spx, ("SEQN", *needed), also=tuple(EARLY_VOLUMES))
+    table = one_row_each(found, spx).reindex(columns=["SEQN", *names]).rename(columns=names)
+    table[list(volumes.values())] /= ML_PER_L
     grades = table[["grade_fvc", "grade_fev1"]].replace("", None)
     worse = grades.max(axis=1).where(grades.notna().all(axis=1), "")
     return table.assign(session=worse)[table["fvc"].notna()].reset_index(drop=True)

@@ -158,10 +158,15 @@ class CopulaBaseline:
 
     def fit(self, people: pd.DataFrame) -> CopulaBaseline:
         """Fit to people with age, height, gender and the indices of `people.BEST_INDICES` (L, L/s,
-        s); returns itself.
+        s); returns itself. People who lack one are left out; raises DataError if that is everyone.
         """
         positive = people[list(BEST_INDICES)].drop(columns="bev").gt(0).all(axis=1)
         known = people[positive & people["bev"].notna()]
+        if known.empty:
+            raise DataError(
+                f"none of {len(people)} people has all of {', '.join(BEST_INDICES)}: "
+                "give a table with these columns filled in"
+            )
         y = to_chain(known)
         self.laws = {name: SplineRegression().fit(known, y[name]) for name in CHAIN}
         ranks = np.stack([pd.Series(self.laws[name].scores).rank().to_numpy() for name in CHAIN])

@@ -2,15 +2,21 @@
 
 # %% auto #0
 __all__ = ['Law', 'MAX_ASINH_SCORE', 'MAX_SCORE', 'AGE_CENTRE', 'AGE_UNIT', 'AGE_KNOTS', 'SCALE_AGE_KNOTS', 'BMI_KNOTS',
-           'SCORE_KNOTS', 'LOG_FET_KNOTS', 'AGE_BAND_STARTS', 'ETHNICITY', 'OTHER_THAN_WHITE', 'BLACK', 'BEST_INDICES',
-           'CHAIN', 'USUAL_FET', 'TOP_RATIO', 'LEAST_TOP_DISTANCE', 'LEAST_GAP', 'NO_GAP', 'FVC_RANGE', 'RATIO_RANGE',
-           'PEF_RANGE', 'FET_RANGE', 'ROOT_BEV_RANGE', 'MOST_FEF', 'MOST_GAP', 'PERSON_DRAWS', 'MAX_DRAWN_SCORE',
-           'USUAL_HEIGHT', 'USUAL_BMI', 'FIRST_SEQN', 'AGE_RANGE', 'MAX_BODY_SCORE', 'LOCATION_RIDGE', 'SCALE_RIDGE',
-           'SKEW_RIDGE', 'TAIL_RIDGE', 'TAIL_INTERCEPT_RIDGE', 'START_RIDGE', 'SEARCH_ROUNDS', 'NO_GAP_RIDGE',
-           'NEWTON_STEPS', 'PUBLISHED', 'BODY', 'MOST_BLOWS', 'AGE_KERNEL', 'spline', 'Designs', 'Moments',
-           'law_moments', 'to_score', 'from_score', 'scaled_age', 'childhood', 'age_band', 'designs', 'to_chain',
-           'from_chain', 'people_params', 'gap_design', 'complete_indices', 'invent_people', 'check_people',
-           'simulate_people', 'fit_law', 'fit_logistic', 'fit_sex', 'read_published', 'graded_well', 'published_best',
+           'SCORE_KNOTS', 'LOG_FET_KNOTS', 'FINE_FET_KNOTS', 'LATE_KNOTS', 'LEAST_LATE', 'AGE_BAND_STARTS', 'ETHNICITY',
+           'OTHER_THAN_WHITE', 'BLACK', 'TIMED', 'BEST_INDICES', 'CHAIN', 'USUAL_FET', 'TOP_RATIO',
+           'LEAST_TOP_DISTANCE', 'LEAST_GAP', 'NO_GAP', 'FVC_RANGE', 'RATIO_RANGE', 'PEF_RANGE', 'FET_RANGE',
+           'ROOT_BEV_RANGE', 'MOST_FEF', 'MOST_GAP', 'LEAST_AFTER_ONE', 'PLACE_MARGIN', 'LATE_PLACE', 'ALL_BY_THREE',
+           'MOST_ABOVE_FEV6', 'MOST_MEAN_FLOW', 'PERSON_DRAWS', 'MAX_DRAWN_SCORE', 'MAX_HEIGHT_SCORE', 'USUAL_HEIGHT',
+           'USUAL_BMI', 'Body', 'FIRST_SEQN', 'AGE_RANGE', 'MAX_BMI_SCORE', 'VOLUME_ORDER', 'TOO_FAR_ABOVE_FEV6',
+           'ANCHORS', 'MODELLED_AS', 'CANDIDATES', 'ROUNDS', 'ANCHORED_AT_ONCE', 'WIDER', 'WIDENED', 'SMALL_STEP',
+           'LEAST_SLOPE', 'LOCATION_RIDGE', 'HEIGHT_RIDGE', 'SCALE_RIDGE', 'SKEW_RIDGE', 'TAIL_RIDGE',
+           'TAIL_INTERCEPT_RIDGE', 'START_RIDGE', 'SEARCH_ROUNDS', 'NO_GAP_RIDGE', 'NEWTON_STEPS', 'PUBLISHED', 'BODY',
+           'MOST_BLOWS', 'AGE_KERNEL', 'spline', 'Designs', 'Moments', 'law_moments', 'to_score', 'from_score',
+           'scaled_age', 'childhood', 'age_band', 'designs', 'late_share', 'to_chain', 'fill_timed', 'from_chain',
+           'people_params', 'gap_design', 'timed_designs', 'Completed', 'complete_scores', 'complete_indices',
+           'invent_people', 'check_people', 'contradictions', 'check_possible', 'without_contradictions',
+           'spread_normal', 'log_density', 'weigh_candidates', 'pick_candidates', 'draw_anchors', 'simulate_people',
+           'fit_law', 'fit_logistic', 'fit_timed', 'fit_sex', 'read_published', 'graded_well', 'published_best',
            'count_shares', 'fit_people']
 
 # %% ../../nbs/simulator/00_people.ipynb #6bd8867f
@@ -22,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import expit, ndtr, ndtri
+from scipy.special import expit, logit, ndtr, ndtri
 
 from ..base.errors import DataError, need_file
 from ..base.files import read_json
@@ -34,7 +40,8 @@ def spline(x: np.ndarray, knots: tuple[float, ...]) -> np.ndarray:
     """Restricted cubic spline basis (N, K - 1) of x (N,) with K knots (Harrell 2015)."""
     x = np.asarray(x, dtype=np.float64)
     k = np.asarray(knots, dtype=np.float64)
-    cubes = [np.maximum(x - knot, 0) ** 3 for knot in k]
+    above = np.maximum(x - k[:, None], 0)
+    cubes = above * above * above  # much faster than a power
     last_gap = k[-1] - k[-2]
     columns = [x]
     for j in range(len(k) - 2):
@@ -103,6 +110,9 @@ SCALE_AGE_KNOTS = (-1.6, -1.3, -1.0, 0.0, 1.2)  # of the spread: 8, 14, 20, 40 a
 BMI_KNOTS = (-1.5, 0.0, 1.5)  # of the score of body mass index
 SCORE_KNOTS = (-1.6, -0.5, 0.5, 1.6)  # of the scores of earlier indices
 LOG_FET_KNOTS = (-0.3, 0.0, 0.4, 0.8)  # of log(forced expiratory time / 8 s)
+FINE_FET_KNOTS = (-0.25, -0.1, 0.0, 0.15, 0.4)  # likewise, where FEV3 depends on it
+LATE_KNOTS = (-5.0, -3.5, -2.5, -1.7, -1.0)  # of the log share of the volume after the first second
+LEAST_LATE = 0.003  # that is exhaled after the sixth; a smaller share counts as none
 AGE_BAND_STARTS = (6, 13, 20, 40, 60)  # first year of the age bands in which counts are kept
 ETHNICITY = (1, 2, 3, 4, 5)  # RIDRETH1: Mexican American, other Hispanic, White, Black, other
 OTHER_THAN_WHITE = (1, 2, 4, 5)
@@ -131,11 +141,13 @@ def designs(
     bmi: np.ndarray | None = None,
     scores: tuple[np.ndarray, ...] = (),
     log_fet: np.ndarray | None = None,
+    late: np.ndarray | None = None,
 ) -> Designs:
     """Design matrices (N, .) of a law, from what is known of N people.
 
     age: years; ethnicity: RIDRETH1; log_height: log(height / 165 cm); bmi: the score of body mass
-    index; scores: those of earlier indices; log_fet: log(forced expiratory time / 8 s).
+    index; scores: those of earlier indices, the second that of FEV1/FVC; log_fet: log(forced
+    expiratory time / 8 s); late: `late_share`, used with log_fet.
     """
     a = scaled_age(age)
     young = childhood(age)
@@ -143,6 +155,7 @@ def designs(
     group = np.column_stack([ethnicity == e for e in OTHER_THAN_WHITE]).astype(float)
     location = [np.ones_like(a), spline(a, AGE_KNOTS), group, group * young[:, None]]
     scale = [np.ones_like(a), spline(a, SCALE_AGE_KNOTS), group[:, BLACK]]
+    shape = [np.ones_like(a), young, teen, a]
     if log_height is not None:
         h = log_height
         location += [h, h * young, h * a, h**2, h**2 * young]
@@ -156,13 +169,26 @@ def designs(
         scale += [z, z**2 - 1]
     if log_fet is not None:
         location.append(spline(log_fet, LOG_FET_KNOTS))
-    shape = np.column_stack([np.ones_like(a), young, teen, a])
-    return Designs(np.column_stack(location), np.column_stack(scale), shape)
+    if late is not None and log_fet is not None:
+        ratio = scores[1]
+        fet = spline(log_fet, FINE_FET_KNOTS)
+        none = (late <= LEAST_LATE).astype(float)
+        log_late = np.log(np.maximum(late, LEAST_LATE))
+        s = spline(log_late, LATE_KNOTS)
+        location += [s, none, none * young, none * ratio, s * a[:, None], s * ratio[:, None]]
+        log_late -= LATE_KNOTS[2]
+        location += [fet[:, 1:], fet * a[:, None], fet * log_late[:, None]]
+        scale += [s[:, :3], none, none * young, log_late * a, log_late * ratio]
+        scale += [fet[:, :3], log_fet * log_late, log_fet * a]
+        shape += [log_fet, log_late]
+    return Designs(*(np.column_stack(columns) for columns in (location, scale, shape)))
 
 # %% ../../nbs/simulator/00_people.ipynb #7ed87ced
-BEST_INDICES = ("fvc", "fev1", "pef", "fef2575", "fev6", "fet", "bev")
-"""A person's best values: L, L, L/s, L/s, L, s, L."""
-CHAIN = ("fvc", "ratio", "fef", "pef", "fet", "gap", "bev")
+TIMED = ("fev05", "fev075", "fev3")
+"""Volumes after 0.5, 0.75 and 3 s, which are conditioned on all other indices."""
+BEST_INDICES = ("fvc", "fev1", "pef", "fef2575", "fev6", "fet", "bev", *TIMED)
+"""A person's best values: L, L, L/s, L/s, L, s, L, L, L, L."""
+CHAIN = ("fvc", "ratio", "fef", "pef", "fet", "gap", "bev", *TIMED)
 """The modelled numbers, in the order in which each is conditioned on those before it."""
 
 USUAL_FET = 8  # s: forced expiratory time is modelled relative to it
@@ -180,11 +206,28 @@ MOST_FEF = 0.95  # of PEF
 MOST_GAP = 0.6  # of what is left after the first second
 
 
+LEAST_AFTER_ONE = 0.005  # share of FVC that is taken to follow the first second at least
+PLACE_MARGIN = 0.01  # nearer to an end of its interval an index is not modelled
+LATE_PLACE = (0.003, 0.99)  # the same of FEV3, which may well be FVC itself:
+ALL_BY_THREE = 0.0045  # a drawn place that is nearer to FVC is set to it
+MOST_ABOVE_FEV6 = 0.08  # of FVC: the most by which FEV3 exceeds FEV6 in SPX_G
+MOST_MEAN_FLOW = 0.93  # of PEF: the most that flow is in the mean over the first half second
+
+
+def late_share(best: pd.DataFrame) -> np.ndarray:
+    """(N,): the share of what follows the first second that follows the sixth."""
+    after_one = np.maximum(1 - best["fev1"] / best["fvc"], LEAST_AFTER_ONE)
+    return ((1 - best["fev6"] / best["fvc"]) / after_one).to_numpy(dtype=np.float64)
+
+
 def to_chain(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """The modelled numbers, (N,) each, from columns `BEST_INDICES`; NaN where one is missing."""
-    fvc, fev1, pef, fef, fev6, fet, bev = (
+    fvc, fev1, pef, fef, fev6, fet, bev, fev05, fev075, fev3 = (
         table[c].to_numpy(dtype=np.float64) for c in BEST_INDICES
     )
+    after_half = np.maximum(fev1 - fev05, LEAST_AFTER_ONE * fev1)
+    after_one = np.maximum(1 - fev1 / fvc, LEAST_AFTER_ONE)
+    early = (PLACE_MARGIN, 1 - PLACE_MARGIN)
     return {
         "fvc": np.log(fvc),
         "ratio": -np.log(np.maximum(TOP_RATIO - fev1 / fvc, LEAST_TOP_DISTANCE)),
@@ -193,7 +236,36 @@ def to_chain(table: pd.DataFrame) -> dict[str, np.ndarray]:
         "fet": np.log(fet / USUAL_FET),
         "gap": np.log(np.maximum(1 - fev6 / fvc, LEAST_GAP)),
         "bev": np.sqrt(np.maximum(bev, 0)),
+        "fev05": logit(np.clip(2 * fev05 / fev1 - 1, *early)),
+        "fev075": logit(np.clip(2 * (fev075 - fev05) / after_half - 1, *early)),
+        "fev3": logit(np.clip((1 - fev3 / fvc) / after_one, *LATE_PLACE)),
     }
+
+
+def fill_timed(best: pd.DataFrame, modelled: dict[str, np.ndarray]) -> pd.DataFrame:
+    """`best` (columns `BEST_INDICES`) with missing `TIMED` from the modelled numbers.
+
+    Mean flow over the intervals between 0, 0.5, 0.75, 1, 3 and 6 s falls, and its first is below
+    PEF.
+    """
+    fvc, fev1, fev6, pef, *given = (
+        best[c].to_numpy(dtype=np.float64) for c in ("fvc", "fev1", "fev6", "pef", *TIMED)
+    )
+    half, quarter = (
+        np.clip(expit(modelled[c]), PLACE_MARGIN, 1 - PLACE_MARGIN) for c in ("fev05", "fev075")
+    )
+    fev05 = np.maximum(np.minimum(fev1 * (1 + half), MOST_MEAN_FLOW * pef), fev1) / 2
+    fev05 = np.where(np.isnan(given[0]), fev05, given[0])
+    fev075 = fev05 + np.minimum((fev1 - fev05) * (1 + quarter) / 2, fev05 / 2)
+    fev075 = np.where(np.isnan(given[1]), fev075, given[1])
+    late = expit(modelled["fev3"])
+    after_three = np.where(late <= ALL_BY_THREE, 0, late) * (fvc - fev1)
+    fev3 = np.maximum(fvc - after_three, fev1 + (fev6 - fev1) * 2 / 5)  # 2 of the 5 s to the sixth
+    fev3 = np.minimum(fev3, fev6 + MOST_ABOVE_FEV6 * fvc)
+    most = fev1 + (fev1 - fev075) * 2 / 0.25  # 2 s after the last 0.25 of the first second
+    fev3 = np.clip(fev3, fev1, np.minimum(fvc, most))
+    fev3 = np.where(np.isnan(given[2]), fev3, given[2])
+    return best.assign(fev05=fev05, fev075=fev075, fev3=fev3)
 
 
 def from_chain(modelled: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -202,7 +274,7 @@ def from_chain(modelled: dict[str, np.ndarray]) -> pd.DataFrame:
     ratio = np.clip(TOP_RATIO - np.exp(-modelled["ratio"]), *RATIO_RANGE)
     gap = np.minimum(np.exp(modelled["gap"]), MOST_GAP * (1 - ratio))
     pef = np.clip(fvc * np.exp(modelled["pef"]), *PEF_RANGE)
-    return pd.DataFrame(
+    first = pd.DataFrame(
         {
             "fvc": fvc,
             "fev1": ratio * fvc,
@@ -213,11 +285,13 @@ def from_chain(modelled: dict[str, np.ndarray]) -> pd.DataFrame:
             "bev": np.clip(modelled["bev"], *ROOT_BEV_RANGE) ** 2,
         }
     )
+    return fill_timed(first.reindex(columns=list(BEST_INDICES)), modelled)
 
 # %% ../../nbs/simulator/00_people.ipynb #3704fe68
-PERSON_DRAWS = ("height", "bmi", *CHAIN, "no_gap", "ethnicity")
+PERSON_DRAWS = ("height", "bmi", *CHAIN[:7], "no_gap", "ethnicity", *TIMED)
 """Names of a person's standard normal draws, in the order in which they are drawn."""
 MAX_DRAWN_SCORE = 3.7  # a drawn index is never rarer than one in ten thousand people
+MAX_HEIGHT_SCORE = 3.0  # 25 of the 7,419 people measured in NHANES 2011-2012 are beyond it
 USUAL_HEIGHT = 165  # cm: height is modelled relative to it
 USUAL_BMI = 25  # kg/m^2
 
@@ -249,19 +323,42 @@ def gap_design(age: np.ndarray, scores: tuple[np.ndarray, ...], log_fet: np.ndar
     )
 
 
-def complete_indices(
-    laws: dict[str, Any], people: pd.DataFrame, draws: pd.DataFrame
-) -> pd.DataFrame:
-    """`BEST_INDICES` of people of one sex, drawn where they are missing.
+Body = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Age (years), ethnicity, log relative height and the score of body mass index, (N,) each."""
 
-    people: age, ethnicity, height, weight and `BEST_INDICES`, a row a person; draws:
-    `PERSON_DRAWS`, likewise.
+
+def timed_designs(
+    body: Body, scores: dict[str, np.ndarray], name: str, best: pd.DataFrame
+) -> Designs:
+    """What one of `TIMED` may depend on: the indices before it, and the late flow.
+
+    best: people with FVC, FEV1, FEV6 and FET.
     """
+    before = ["fvc", "ratio", "fef", "pef", "bev"]
+    if name != "fev05":
+        before.append("fev05")
+    if name == "fev3":
+        before[before.index("bev")] = "fev075"
+    log_fet = np.log(best["fet"].to_numpy(dtype=np.float64) / USUAL_FET)
+    late = late_share(best) if name == "fev3" else None
+    return designs(*body, tuple(scores[c] for c in before), log_fet, late)
+
+
+class Completed(NamedTuple):
+    """People's indices, known and drawn, and their scores."""
+
+    indices: pd.DataFrame  # columns `BEST_INDICES`
+    scores: dict[str, np.ndarray]  # (N,) of each of `CHAIN`
+
+
+def complete_scores(laws: dict[str, Any], people: pd.DataFrame, draws: pd.DataFrame) -> Completed:
+    """`complete_indices` with the scores."""
 
     def known_or_drawn(name: str, known: np.ndarray, x: Designs) -> tuple[np.ndarray, np.ndarray]:
         """The number itself and its score."""
         missing = np.isnan(known)
-        drawn = np.clip(draws[name].to_numpy(), -MAX_DRAWN_SCORE, MAX_DRAWN_SCORE)
+        most = MAX_HEIGHT_SCORE if name == "height" else MAX_DRAWN_SCORE
+        drawn = np.clip(draws[name].to_numpy(), -most, most)
         score = np.where(missing, drawn, to_score(known, laws[name], x))
         return np.where(missing, from_score(score, laws[name], x), known), score
 
@@ -271,30 +368,44 @@ def complete_indices(
     log_height, _ = known_or_drawn("height", np.log(height / USUAL_HEIGHT), designs(age, group))
     log_bmi = np.log(weight / (1.65 * np.exp(log_height)) ** 2 / USUAL_BMI)
     _, bmi = known_or_drawn("bmi", log_bmi, designs(age, group, log_height))
-    known = to_chain(people)
+    body = (age, group, log_height, bmi)
+    given = people[list(BEST_INDICES)].astype(float)
+    known = to_chain(given)
     modelled: dict[str, np.ndarray] = {}
-    scores: tuple[np.ndarray, ...] = ()
+    scores: dict[str, np.ndarray] = {}
     for name in CHAIN[:5]:
-        modelled[name], score = known_or_drawn(
-            name, known[name], designs(age, group, log_height, bmi, scores)
-        )
-        scores += (score,)
-    x = designs(age, group, log_height, bmi, scores[:4], modelled["fet"])
-    modelled["gap"], _ = known_or_drawn("gap", known["gap"], x)
-    chance_of_none = expit(gap_design(age, scores, modelled["fet"]) @ laws["no_gap"])
+        x = designs(*body, tuple(scores.values()))
+        modelled[name], scores[name] = known_or_drawn(name, known[name], x)
+    first = tuple(scores.values())
+    modelled["gap"], scores["gap"] = known_or_drawn(
+        "gap", known["gap"], designs(*body, first[:4], modelled["fet"])
+    )
+    chance_of_none = expit(gap_design(age, first, modelled["fet"]) @ laws["no_gap"])
     none = np.isnan(known["gap"]) & (ndtri(chance_of_none) > draws["no_gap"].to_numpy())
     modelled["gap"] = np.where(none, np.log(LEAST_GAP), modelled["gap"])
-    modelled["bev"], _ = known_or_drawn(
-        "bev", known["bev"], designs(age, group, log_height, bmi, scores)
-    )
-    drawn_indices = from_chain(modelled).set_index(people.index)
-    given = people[list(BEST_INDICES)]
-    return given.where(given.notna(), drawn_indices)
+    modelled["bev"], scores["bev"] = known_or_drawn("bev", known["bev"], designs(*body, first))
+    modelled |= {name: np.full(len(people), np.nan) for name in TIMED}
+    best = given.fillna(from_chain(modelled).set_index(people.index))
+    for name in TIMED:
+        x = timed_designs(body, scores, name, best)
+        modelled[name], scores[name] = known_or_drawn(name, known[name], x)
+    return Completed(fill_timed(best, modelled), scores)
+
+
+def complete_indices(
+    laws: dict[str, Any], people: pd.DataFrame, draws: pd.DataFrame
+) -> pd.DataFrame:
+    """`BEST_INDICES` of people of one sex, drawn where they are missing.
+
+    people: age, ethnicity, height, weight and `BEST_INDICES`, a row a person; draws:
+    `PERSON_DRAWS`, likewise.
+    """
+    return complete_scores(laws, people, draws).indices
 
 # %% ../../nbs/simulator/00_people.ipynb #f65769bd
 FIRST_SEQN = 900001  # of people who are not in any table; NHANES 2011-2012 ends at 71916
 AGE_RANGE = (6, 79)  # years: those eligible for spirometry in NHANES 2011-2012
-MAX_BODY_SCORE = 3.5  # of height and body mass index
+MAX_BMI_SCORE = 3.5
 
 
 def _draw_person(seqn: int, seed: int) -> dict[str, float]:
@@ -327,9 +438,9 @@ def invent_people(count: int, seed: int) -> pd.DataFrame:
         i = people["gender"] == gender
         law = people_params()["sexes"][str(gender)]
         age, group = (people.loc[i, c].to_numpy(dtype=float) for c in ("age", "ethnicity"))
+        most = {"height": MAX_HEIGHT_SCORE, "weight": MAX_BMI_SCORE}
         height_score, bmi_score = (
-            np.clip(people.loc[i, c].to_numpy(), -MAX_BODY_SCORE, MAX_BODY_SCORE)
-            for c in ("height", "weight")
+            np.clip(people.loc[i, c].to_numpy(), -limit, limit) for c, limit in most.items()
         )
         log_height = from_score(height_score, law["height"], designs(age, group))
         log_bmi = from_score(bmi_score, law["bmi"], designs(age, group, log_height))
@@ -363,6 +474,186 @@ def check_people(patients: pd.DataFrame) -> pd.DataFrame:
     return people
 
 
+VOLUME_ORDER = ("fev05", "fev075", "fev1", "fev3", "fvc")
+"""Volumes in the order in which they are exhaled; those of the first second differ."""
+TOO_FAR_ABOVE_FEV6 = 0.1  # of FVC: FEV3 may exceed FEV6 (best values of two blows), but not by this
+
+
+def contradictions(people: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
+    """Who has a number that another of theirs rules out: (column, other column) -> (N,) bool."""
+    nothing = np.full(len(people), np.nan)
+    best = {
+        c: people[c].to_numpy(dtype=np.float64) if c in people else nothing for c in BEST_INDICES
+    }
+    found = {}
+    for j, low in enumerate(VOLUME_ORDER):
+        for high in VOLUME_ORDER[j + 1 :]:
+            apart = best[high] - best[low]
+            found[low, high] = apart <= 0 if high in VOLUME_ORDER[:3] else apart < 0
+    found["fev6", "fvc"] = best["fev6"] > best["fvc"]
+    largest = np.fmax(best["fvc"], best["fev3"])
+    found["fev3", "fev6"] = best["fev3"] - best["fev6"] > TOO_FAR_ABOVE_FEV6 * largest
+    found["fev05", "pef"] = 2 * best["fev05"] > best["pef"]
+    return found
+
+
+def check_possible(people: pd.DataFrame) -> None:
+    """Raise DataError where known indices contradict one another."""
+    for (column, other), wrong in contradictions(people).items():
+        if wrong.any():
+            raise DataError(
+                f"{column} contradicts {other} in {wrong.sum()} of {len(people)} people: "
+                f"no blow has the two, so correct one of them or leave {column} empty to draw it"
+            )
+
+
+def without_contradictions(people: pd.DataFrame) -> pd.DataFrame:
+    """People whose `TIMED` are missing wherever one of them contradicts another index."""
+    timed = {pair: wrong for pair, wrong in contradictions(people).items() if {*pair} & {*TIMED}}
+    known = [c for c in TIMED if c in people]
+    wrong = np.any(list(timed.values()), axis=0)
+    return people.assign(**{c: people[c].mask(wrong) for c in known})
+
+# %% ../../nbs/simulator/00_people.ipynb #89432385
+ANCHORS = {
+    "fev1": ("fvc",),
+    "pef": ("fvc",),
+    "fef2575": ("fvc",),
+    "fev6": ("fvc", "fev1"),
+    "fev05": ("fvc", "fev1", "pef"),
+    "fev075": ("fvc", "fev1", "pef", "fev05"),
+    "fev3": ("fvc", "fev1", "fev6"),
+}
+"""What an index is modelled relative to; where it is known, it says what these may be."""
+MODELLED_AS = {"fev1": "ratio", "fef2575": "fef", "fev6": "gap"}
+"""The number of `CHAIN` that stands for an index, where the names differ."""
+CANDIDATES = 60  # drawn of each person, of which one is kept
+ROUNDS = 20  # of them, if none is possible
+ANCHORED_AT_ONCE = 300  # people whose candidates are drawn at a time, to keep memory small
+WIDER = 2.0  # how many times the fitted SD candidates have
+WIDENED = ("fvc", "fev1", "pef", "fev05")
+SMALL_STEP = 1e-4  # of an index, to see how its score moves
+LEAST_SLOPE = 1e-9
+
+
+def spread_normal(rng: np.random.Generator) -> np.ndarray:
+    """Normal draws of one person's candidates, (`CANDIDATES`, draws), each column spread evenly.
+
+    A Latin hypercube (McKay 1979): one in each of as many equally probable intervals.
+    """
+    shape = (len(PERSON_DRAWS), CANDIDATES)
+    places = rng.permuted(np.broadcast_to(np.arange(CANDIDATES), shape), axis=1)
+    return ndtri((places + rng.random(shape)) / CANDIDATES).T
+
+
+def log_density(
+    laws: dict[str, Any], people: pd.DataFrame, draws: pd.DataFrame, counted: pd.DataFrame
+) -> np.ndarray:
+    """Log density (N,) of log indices given those before them, up to a constant; NaN-free people.
+
+    counted: which indices of whom, bool, columns `BEST_INDICES`.
+    """
+    scores = complete_scores(laws, people, draws).scores
+    total = np.zeros(len(people))
+    for index in counted.columns[counted.any()]:
+        name = MODELLED_AS.get(index, index)
+        moved = people.assign(**{index: people[index] * (1 + SMALL_STEP)})
+        step = complete_scores(laws, moved, draws).scores[name] - scores[name]
+        slope = np.maximum(np.abs(step) / SMALL_STEP, LEAST_SLOPE)
+        total += np.where(counted[index], np.log(slope) - scores[name] ** 2 / 2, 0)
+    return total
+
+
+def weigh_candidates(
+    laws: dict[str, Any],
+    people: pd.DataFrame,
+    draws: pd.DataFrame,
+    wanted: pd.DataFrame,
+    hanging: pd.DataFrame,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """People with the indices that are `wanted` drawn, and the log weight of each (Rubin 1987).
+
+    draws: widened ones; hanging: the known indices which those drawn are to go with. Tables have
+    a row a candidate; wanted and hanging have the columns `BEST_INDICES`.
+    """
+    drawn = complete_scores(laws, people, draws)
+    filled = {c: people[c].where(~wanted[c], drawn.indices[c]) for c in BEST_INDICES}
+    candidates = people.assign(**filled)
+    log_weight = log_density(laws, candidates, draws, hanging)
+    for index in WIDENED:  # the fitted density over the one that is drawn from
+        square = drawn.scores[MODELLED_AS.get(index, index)] ** 2
+        log_weight -= np.where(wanted[index], square * (1 - WIDER**-2) / 2, 0)
+    impossible = np.any(list(contradictions(candidates).values()), axis=0)
+    impossible |= (wanted["fev1"] & (candidates["fev1"] > candidates["fev6"])).to_numpy()
+    return candidates, np.where(impossible, -np.inf, log_weight)
+
+
+def pick_candidates(
+    laws: dict[str, Any],
+    people: pd.DataFrame,
+    wanted: pd.DataFrame,
+    hanging: pd.DataFrame,
+    streams: list[np.random.Generator],
+) -> pd.DataFrame:
+    """One of `CANDIDATES` of each person, in proportion to its weight; none where none is possible.
+
+    Tables as of `weigh_candidates`, a row a person; streams: each person's random numbers.
+    """
+    draws = pd.DataFrame(
+        np.concatenate([spread_normal(rng) for rng in streams]), columns=list(PERSON_DRAWS)
+    )
+    draws[[MODELLED_AS.get(c, c) for c in WIDENED]] *= WIDER
+    person = np.repeat(np.arange(len(people)), CANDIDATES)
+    repeated = (t.iloc[person].reset_index(drop=True) for t in (people, wanted, hanging))
+    table, asked, given = repeated
+    candidates, log_weight = weigh_candidates(laws, table, draws, asked, given)
+    # the largest of log weights with Gumbel noise is a draw in proportion to the weights
+    noise = np.concatenate([rng.gumbel(size=CANDIDATES) for rng in streams])
+    key = (log_weight + noise).reshape(-1, CANDIDATES)
+    chosen = candidates.iloc[np.arange(len(people)) * CANDIDATES + key.argmax(axis=1)]
+    return chosen.set_axis(people.index)[np.isfinite(key.max(axis=1))]
+
+
+def draw_anchors(laws: dict[str, Any], people: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """People of one sex with `ANCHORS` drawn where one is missing and an index on it is known.
+
+    Sampling importance resampling (Rubin 1987). Raises DataError if nobody has such an index.
+    """
+    known = people[list(BEST_INDICES)].notna()
+    wanted = pd.DataFrame(False, index=people.index, columns=list(BEST_INDICES))
+    hanging = wanted.copy()
+    for index, anchors in ANCHORS.items():
+        for anchor in anchors:
+            lacks = known[index] & ~known[anchor]
+            wanted[anchor] |= lacks
+            hanging[index] |= lacks
+    lacking = wanted.any(axis=1).to_numpy()
+    rows = np.flatnonzero(lacking)
+    parts = [people[~lacking]]
+    for start in range(0, len(rows), ANCHORED_AT_ONCE):
+        left = rows[start : start + ANCHORED_AT_ONCE]
+        streams = {i: rng_for(seed, "anchors", int(people["SEQN"].iloc[i])) for i in left}
+        for _ in range(ROUNDS):
+            found = pick_candidates(
+                laws,
+                people.iloc[left],
+                wanted.iloc[left],
+                hanging.iloc[left],
+                [streams[i] for i in left],
+            )
+            parts.append(found)
+            left = left[~people.index[left].isin(found.index)]
+            if not len(left):
+                break
+        else:
+            names = hanging.columns[hanging.iloc[left].any()]
+            raise DataError(
+                f"{', '.join(names)} of {len(left)} of {len(people)} people fits nobody of their "
+                "age, sex and height: correct it, or give FVC and FEV1 too"
+            )
+    return pd.concat([part for part in parts if len(part)]).loc[people.index]
+
+
 def _person_draws(people: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The standard normal draws `PERSON_DRAWS` of each person, from a stream of their own."""
     draws = np.zeros((len(people), len(PERSON_DRAWS)))
@@ -385,7 +676,8 @@ def simulate_people(patients: int | pd.DataFrame, seed: int = 0) -> pd.DataFrame
     patients: how many to draw (as in NHANES 2011-2012, 6 to 79 years), or a table with `age`
     (years), `height` (cm, may be NaN) and `gender` (1 male, 2 female) or `sex` ("male", "female"),
     and where known `SEQN`, `weight` (kg), `ethnicity` (RIDRETH1) and `BEST_INDICES`: what is known
-    is kept, what is missing is drawn. Raises DataError on an unusable table.
+    is kept, what is missing is drawn. Raises DataError on an unusable table, and where known
+    indices contradict one another.
     """
     if isinstance(patients, (int, np.integer)):
         people = check_people(invent_people(int(patients), seed))
@@ -393,6 +685,7 @@ def simulate_people(patients: int | pd.DataFrame, seed: int = 0) -> pd.DataFrame
         people = check_people(patients)
     optional = [c for c in ("weight", "ethnicity", *BEST_INDICES) if c not in people]
     work = people.reindex(columns=[*people.columns, *optional])
+    check_possible(work)
     work["age"] = work["age"].clip(6, 80)
     draws = _person_draws(people, seed)
     for gender in (1, 2):
@@ -401,6 +694,7 @@ def simulate_people(patients: int | pd.DataFrame, seed: int = 0) -> pd.DataFrame
             continue
         law = people_params()["sexes"][str(gender)]
         part = _with_ethnicity(law, work.iloc[i], draws["ethnicity"].to_numpy()[i])
+        part = draw_anchors(law, part, seed)
         found = complete_indices(law, part, draws.iloc[i])
         work.loc[work.index[i], list(BEST_INDICES)] = found.to_numpy()
     return people.assign(**{c: work[c].astype(float) for c in BEST_INDICES})
@@ -408,6 +702,7 @@ def simulate_people(patients: int | pd.DataFrame, seed: int = 0) -> pd.DataFrame
 # %% ../../nbs/simulator/00_people.ipynb #e2c06a83
 # The weights of the ridge penalty, each on the squares of coefficients that are not intercepts
 LOCATION_RIDGE = 0.02  # of the location, relative to the residual's spread
+HEIGHT_RIDGE = 1e-5  # the same of height, which grows by more than 40 spreads from 6 to 16 years
 SCALE_RIDGE = 4  # of the log scale, relative to the columns' spread
 SKEW_RIDGE = 3
 TAIL_RIDGE = 4
@@ -416,7 +711,7 @@ START_RIDGE = 1e-3  # of the least squares from which the search starts
 SEARCH_ROUNDS = 3  # L-BFGS is started anew twice, which clears its memory
 
 
-def fit_law(values: np.ndarray, designs: Designs) -> Law:
+def fit_law(values: np.ndarray, designs: Designs, location_ridge: float = LOCATION_RIDGE) -> Law:
     """Maximum likelihood with a light ridge penalty; `values` (N,) given its design matrices."""
     import torch
 
@@ -446,7 +741,7 @@ def fit_law(values: np.ndarray, designs: Designs) -> Law:
 
     def penalty() -> torch.Tensor:
         return (
-            LOCATION_RIDGE * ((mu[1:] * loc_width / spread) ** 2).sum()
+            location_ridge * ((mu[1:] * loc_width / spread) ** 2).sum()
             + SCALE_RIDGE * ((sigma[1:] * scale_width) ** 2).sum()
             + SKEW_RIDGE * (skew[1:] ** 2).sum()
             + TAIL_RIDGE * (tail[1:] ** 2).sum()
@@ -489,23 +784,46 @@ def _body(t: pd.DataFrame) -> tuple[np.ndarray, ...]:
     return age, group, log_height, np.log(t["bmi"].to_numpy() / USUAL_BMI)
 
 
+def fit_timed(body: Body, scores: dict[str, np.ndarray], good: pd.DataFrame) -> dict[str, Law]:
+    """Laws of `TIMED` in `good`, given the scores of the other indices; `scores` gets theirs.
+
+    People whose volumes contradict one another are left out.
+    """
+    usable = ~np.any(list(contradictions(good).values()), axis=0)
+    y = to_chain(good)
+    laws = {}
+    for name in TIMED:
+        x = timed_designs(body, scores, name, good)
+        laws[name] = fit_law(y[name][usable], x.rows(usable))
+        scores[name] = to_score(y[name], laws[name], x)
+    return laws
+
+
 def fit_sex(everyone: pd.DataFrame, good: pd.DataFrame) -> dict[str, Any]:
     """Laws of height and body mass index from `everyone` of one sex, of the indices from `good`."""
     age, group, h, b = _body(everyone)
-    laws = {"height": fit_law(h, designs(age, group)), "bmi": fit_law(b, designs(age, group, h))}
+    laws = {
+        "height": fit_law(h, designs(age, group), HEIGHT_RIDGE),
+        "bmi": fit_law(b, designs(age, group, h)),
+    }
     age, group, h, b = _body(good)
     bmi = to_score(b, laws["bmi"], designs(age, group, h))
+    body = (age, group, h, bmi)
     y = to_chain(good)
-    scores: tuple[np.ndarray, ...] = ()
+    scores: dict[str, np.ndarray] = {}
     for name in CHAIN[:5]:
-        x = designs(age, group, h, bmi, scores)
+        x = designs(*body, tuple(scores.values()))
         laws[name] = fit_law(y[name], x)
-        scores += (to_score(y[name], laws[name], x),)
+        scores[name] = to_score(y[name], laws[name], x)
+    first = tuple(scores.values())
     none = y["gap"] <= np.log(LEAST_GAP) + 1e-9
-    x = designs(age, group, h, bmi, scores[:4], y["fet"])
+    x = designs(*body, first[:4], y["fet"])
     laws["gap"] = fit_law(y["gap"][~none], x.rows(~none))
-    laws["bev"] = fit_law(y["bev"], designs(age, group, h, bmi, scores))
-    return {**laws, "no_gap": fit_logistic(gap_design(age, scores, y["fet"]), none)}
+    x = designs(*body, first)
+    laws["bev"] = fit_law(y["bev"], x)
+    scores["bev"] = to_score(y["bev"], laws["bev"], x)
+    laws |= fit_timed(body, scores, good)
+    return {**laws, "no_gap": fit_logistic(gap_design(age, first, y["fet"]), none)}
 
 # %% ../../nbs/simulator/00_people.ipynb #b2b073e8
 PUBLISHED = {
@@ -516,6 +834,9 @@ PUBLISHED = {
     "fev6": "SPXNFEV6",
     "bev": "SPXNEV",
     "fet": "SPXNFET",
+    "fev05": "SPXNFEV5",
+    "fev075": "SPXNFEV7",
+    "fev3": "SPXNFEV3",
 }
 """NHANES's names of a person's best values: mL, mL/s; FET in s."""
 BODY = {
