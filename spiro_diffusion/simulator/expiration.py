@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['N_DIPS', 'RIPPLE_CENTRES', 'N_SHAPE', 'LIMIT_NODES', 'REMAINING', 'RIPPLE_WIDTHS', 'MOST_RIPPLE', 'WITHIN', 'RIPPLES',
-           'RANGES', 'SOFT_ZERO', 'RISE_POWER', 'LEAD', 'TOES_BEFORE_ONSET', 'CREEP_RISE', 'LATEST_RISE', 'RATE',
-           'MAX_SAMPLES', 'COARSE', 'Shape', 'Start', 'Dip', 'Blows', 'prompt_start', 'no_dips', 'quiet_blows',
+           'RANGES', 'SOFT_ZERO', 'RISE_POWER', 'LEAD', 'TOES_BEFORE_ONSET', 'CREEP_RISE', 'LATEST_RISE', 'WHOLE_AFTER',
+           'RATE', 'MAX_SAMPLES', 'COARSE', 'Shape', 'Start', 'Dip', 'Blows', 'prompt_start', 'no_dips', 'quiet_blows',
            'parameter', 'onset', 'stops', 'flow_limit', 'effort_at', 'dip_factor', 'volumes']
 
 # %% ../../nbs/simulator/01_expiration.ipynb #5cd28374
@@ -74,6 +74,11 @@ class Blows:
         """The blows at index or mask i."""
         return type(self)(*(getattr(self, f.name)[i] for f in fields(self)))
 
+    def put(self, i: np.ndarray, others: Self) -> None:
+        """Replace the blows at index i."""
+        for f in fields(self):
+            getattr(self, f.name)[i] = getattr(others, f.name)
+
     def dip(self, k: int) -> np.ndarray:
         """Dip k of each blow, a view (N, 3): columns `Dip`."""
         return self.dips[:, k * len(Dip) : (k + 1) * len(Dip)]
@@ -131,6 +136,7 @@ LEAD = 0.3  # s in which the leak leaves before effort
 TOES_BEFORE_ONSET = 5  # of the width w_t: by then effort is felt by nobody
 CREEP_RISE = 0.08  # s: how fast flow creeps up during a hesitation
 LATEST_RISE = 30.0  # exponent beyond which effort is whole
+WHOLE_AFTER = 2.5  # s after the onset at which it always is
 
 
 def parameter(blows: Blows, column: Shape) -> np.ndarray:
@@ -163,20 +169,27 @@ def flow_limit(blows: Blows) -> np.ndarray:
 
 def effort_at(blows: Blows, time: np.ndarray) -> np.ndarray:
     """Effort E (N, T) L/s at `time` (T,) s, with what leaks and creeps out before it."""
-    hesitation, creep, late, lag = (blows.start[:, [j]] for j in Start)
-    toe = parameter(blows, Shape.TOE)
-    since = time - onset(blows)[:, None]
-    y = np.logaddexp(0, since / toe) * toe / parameter(blows, Shape.RISE)
+    f32 = np.float32
+    begins = onset(blows)
     excess = parameter(blows, Shape.EXCESS)
-    grown = np.minimum(np.log1p(1 / excess) * y**RISE_POWER, LATEST_RISE)
-    effort = parameter(blows, Shape.EFFORT) * (1 + excess) * (1 - np.exp(-grown))
+    whole = parameter(blows, Shape.EFFORT) * (1 + excess)
+    effort = np.repeat(whole.astype(f32), len(time), axis=1)
+    grows = slice(0, int(np.searchsorted(time, begins.max(initial=0) + WHOLE_AFTER)))
+    since = (time[grows] - begins[:, None]).astype(f32)
+    toe = parameter(blows, Shape.TOE).astype(f32)
+    y = np.logaddexp(f32(0), since / toe) * (toe / parameter(blows, Shape.RISE).astype(f32))
+    grown = np.log1p(1 / excess).astype(f32) * y ** f32(RISE_POWER)
+    effort[:, grows] *= -np.expm1(-np.minimum(grown, f32(LATEST_RISE)))
+    hesitation, creep, late, lag = (blows.start[:, [j]] for j in Start)
     i = np.flatnonzero((late[:, 0] > 0) | (hesitation[:, 0] > 0))
-    effort[i] *= 1 - late[i] * np.exp(-np.maximum(since[i], 0) / lag[i])
+    effort[i] *= 1 - late[i] * np.exp(-np.maximum(time - begins[i, None], 0) / lag[i])
     creeping = creep[i] * (1 - np.exp(-((time / CREEP_RISE) ** 2)))
     effort[i] += np.where(time < hesitation[i], creeping, 0)
-    leading = np.clip(time - hesitation, 0, LEAD) / LEAD
+    leads = slice(0, int(np.searchsorted(time, hesitation.max(initial=0) + LEAD)))
+    leading = np.clip(time[leads] - hesitation, 0, LEAD) / LEAD
     leak = parameter(blows, Shape.LEAK) * parameter(blows, Shape.SIZE)
-    return effort + leak / LEAD * (1 - np.cos(2 * np.pi * leading))
+    effort[:, leads] += leak / LEAD * (1 - np.cos(2 * np.pi * leading))
+    return effort
 
 
 def dip_factor(blows: Blows, time: np.ndarray) -> np.ndarray:

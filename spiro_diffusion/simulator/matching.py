@@ -2,9 +2,11 @@
 
 # %% auto #0
 __all__ = ['PEF_WITHOUT_NOISE', 'NO_LOSS', 'AFTER_FET', 'LONGEST_WISH', 'LONG_END', 'SHORT_END', 'GOALS', 'TOLERANCE', 'ENOUGH',
-           'LIMB_ENDS', 'FEATURES', 'CENTRES', 'SCALES', 'FARTHEST', 'NUDGE', 'FIRST_RADIUS', 'LEAST_RADIUS', 'GROW',
-           'SHRINK', 'STEPS', 'RENEWED_EVERY', 'reachable', 'Goal', 'nine_goals', 'rises_again', 'goals_of', 'features',
-           'nothing_after_six', 'ShapeLaw', 'shape_law', 'Search', 'match', 'deviations']
+           'RATIO_SHIFT', 'GAP_SHIFT', 'BEV_SHIFT', 'THREE_SHIFT', 'PLACES', 'LEAST_BEV', 'LIMB_ENDS', 'FEATURES',
+           'CENTRES', 'SCALES', 'FARTHEST', 'NUDGE', 'FIRST_RADIUS', 'LEAST_RADIUS', 'GROW', 'SHRINK', 'LEAST_GAIN',
+           'STEPS', 'NEAR_STEPS', 'RENEWED_EVERY', 'reachable', 'Goal', 'nine_goals', 'from_places', 'rises_again',
+           'goals_of', 'features', 'nothing_after_six', 'ShapeLaw', 'shape_law', 'Wishes', 'Search', 'search_shapes',
+           'match', 'match_near', 'deviations']
 
 # %% ../../nbs/simulator/02_matching.ipynb #0beacd55
 from dataclasses import dataclass, replace
@@ -56,18 +58,25 @@ class Goal(NamedTuple):
 
 GOALS = {
     "fvc": Goal(0.001, 0.0015),
-    "fev1": Goal(0.008, 0.012),
+    "fev1": Goal(0.005, 0.0075),
     "pef": Goal(0.004, 0.006),
     "fef2575": Goal(0.005, 0.0075),
     "fev6": Goal(0.03, 0.045),
-    "bev": Goal(0.06, 0.09),
-    "fev05": Goal(0.005, 0.0075),
-    "fev075": Goal(0.003, 0.0045),
-    "fev3": Goal(0.03, 0.045),
+    "bev": Goal(0.05, 0.075),
+    "fev05": Goal(0.01, 0.015),
+    "fev075": Goal(0.007, 0.0105),
+    "fev3": Goal(0.05, 0.075),
     "rises_again": Goal(0.02, np.inf),
 }
 TOLERANCE = np.array([g.tolerance for g in GOALS.values()])
 ENOUGH = np.array([g.enough for g in GOALS.values()])
+RATIO_SHIFT = 0.03  # added before a logarithm is taken, so that small numbers stay tame
+GAP_SHIFT = 0.01
+BEV_SHIFT = 0.03  # L
+THREE_SHIFT = 0.02
+PLACES = (4, 5, 6, 7, 8)
+"""Which goals say how volume passes between FVC and FEV1: FEV6, BEV, FEV0.5, FEV0.75, FEV3."""
+LEAST_BEV = 0.005  # L
 LIMB_ENDS = 0.9  # of FVC: later, flow is so small that its rises mean nothing
 
 
@@ -82,15 +91,35 @@ def nine_goals(best: pd.DataFrame, no_gap: np.ndarray) -> np.ndarray:
     return np.column_stack(
         [
             np.log(fvc),
-            np.log(np.maximum(fvc / fev1 - 1, 1e-3) + 0.03),
+            np.log(np.maximum(fvc / fev1 - 1, 1e-3) + RATIO_SHIFT),
             np.log(pef),
             np.log(fef),
-            np.where(no_gap, 0.0, np.log(np.maximum(1 - fev6 / fvc, 0) + 0.01)),
-            np.log(np.maximum(bev, 0) + 0.03),
+            np.where(no_gap, 0.0, np.log(np.maximum(1 - fev6 / fvc, 0) + GAP_SHIFT)),
+            np.log(np.maximum(bev, 0) + BEV_SHIFT),
             np.log(fev05 / fev1),
             np.log(fev075 / fev1),
-            np.log(np.maximum(1 - fev3 / fvc, 0) + 0.02),
+            np.log(np.maximum(1 - fev3 / fvc, 0) + THREE_SHIFT),
         ]
+    )
+
+
+def from_places(table: pd.DataFrame, places: np.ndarray, no_gap: np.ndarray) -> pd.DataFrame:
+    """`table` (fvc, fev1, pef, fef2575, fet) with the five numbers of `places` (N, 5).
+
+    The places are the columns `PLACES` of `nine_goals`; volumes keep their order.
+    """
+    gap, bev, half, three_quarters, three = np.exp(places).T
+    fvc = table["fvc"].to_numpy()
+    fev1 = table["fev1"].to_numpy()
+    fev6 = fvc * (1 - np.where(no_gap, 0, np.maximum(gap - GAP_SHIFT, 0)))
+    fev6 = np.maximum(fev6, fev1)
+    fev075 = fev1 * np.minimum(three_quarters, 1)
+    return table.assign(
+        fev6=fev6,
+        bev=np.maximum(bev - BEV_SHIFT, LEAST_BEV),
+        fev05=np.minimum(fev1 * half, fev075),
+        fev075=fev075,
+        fev3=np.clip(fvc * (1 - np.maximum(three - THREE_SHIFT, 0)), fev1, fev6),
     )
 
 
@@ -124,8 +153,8 @@ def features(target: pd.DataFrame, end: np.ndarray) -> np.ndarray:
     """
     no_gap = nothing_after_six(target)
     fvc, ratio, pef, fef, late, _, half, three_quarters, three = nine_goals(target, no_gap).T
-    bev = np.log(np.maximum(target["bev"].to_numpy(), 0.005)) - fvc
-    gap = np.where(no_gap, np.log(0.01), late)
+    bev = np.log(np.maximum(target["bev"].to_numpy(), LEAST_BEV)) - fvc
+    gap = np.where(no_gap, np.log(GAP_SHIFT), late)
     plain = [ratio, pef - fvc, fef - fvc, gap, bev, half, three_quarters, three, np.log(end)]
     x = np.clip((np.column_stack(plain) - CENTRES) / SCALES, -FARTHEST, FARTHEST)
     products = [x[:, i] * x[:, j] for i in range(FEATURES) for j in range(i, FEATURES)]
@@ -172,56 +201,40 @@ FIRST_RADIUS = 1.5  # largest change of a step, in standard deviations
 LEAST_RADIUS = 1e-3  # a smaller one ends the search
 GROW = 1.4  # of the radius after a step that helped
 SHRINK = 0.35  # and after one that did not
-STEPS = 24
+LEAST_GAIN = 0.03  # of the cost: a step that helps less shows that no more can be reached
+STEPS = 18
+NEAR_STEPS = 6  # from a shape that is nearly right
 RENEWED_EVERY = 6  # steps after which the Jacobian is computed anew
 
 
-@dataclass
-class Search:
-    """Where the search for the shapes of N blows stands; all arrays begin with N."""
+@dataclass(frozen=True)
+class Wishes:
+    """What the shapes of N blows are to be; all arrays but `metric` begin with N."""
 
     blows: Blows  # what is not searched of them is used
     no_gap: np.ndarray  # (N,) who has nothing left after six seconds
     mean: np.ndarray  # (N, N_SHAPE)
-    metric: np.ndarray  # (N_SHAPE, N_SHAPE) L, the same for all
-    wish: np.ndarray  # (N, N_SHAPE) u_0
+    metric: np.ndarray  # (N_SHAPE, N_SHAPE) L
+    free: np.ndarray  # (N, N_SHAPE) u_0, the free draw
     goal: np.ndarray  # (N, 10)
-    u: np.ndarray  # (N, N_SHAPE) the best so far
-    reached: np.ndarray  # (N, 10) goals that it gives
-    slope: np.ndarray  # (N, 10, N_SHAPE) their Jacobian
-    cost: np.ndarray  # (N,)
-    radius: np.ndarray  # (N,)
 
     @classmethod
-    def begin(
-        cls,
-        blows: Blows,
-        no_gap: np.ndarray,
-        mean: np.ndarray,
-        metric: np.ndarray,
-        wish: np.ndarray,
-        goal: np.ndarray,
+    def of(
+        cls, target: pd.DataFrame, blows: Blows, deviation: np.ndarray | None, law: ShapeLaw
     ) -> Self:
-        """At the free draws, whose Jacobian is computed."""
-        n = len(goal)
-        search = cls(
+        """From what is asked of `match`."""
+        no_gap = nothing_after_six(target)
+        metric = law.metric()
+        if deviation is None:
+            deviation = np.zeros((len(target), N_SHAPE))
+        return cls(
             blows=blows,
             no_gap=no_gap,
-            mean=mean,
+            mean=law.means(target, blows.end),
             metric=metric,
-            wish=wish,
-            goal=goal,
-            u=wish.copy(),
-            reached=np.zeros_like(goal),
-            slope=np.zeros((n, len(GOALS), N_SHAPE)),
-            cost=np.zeros(n),
-            radius=np.full(n, FIRST_RADIUS),
+            free=np.linalg.solve(metric, deviation.T).T,
+            goal=np.column_stack([nine_goals(target, no_gap), np.zeros(len(target))]),
         )
-        everyone = np.arange(n)
-        search.reached = search.goals_at(search.u, everyone)
-        search.cost = search.misfit(search.reached, everyone)
-        search.renew_slopes(everyone)
-        return search
 
     def goals_at(self, u: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The goals (M, 10) of `rows` (M,) at u (M, N_SHAPE)."""
@@ -232,40 +245,101 @@ class Search:
         """The cost (M,) of `reached` (M, 10) in `rows` (M,)."""
         return (((self.goal[rows] - reached) / TOLERANCE) ** 2).sum(1)
 
+
+@dataclass
+class Search:
+    """Where the search for the shapes of N blows stands; all arrays begin with N."""
+
+    wishes: Wishes
+    u: np.ndarray  # (N, N_SHAPE) the best so far
+    reached: np.ndarray  # (N, 10) goals that it gives
+    slope: np.ndarray  # (N, 10, N_SHAPE) their Jacobian
+    cost: np.ndarray  # (N,)
+    radius: np.ndarray  # (N,)
+
+    @classmethod
+    def begin(cls, wishes: Wishes, u: np.ndarray, slope: np.ndarray | None = None) -> Self:
+        """At u (N, N_SHAPE), with the Jacobian computed there if none is given."""
+        everyone = np.arange(len(u))
+        reached = wishes.goals_at(u, everyone)
+        search = cls(
+            wishes=wishes,
+            u=u.copy(),
+            reached=reached,
+            slope=np.zeros((len(u), len(GOALS), N_SHAPE)) if slope is None else slope,
+            cost=wishes.misfit(reached, everyone),
+            radius=np.full(len(u), FIRST_RADIUS),
+        )
+        if slope is None:
+            search.renew_slopes(everyone)
+        return search
+
     def renew_slopes(self, rows: np.ndarray) -> None:
         """Compute the Jacobian of `rows` by finite differences."""
         nudged = np.repeat(self.u[rows], N_SHAPE, axis=0)
         nudged += np.tile(NUDGE * np.eye(N_SHAPE), (len(rows), 1))
-        y = self.goals_at(nudged, np.repeat(rows, N_SHAPE))
+        y = self.wishes.goals_at(nudged, np.repeat(rows, N_SHAPE))
         change = y.reshape(len(rows), N_SHAPE, len(GOALS)) - self.reached[rows][:, None]
         self.slope[rows] = change.transpose(0, 2, 1) / NUDGE
 
     def unfinished(self) -> np.ndarray:
         """Index of those that have not arrived and can still move."""
-        far = (np.abs(self.goal - self.reached) > ENOUGH).any(1)
+        far = (np.abs(self.wishes.goal - self.reached) > ENOUGH).any(1)
         return np.flatnonzero(far & (self.radius > LEAST_RADIUS))
 
     def step(self, rows: np.ndarray) -> None:
         """Move `rows` by one step, and learn from it."""
         slope = self.slope[rows]
-        back = self.wish[rows] - self.u[rows]
-        missing = self.goal[rows] - self.reached[rows] - np.einsum("nij,nj->ni", slope, back)
+        back = self.wishes.free[rows] - self.u[rows]
+        missing = self.wishes.goal[rows] - self.reached[rows]
+        missing -= np.einsum("nij,nj->ni", slope, back)
         weights = slope @ slope.transpose(0, 2, 1) + np.diag(TOLERANCE**2)
         pull = np.linalg.solve(weights, missing[..., None])
         move = back + (slope.transpose(0, 2, 1) @ pull)[..., 0]
         largest = np.maximum(np.abs(move).max(1), 1e-9)
         move *= np.minimum(1, self.radius[rows] / largest)[:, None]
-        y = self.goals_at(self.u[rows] + move, rows)
+        y = self.wishes.goals_at(self.u[rows] + move, rows)
         surprise = y - self.reached[rows] - np.einsum("nij,nj->ni", slope, move)
         length = np.maximum((move**2).sum(1), 1e-9)[:, None, None]
         self.slope[rows] += surprise[:, :, None] * move[:, None] / length
-        cost = self.misfit(y, rows)
-        better = cost < self.cost[rows]
+        cost = self.wishes.misfit(y, rows)
+        before = self.cost[rows]
+        better = cost < before
         i = rows[better]
         self.u[i] += move[better]
         self.reached[i] = y[better]
         self.cost[i] = cost[better]
+        freely = largest < self.radius[rows]
+        hardly = better & freely & (cost > (1 - LEAST_GAIN) * before)
         self.radius[rows] *= np.where(better, GROW, SHRINK)
+        self.radius[rows[hardly]] = 0
+
+    def run(self, steps: int, renewed_every: int | None = None) -> Self:
+        """Take up to so many steps, renewing the Jacobian now and then; returns itself."""
+        for step in range(steps):
+            rows = self.unfinished()
+            if not len(rows):
+                break
+            if renewed_every and step and step % renewed_every == 0:
+                self.renew_slopes(rows)
+            self.step(rows)
+        return self
+
+    def blows(self) -> Blows:
+        """The blows, with the shapes found."""
+        shape = self.wishes.mean + self.u @ self.wishes.metric.T
+        return replace(self.wishes.blows, shape=shape)
+
+
+def search_shapes(
+    target: pd.DataFrame,
+    blows: Blows,
+    deviation: np.ndarray | None = None,
+    law: ShapeLaw | None = None,
+) -> Search:
+    """The search that `match` makes, for who wants to go on from it."""
+    wishes = Wishes.of(target, blows, deviation, law or shape_law())
+    return Search.begin(wishes, wishes.free).run(STEPS, RENEWED_EVERY)
 
 
 def match(
@@ -273,7 +347,6 @@ def match(
     blows: Blows,
     deviation: np.ndarray | None = None,
     law: ShapeLaw | None = None,
-    steps: int = STEPS,
 ) -> Blows:
     """`blows` with shapes drawn given that they reach `target` (N rows, columns `BEST_INDICES`).
 
@@ -281,23 +354,18 @@ def match(
     such as `deviations` draws; none: each is as near the mean as the goals let it be. The shape
     that `blows` come with is not used.
     """
-    law = law or shape_law()
-    no_gap = nothing_after_six(target)
-    goal = np.column_stack([nine_goals(target, no_gap), np.zeros(len(target))])
-    metric = law.metric()
-    if deviation is None:
-        deviation = np.zeros((len(target), N_SHAPE))
-    wish = np.linalg.solve(metric, deviation.T).T
-    mean = law.means(target, blows.end)
-    search = Search.begin(blows, no_gap, mean, metric, wish, goal)
-    for step in range(steps):
-        rows = search.unfinished()
-        if not len(rows):
-            break
-        if step and step % RENEWED_EVERY == 0:
-            search.renew_slopes(rows)
-        search.step(rows)
-    return replace(blows, shape=mean + search.u @ metric.T)
+    return search_shapes(target, blows, deviation, law).blows()
+
+
+def match_near(
+    found: Search, rows: np.ndarray, target: pd.DataFrame, blows: Blows, deviation: np.ndarray
+) -> Blows:
+    """`match` for M blows, each much like one that is found: row `rows` (M,) of a search.
+
+    It begins there and uses its Jacobian, which costs a tenth.
+    """
+    wishes = Wishes.of(target, blows, deviation, shape_law())
+    return Search.begin(wishes, found.u[rows], found.slope[rows]).run(NEAR_STEPS).blows()
 
 
 def deviations(law: ShapeLaw, person: np.ndarray, blow: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ __all__ = ['Law', 'MAX_ASINH_SCORE', 'MAX_SCORE', 'AGE_CENTRE', 'AGE_UNIT', 'AGE
            'people_params', 'gap_design', 'timed_designs', 'Completed', 'complete_scores', 'complete_indices',
            'invent_people', 'check_people', 'contradictions', 'check_possible', 'without_contradictions',
            'spread_normal', 'log_density', 'weigh_candidates', 'pick_candidates', 'draw_anchors', 'simulate_people',
-           'fit_law', 'fit_logistic', 'fit_timed', 'fit_sex', 'read_published', 'graded_well', 'published_best',
-           'count_shares', 'fit_people']
+           'fit_law', 'fit_logistic', 'scores_of', 'fit_timed', 'fit_sex', 'read_published', 'graded_well',
+           'published_best', 'count_shares', 'fit_people']
 
 # %% ../../nbs/simulator/00_people.ipynb #6bd8867f
 from functools import cache
@@ -784,6 +784,20 @@ def _body(t: pd.DataFrame) -> tuple[np.ndarray, ...]:
     return age, group, log_height, np.log(t["bmi"].to_numpy() / USUAL_BMI)
 
 
+def scores_of(
+    laws: dict[str, Any], people: pd.DataFrame
+) -> tuple[Body, dict[str, np.ndarray]]:
+    """What the laws of `TIMED` depend on, of people of one sex with all other indices."""
+    age, group, h, b = _body(people)
+    body = (age, group, h, to_score(b, laws["bmi"], designs(age, group, h)))
+    y = to_chain(people)
+    scores: dict[str, np.ndarray] = {}
+    for name in CHAIN[:5]:
+        scores[name] = to_score(y[name], laws[name], designs(*body, tuple(scores.values())))
+    scores["bev"] = to_score(y["bev"], laws["bev"], designs(*body, tuple(scores.values())))
+    return body, scores
+
+
 def fit_timed(body: Body, scores: dict[str, np.ndarray], good: pd.DataFrame) -> dict[str, Law]:
     """Laws of `TIMED` in `good`, given the scores of the other indices; `scores` gets theirs.
 
@@ -799,8 +813,13 @@ def fit_timed(body: Body, scores: dict[str, np.ndarray], good: pd.DataFrame) -> 
     return laws
 
 
-def fit_sex(everyone: pd.DataFrame, good: pd.DataFrame) -> dict[str, Any]:
-    """Laws of height and body mass index from `everyone` of one sex, of the indices from `good`."""
+def fit_sex(
+    everyone: pd.DataFrame, good: pd.DataFrame, recorded: pd.DataFrame
+) -> dict[str, Any]:
+    """Laws of height and body mass index from `everyone` of one sex, of the indices from `good`.
+
+    Those of `TIMED` are fitted to `good` and `recorded` together.
+    """
     age, group, h, b = _body(everyone)
     laws = {
         "height": fit_law(h, designs(age, group), HEIGHT_RIDGE),
@@ -822,7 +841,8 @@ def fit_sex(everyone: pd.DataFrame, good: pd.DataFrame) -> dict[str, Any]:
     x = designs(*body, first)
     laws["bev"] = fit_law(y["bev"], x)
     scores["bev"] = to_score(y["bev"], laws["bev"], x)
-    laws |= fit_timed(body, scores, good)
+    both = pd.concat([good, recorded], ignore_index=True)
+    laws |= fit_timed(*scores_of(laws, both), both)
     return {**laws, "no_gap": fit_logistic(gap_design(age, first, y["fet"]), none)}
 
 # %% ../../nbs/simulator/00_people.ipynb #b2b073e8
@@ -888,10 +908,12 @@ def count_shares(counts: pd.Series) -> np.ndarray:
     return shares.reindex(range(1, MOST_BLOWS + 1), fill_value=0).round(4).to_numpy()
 
 
-def fit_people(table: pd.DataFrame) -> dict[str, Any]:
+def fit_people(table: pd.DataFrame, recorded: pd.DataFrame | None = None) -> dict[str, Any]:
     """Fit to SPX, DEMO and BMX merged on SEQN; returns what `simulator/people.json` holds.
 
-    table: NHANES's names, mL; split "train" only is used. Raises DataError if a column is missing.
+    table: NHANES's names, mL; split "train" only is used. recorded: age, gender, ethnicity, height,
+    weight and `BEST_INDICES` (L, L/s, s) of single manoeuvres, to which the laws of `TIMED` are
+    fitted as well. Raises DataError if a column is missing.
     """
     graded = ("SPXNQFVC", "SPXNQFV1", "SPDNACC", "SPDBACC")
     need = ("SEQN", *BODY, *graded, *PUBLISHED.values())
@@ -905,19 +927,23 @@ def fit_people(table: pd.DataFrame) -> dict[str, Any]:
         **published_best(table), bmi=people["weight"] / (people["height"] / 100) ** 2
     )
     people = people[people["fvc"].notna() & (split_of(people["SEQN"]) == "train")]
+    if recorded is None:
+        recorded = people.head(0)
+    recorded = recorded.assign(bmi=recorded["weight"] / (recorded["height"] / 100) ** 2)
     blows = people.groupby(age_band(people["age"]))["SPDNACC"]
     return {
         "fitted": (
-            "NHANES 2011-2012 SPX_G, DEMO_G, BMX_G: split train, quality A and B for the indices"
+            "NHANES 2011-2012 SPX_G, DEMO_G, BMX_G: split train, quality A and B for the indices; "
+            f"FEV0.5, FEV0.75 and FEV3 also {len(recorded)} recorded manoeuvres"
         ),
         "n": len(people),
         "acceptable": np.stack([count_shares(counts) for _, counts in blows]),
         "acceptable_post": count_shares(people["SPDBACC"]),
-        "sexes": {str(sex): _sex_params(people, sex) for sex in (1, 2)},
+        "sexes": {str(sex): _sex_params(people, recorded, sex) for sex in (1, 2)},
     }
 
 
-def _sex_params(people: pd.DataFrame, sex: int) -> dict[str, Any]:
+def _sex_params(people: pd.DataFrame, recorded: pd.DataFrame, sex: int) -> dict[str, Any]:
     """What the parameters file holds of one sex."""
     whole = people[(people["gender"] == sex) & people["bmi"].notna()]
     good = whole[graded_well(whole)]
@@ -930,5 +956,5 @@ def _sex_params(people: pd.DataFrame, sex: int) -> dict[str, Any]:
         "n_good": len(good),
         "age": weight / weight.sum(),
         "ethnicity": groups.to_numpy(),
-        **fit_sex(whole, good),
+        **fit_sex(whole, good, recorded[recorded["gender"] == sex]),
     }

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr, ndtri
+from scipy.stats import rankdata
 
 from ..base.errors import DataError, need_dir
+from ..base.files import read_json
 from ..base.seeds import split_of
 from ..formats.loops import read_loops
 from spiro_diffusion.simulator.expiration import (
@@ -25,6 +30,7 @@ from spiro_diffusion.simulator.expiration import (
 from spiro_diffusion.simulator.matching import (
     FEATURES,
     GOALS,
+    PLACES,
     ShapeLaw,
     features,
     goals_of,
@@ -37,17 +43,19 @@ from .people import BEST_INDICES, graded_well, published_best
 from ..spirometry.indices import indices_of_rows
 from ..spirometry.manoeuvre import find_expirations
 from ..spirometry.quality import acceptability_of_rows
+from ..spirometry.reference import sex_codes
 
 # %% auto #0
-__all__ = ['LOOPS', 'FIT_TIMES', 'FLOW_SD', 'FLOW_SHARE', 'VOLUME_SD', 'EVERY_VOLUME', 'NEVER', 'FIT_NUDGE', 'TIME_NUDGE',
-           'MOST_MOVE', 'FIRST_DAMPING', 'TRIES', 'FIRST_MEAN', 'FIRST_SD', 'MOST_SD', 'FIRST_RIPPLE_SD',
+__all__ = ['LOOPS', 'ETHNIC_GROUPS', 'FIT_TIMES', 'FLOW_SD', 'FLOW_SHARE', 'VOLUME_SD', 'EVERY_VOLUME', 'NEVER', 'FIT_NUDGE',
+           'TIME_NUDGE', 'MOST_MOVE', 'FIRST_DAMPING', 'TRIES', 'FIRST_MEAN', 'FIRST_SD', 'MOST_SD', 'FIRST_RIPPLE_SD',
            'MOST_RIPPLE_SD', 'START_SD', 'RISEN', 'TOE_AT_FIRST', 'POSTERIOR_SHARE', 'ROUNDS', 'FIRST_STEPS',
-           'MORE_STEPS', 'LINEAR', 'LIGHT_RIDGE', 'WORST_COST', 'OUTLIER', 'MAP_PEOPLE', 'MAP_TURNS', 'MAP_RIDGE',
-           'MAP_SPREAD', 'RECORDED_WEIGHT', 'FAR', 'MEAN_RANGE', 'MEAN_RIPPLE', 'BROAD', 'BROADER', 'OWN_SHARE',
-           'Recorded', 'find_loops', 'read_recorded', 'measure_recorded', 'Prior', 'Fits', 'misfits', 'fit_shapes',
-           'with_ripples', 'sizes_of', 'first_guess', 'first_prior', 'Residuals', 'regress', 'covariance_of',
-           'fit_recorded', 'without_outliers', 'people_to_map', 'mean_range', 'first_law', 'fit_means', 'split_parts',
-           'fit_shape_law']
+           'MORE_STEPS', 'LINEAR', 'LIGHT_RIDGE', 'WORST_COST', 'OUTLIER', 'LOSSES', 'FEWEST_TRIALS', 'ALIKE',
+           'LEAST_LOSS', 'MAP_PEOPLE', 'MAP_TURNS', 'MAP_RIDGE', 'MAP_SPREAD', 'RECORDED_WEIGHT', 'FAR', 'MEAN_RANGE',
+           'MEAN_RIPPLE', 'BROAD', 'BROADER', 'OWN_SHARE', 'Recorded', 'single_manoeuvres', 'find_loops',
+           'read_recorded', 'measure_recorded', 'Prior', 'Fits', 'misfits', 'fit_shapes', 'with_ripples', 'sizes_of',
+           'first_guess', 'first_prior', 'Residuals', 'regress', 'covariance_of', 'fit_recorded', 'without_outliers',
+           'TrialLaw', 'fit_trials', 'trial_law', 'people_to_map', 'mean_range', 'first_law', 'fit_means',
+           'split_parts', 'fit_shape_law']
 
 # %% ../../nbs/simulator/03_recorded.ipynb #a368932f
 LOOPS = ("blows.csv.gz", "blows.csv", "spirotidydatafinal.csv")
@@ -83,6 +91,22 @@ class Recorded:
         """Whether each is its person's best: acceptable, the largest FVC + FEV1; (N,) bool."""
         total = (self.indices["fvc"] + self.indices["fev1"]).where(self.acceptable)
         return total.eq(total.groupby(self.people["person"]).transform("max")).to_numpy()
+
+
+ETHNIC_GROUPS = {"hispanic or latino": 2, "black or african american": 4, "white": 3}
+"""RIDRETH1 of what a table may call it; else 5, other."""
+
+
+def single_manoeuvres(recorded: Recorded) -> pd.DataFrame:
+    """Who made each acceptable manoeuvre, and its `BEST_INDICES`, as `fit_people` wants them."""
+    people = recorded.people
+    table = people[["age", "height", "weight"]].astype(float)
+    table["gender"] = sex_codes(people["sex"])
+    words = people.reindex(columns=["ethnicity", "race"]).astype(str)
+    codes = words.apply(lambda column: column.str.lower().map(ETHNIC_GROUPS))
+    table["ethnicity"] = codes["ethnicity"].fillna(codes["race"]).fillna(5)
+    table[list(BEST_INDICES)] = recorded.indices[list(BEST_INDICES)]
+    return table[recorded.acceptable].reset_index(drop=True)
 
 
 def find_loops(folder: str | Path) -> Path | None:
@@ -384,6 +408,67 @@ def without_outliers(shape: np.ndarray, usable: np.ndarray) -> np.ndarray:
     sd = shape[usable].std(axis=0)
     return np.clip(shape, middle - OUTLIER * sd, middle + OUTLIER * sd)
 
+# %% ../../nbs/simulator/03_recorded.ipynb #74080f56
+LOSSES = ("fvc", "fev1", "pef", "fef2575")
+"""Numbers of which a trial has at most as much as its person's best."""
+FEWEST_TRIALS = 3
+ALIKE = 0.25  # L: a trial with less FVC or FEV1 than the largest by more is not a good one
+LEAST_LOSS = 1e-3
+
+
+@dataclass(frozen=True)
+class TrialLaw:
+    """How the acceptable trials of one person differ."""
+
+    scale: np.ndarray  # (4,) of a loss, log scale: Weibull
+    power: np.ndarray  # (4,) its exponent: loss = scale (-ln(1 - p)) ** power
+    spread: np.ndarray  # (5,) SD of the five `PLACES`
+    factor: np.ndarray  # (9, 9) Cholesky factor of the correlation of the normal scores
+
+    def draw(self, normal: np.ndarray, clumsiness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses (N, 4) >= 0, and changes (N, 5) of `PLACES`, of standard normal (N, 9).
+
+        clumsiness: (N,) 1 is usual.
+        """
+        z = normal @ self.factor.T
+        exponential = -np.log(np.maximum(ndtr(-z[:, :4]), 1e-6))
+        losses = self.scale * exponential**self.power * clumsiness[:, None]
+        return losses, z[:, 4:] * self.spread * np.sqrt(clumsiness)[:, None]
+
+
+def fit_trials(recorded: Recorded) -> TrialLaw:
+    """The law of good trials: acceptable, `ALIKE`, of people with `FEWEST_TRIALS` or more."""
+    person = recorded.people["person"]
+    volumes_of = recorded.indices[["fvc", "fev1"]].where(pd.Series(recorded.acceptable), axis=0)
+    behind = volumes_of.groupby(person).transform("max") - volumes_of
+    good = (behind < ALIKE).all(axis=1)
+    count = good.groupby(person).transform("sum")
+    used = (good & (count >= FEWEST_TRIALS)).to_numpy()
+    who = person[used].to_numpy()
+    own = recorded.indices.loc[used, list(BEST_INDICES)].reset_index(drop=True)
+    largest = own.groupby(who).transform("max")
+    losses = np.log(largest[list(LOSSES)] / own[list(LOSSES)]).to_numpy()
+    goals = pd.DataFrame(nine_goals(own, np.zeros(len(own), dtype=bool))[:, list(PLACES)])
+    n = count[used].to_numpy()[:, None]
+    apart = (goals - goals.groupby(who).transform("mean")).to_numpy() * np.sqrt(n / (n - 1))
+    half, three_quarters = np.quantile(losses, [0.5, 0.75], axis=0)
+    power = np.log(three_quarters / half) / np.log(np.log(4) / np.log(2))
+    scores = np.column_stack([losses + LEAST_LOSS * np.arange(len(losses))[:, None] / 1e6, apart])
+    normal = ndtri((rankdata(scores, axis=0) - 0.5) / len(scores))
+    return TrialLaw(
+        scale=half / np.log(2) ** power,
+        power=power,
+        spread=np.sqrt((apart**2).mean(0)),
+        factor=np.linalg.cholesky(np.corrcoef(normal.T) + 1e-3 * np.eye(9)),
+    )
+
+
+@cache
+def trial_law() -> TrialLaw:
+    """The law that comes with the package."""
+    kept = read_json(Path(str(files("spiro_diffusion") / "simulator" / "shapes.json")))["trials"]
+    return TrialLaw(**{name: np.asarray(kept[name]) for name in kept})
+
 # %% ../../nbs/simulator/03_recorded.ipynb #87a5d33a
 MAP_PEOPLE = 1500  # people of NHANES on whom the mean is found
 MAP_TURNS = 4
@@ -427,7 +512,8 @@ def first_law(recorded: Recorded, residuals: Residuals) -> ShapeLaw:
     persons = recorded.people["person"][residuals.weight > 0].nunique()
     covariance = covariance_of(left, residuals.uncertainty, residuals.weight, persons)
     lowest, highest = mean_range()
-    return ShapeLaw(mean, lowest, highest, np.linalg.cholesky(covariance), np.zeros_like(covariance))
+    factor = np.linalg.cholesky(covariance)
+    return ShapeLaw(mean, lowest, highest, person=factor, blow=np.zeros_like(factor))
 
 
 def fit_means(

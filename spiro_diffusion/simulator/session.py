@@ -2,17 +2,18 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'TESTS', 'BLOW_UNIFORMS', 'BLOW_NORMALS', 'PERSON_NORMALS', 'FIXED_RATIO', 'HANKINSON_AGES', 'CHILD', 'GROWN',
-           'LOG_CORNER', 'LOG_CORNER_SPREAD', 'WIGGLE', 'CHILD_WIGGLE', 'LOG_WIGGLE_SPREAD', 'TRICKLE_SHARE',
-           'TRICKLE_RANGE', 'HOLD_BACK_ROUNDS', 'MARGIN', 'BEV_MARGIN', 'MUCH_TOO_LATE', 'PLATEAU', 'CLUMSINESS',
-           'CLUMSINESS_PER_BLOW', 'OTHER_RISE', 'OTHER_RISE_SPREAD', 'OTHER_WIGGLE', 'LEAST_STEP', 'MOST_STEP',
-           'FLUTTER_FILTER', 'FLUTTER_SPREAD', 'HEART_RATE', 'HEART_RATE_SPREAD', 'HEART_SPREAD', 'SMALL_LUNG',
-           'PADDED', 'LONGEST_SILENCE', 'SILENCE_AFTER', 'INHALES', 'INHALATION', 'INHALED', 'COLUMNS', 'STEP_TEXTS',
-           'BTPS', 'BTPS_SPREAD', 'BTPS_RANGE', 'Protocol', 'with_names', 'numbers_in', 'Draws', 'deal_draws',
-           'Response', 'ratio_limit', 'eligible_again', 'after_bronchodilator', 'Session', 'count_blows', 'sessions',
-           'Uniform', 'MildDips', 'by_age', 'mild_dips', 'best_blows', 'empty_before_six', 'draw_grades', 'Faults',
+           'TRICKLE_SHARE', 'TRICKLE_RANGE', 'HOLD_BACK_ROUNDS', 'MARGIN', 'MOST_BEV_SHARE', 'MOST_BEV',
+           'EARLY_RIPPLES', 'PLATEAU', 'CLUMSINESS', 'CLUMSINESS_PER_BLOW', 'MOST_RATIO', 'LEAST_PEF', 'WHOLE',
+           'WHOLE_SPREAD', 'WHOLE_RANGE', 'LEAST_STEP', 'MOST_STEP', 'FLUTTER_BAND', 'HEART_BAND', 'NOISE_SPREAD',
+           'FLUTTER_FROM', 'HEART_FROM', 'SMALL_LUNG', 'PADDED', 'LONGEST_SILENCE', 'SILENCE_AFTER', 'INHALES',
+           'INHALATION', 'INHALED', 'COLUMNS', 'STEP_TEXTS', 'BTPS', 'BTPS_SPREAD', 'BTPS_RANGE', 'Protocol',
+           'with_names', 'numbers_in', 'Draws', 'deal_draws', 'Response', 'ratio_limit', 'eligible_again',
+           'after_bronchodilator', 'Session', 'count_blows', 'sessions', 'Uniform', 'MildDips', 'by_age', 'mild_dips',
+           'quiet_trials', 'own_shapes', 'search_best', 'best_blows', 'empty_before_six', 'draw_grades', 'Faults',
            'weaken_start', 'early_ends', 'cough', 'hesitate', 'Plan', 'spoil', 'hold_back', 'plan_session',
-           'fall_short', 'session_blows', 'reaches_plateau', 'recorded_volume', 'samples_of', 'pad', 'record',
-           'session_noise', 'session_rows', 'record_text', 'blows_of_some', 'simulate_blows', 'volume_of_records']
+           'other_targets', 'other_ends', 'other_blows', 'session_blows', 'reaches_plateau', 'recording_noise',
+           'recorded_volume', 'samples_of', 'pad', 'record', 'session_noise', 'session_rows', 'record_text',
+           'blows_of_some', 'simulate_blows', 'volume_of_records']
 
 # %% ../../nbs/simulator/04_session.ipynb #2e801945
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.signal import lfilter
+from scipy.signal import butter, sosfilt
 from scipy.special import ndtr
 from scipy.stats import nbinom
 from tqdm.auto import tqdm
@@ -30,24 +31,41 @@ from ..base.seeds import rng_for
 from spiro_diffusion.simulator.expiration import (
     COARSE,
     MAX_SAMPLES,
+    N_SHAPE,
     RATE,
     Blows,
     Dip,
     Shape,
     Start,
-    match,
     no_dips,
     quiet_blows,
-    reachable,
+    stops,
     volumes,
+)
+from spiro_diffusion.simulator.matching import (
+    PLACES,
+    Search,
+    deviations,
+    from_places,
+    match_near,
+    nine_goals,
+    nothing_after_six,
+    reachable,
+    search_shapes,
+    shape_law,
 )
 from spiro_diffusion.simulator.people import (
     BEST_INDICES,
     MOST_GAP,
+    TIMED,
     USUAL_HEIGHT,
     age_band,
+    fill_timed,
     people_params,
+    to_chain,
 )
+from .recorded import LOSSES, trial_law
+from ..spirometry.indices import indices_of_rows
 from ..spirometry.indices import indices_of_rows
 from ..spirometry.reference import predicted
 
@@ -70,12 +88,10 @@ class Protocol:
     """Tested again, of those eligible."""
     sitting: float = 0.005
     """People who blow sitting."""
-    shortfall: tuple[float, float, float] = (0.014, 0.012, 0.05)
-    """Mean loss of FVC, speed and effort in the other blows, log scale."""
-    flutter: float = 0.0016
-    """L, size of the fast oscillation of volume."""
-    heart: float = 0.0020
-    """L, size of the oscillation with the heart beat."""
+    flutter: float = 0.026
+    """L/s, SD of the fast oscillation of flow, as measured on recorded manoeuvres."""
+    heart: float = 0.024
+    """L/s, SD of the oscillation with the heart beat in the tail, likewise."""
 
 # %% ../../nbs/simulator/04_session.ipynb #0f6f3d2e
 SLOTS = 12  # most blows in a session
@@ -87,23 +103,21 @@ BLOW_UNIFORMS = np.dtype(
         ("rejected", float),  # how many rejected ones; the same
         ("order", float),  # when in the session this blow is made
         ("spare", float),
-        ("early_dip", float),  # whether there is a dip near the peak
-        ("early_dip_time", float),  # when; of a rejected blow: of its cough or hesitation
-        ("early_dip_width", float),  # how long; the same
-        ("early_dip_depth", float),  # how deep; the same
+        ("early_dip_time", float),  # when a rejected blow coughs or hesitates
+        ("early_dip_width", float),  # for how long
+        ("early_dip_depth", float),  # how deep a cough is
         ("late_dip", float),  # whether there is a dip after the first second
         ("late_dip_time", float),  # when; of a rejected blow: of its second cough
         ("late_dip_size", float),  # how long and deep; the same
         ("closure", float),  # whether the late dip is a closed glottis; a second cough
         ("grade", float),
-        ("loss", float, (3,)),  # of FVC, speed and effort
         ("fault", float),  # which fault of its grade a blow has
         ("fault_size", float),
         ("second_fault", float),  # a second size, or whether a rejected blow ends early too
         ("plateau", float),
         ("silence_before", float),
         ("silence_after", float),
-        ("heart_phase", float),
+        ("spare_phase", float),
         ("inhalation", float),  # whether and how deeply the breath in is recorded
     ]
 )
@@ -111,8 +125,8 @@ BLOW_UNIFORMS = np.dtype(
 
 BLOW_NORMALS = np.dtype(
     [
-        ("rise", float),  # how fast effort rises
-        ("wiggle", float, (12,)),  # how its limb differs from the best blow's
+        ("shape", float, (N_SHAPE,)),  # its own part of the shape
+        ("trial", float, (9,)),  # how far its numbers are from the best ones
         ("end", float),
         ("spare", float, (10,)),
     ]
@@ -128,11 +142,8 @@ PERSON_NORMALS = np.dtype(
         ("pef", float),
         ("fet", float),
         ("bev_or_sitting", float),  # also decides who sits
-        ("wiggle_size", float),
-        ("wiggle", float, (12,)),  # the person's own limb
-        ("corner", float),  # rounding of the peak
+        ("shape", float, (N_SHAPE,)),  # the person's own part of the shape
         ("btps", float),  # ambient conditions
-        ("heart_rate", float),
         ("noise", float),  # size of flutter and heart beat
     ]
 )
@@ -204,6 +215,7 @@ class Response:
     fet_spread: float = 0.15
     bev: float = 0.08
     bev_spread: float = 0.3
+    """The three timed volumes keep their places between the others."""
 
 
 def ratio_limit(people: pd.DataFrame) -> np.ndarray:
@@ -254,7 +266,8 @@ def after_bronchodilator(
     out["fev6"] = out["fvc"] * (1 - np.minimum(gap, most_gap))
     out["fet"] = people["fet"] * np.exp(r.fet + r.fet_spread * own["fet"])
     out["bev"] = people["bev"] * np.exp(r.bev + r.bev_spread * own["bev_or_sitting"])
-    return out
+    places = to_chain(people)
+    return fill_timed(out.assign(**dict.fromkeys(TIMED, np.nan)), places)
 
 # %% ../../nbs/simulator/04_session.ipynb #0e114dd6
 @dataclass
@@ -338,11 +351,8 @@ class Uniform:
 class MildDips:
     """How often flow dips in a blow that is accepted, and how; s and shares of the flow."""
 
-    early: float = 0.15  # share of blows with a dip near the peak
-    early_time: Uniform = Uniform(0.1, 0.6)
+    late: float = 0.05  # share of blows with a dip after the first second
     half_width: Uniform = Uniform(0.03, 0.05)
-    early_depth: Uniform = Uniform(0.05, 0.35)
-    late: float = 0.10  # and after the first second
     late_time: Uniform = Uniform(1.2, 2.5)
     late_depth: Uniform = Uniform(0.2, 0.6)
     closure: float = 0.2  # share of the late dips in which the glottis closes
@@ -352,11 +362,6 @@ class MildDips:
 
 CHILD = 13  # years: children are younger
 GROWN = 20  # years: adults are at least this old
-LOG_CORNER = -3.7  # log of the usual rounding of the peak
-LOG_CORNER_SPREAD = 0.4
-WIGGLE = 0.045  # size of an adult's own wiggle, log scale
-CHILD_WIGGLE = 0.02  # that children have more
-LOG_WIGGLE_SPREAD = 0.25
 TRICKLE_SHARE = 0.1  # of what is left after the first second, over the blow's length
 TRICKLE_RANGE = (2e-4, 0.02)  # L/s
 
@@ -367,37 +372,48 @@ def by_age(age: np.ndarray, child: float, teenager: float, adult: float) -> np.n
 
 
 def mild_dips(u: np.ndarray, mild: np.ndarray, settings: MildDips | None = None) -> np.ndarray:
-    """`Blows.dips` (N, 9): for `mild` blows one near the peak, and one later; u `BLOW_UNIFORMS`."""
+    """`Blows.dips` (N, 9): for `mild` blows perhaps one late dip; u `BLOW_UNIFORMS`."""
     settings = settings or MildDips()
-    early = mild & (u["early_dip"] < settings.early)
     late = mild & (u["late_dip"] < settings.late)
     closed = u["closure"] < settings.closure
     size = u["late_dip_size"]
     dips = no_dips(len(u)).reshape(len(u), -1, len(Dip))
-    dips[:, 0, Dip.TIME] = settings.early_time.at(u["early_dip_time"])
-    dips[:, 0, Dip.HALF_WIDTH] = settings.half_width.at(u["early_dip_width"])
-    dips[:, 0, Dip.DEPTH] = early * settings.early_depth.at(u["early_dip_depth"])
-    dips[:, 1, Dip.TIME] = settings.late_time.at(u["late_dip_time"])
-    dips[:, 1, Dip.HALF_WIDTH] = np.where(
+    dips[:, 0, Dip.TIME] = settings.late_time.at(u["late_dip_time"])
+    dips[:, 0, Dip.HALF_WIDTH] = np.where(
         closed, settings.closure_half_width.at(size), settings.half_width.at(size)
     )
-    dips[:, 1, Dip.DEPTH] = late * np.where(
+    dips[:, 0, Dip.DEPTH] = late * np.where(
         closed, settings.closure_depth, settings.late_depth.at(size)
     )
     return dips.reshape(len(u), -1)
 
 
+def quiet_trials(session: Session, person: np.ndarray, slot: np.ndarray, end: np.ndarray) -> Blows:
+    """Blows (N,) of a session without a fault, their shape still to be found; end (N,) s."""
+    blows = quiet_blows(np.zeros((len(end), N_SHAPE)), end)
+    late = (session.target["fvc"] - session.target["fev1"]).to_numpy()[person]
+    blows.trickle = np.clip(TRICKLE_SHARE * late / end, *TRICKLE_RANGE)
+    return blows
+
+
+def own_shapes(session: Session, person: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    """How the shapes of blows (N,) deviate: the person's own part and the blow's, (N, N_SHAPE)."""
+    blow = session.normal[person, slot]["shape"]
+    return deviations(shape_law(), session.own[person]["shape"], blow)
+
+
+def search_best(session: Session) -> Search:
+    """The search for the shape of one blow a person, drawn given the target's numbers."""
+    person = np.arange(len(session.end))
+    first = np.zeros_like(person)
+    blows = quiet_trials(session, person, first, session.end)
+    blows.dips = mild_dips(session.uniform[:, 0], mild=np.ones(len(person), dtype=bool))
+    return search_shapes(session.target, blows, own_shapes(session, person, first))
+
+
 def best_blows(session: Session) -> Blows:
-    """One blow a person, matched to the target."""
-    size = WIGGLE + CHILD_WIGGLE * (session.age < CHILD)
-    unevenness = np.exp(LOG_WIGGLE_SPREAD * session.own["wiggle_size"][:, None])
-    wiggle = size[:, None] * session.own["wiggle"] * unevenness
-    corner = np.exp(LOG_CORNER + LOG_CORNER_SPREAD * session.own["corner"])
-    blows = quiet_blows(session.end, corner, wiggle)
-    late = (session.target["fvc"] - session.target["fev1"]).to_numpy()
-    blows.trickle = np.clip(TRICKLE_SHARE * late / session.end, *TRICKLE_RANGE)
-    blows.dips = mild_dips(session.uniform[:, 0], mild=np.ones(len(session.end), dtype=bool))
-    return match(session.target, blows)
+    """One blow a person, its shape drawn given the target's numbers."""
+    return search_best(session).blows()
 
 
 def empty_before_six(session: Session) -> np.ndarray:
@@ -425,13 +441,10 @@ class Faults:
 
     # B: a large time to peak
     slow: float = 0.5  # share of B with a late effort; the others are weak
+    slower: Uniform = Uniform(0.3, 0.4)  # by how much effort rises later, log scale
     late_share: Uniform = Uniform(0.35, 0.4)
     lag: Uniform = Uniform(0.12, 0.3)
     lost_effort: Uniform = Uniform(0.12, 0.5)  # log scale
-    # A and B: nobody blows equally long twice
-    whole: float = -0.08  # median change of the length, log scale
-    whole_spread: float = 0.1
-    whole_range: tuple[float, float] = (6.1, 20.38)
     # C: an early end
     before_six: float = 0.4  # share of C that ends before six seconds
     cut: Uniform = Uniform(5.7, -3.7)  # its end; or, where flow continues after six seconds,
@@ -454,13 +467,14 @@ class Faults:
     hesitation: Uniform = Uniform(0.25, 0.9)
     lost_before: Uniform = Uniform(0.05, 0.08)  # share of FVC that leaves during the hesitation
     lost_volume: float = 0.1  # and L beside it
-    false_start: Uniform = Uniform(0.005, 0.8)  # its end
+    false_start: Uniform = Uniform(-0.44, 1.2)  # its end
 
 
 def weaken_start(blows: Blows, is_b: np.ndarray, u: np.ndarray, faults: Faults) -> None:
     """A late or a weak effort for blows graded B; changes `blows`."""
     slow = is_b & (u["fault"] < faults.slow)
     weak = is_b & (u["fault"] >= faults.slow)
+    blows.shape[slow, Shape.RISE] += faults.slower.at(u["fault_size"][slow])
     blows.start[slow, Start.LATE_SHARE] = faults.late_share.at(u["fault_size"][slow])
     blows.start[slow, Start.LAG] = faults.lag.at(u["second_fault"][slow])
     blows.shape[weak, Shape.EFFORT] -= faults.lost_effort.at(u["fault_size"][weak])
@@ -511,6 +525,10 @@ class Plan:
     u: np.ndarray  # (N,) `BLOW_UNIFORMS`
     z: np.ndarray  # (N,) `BLOW_NORMALS`
 
+    def take(self, i: np.ndarray) -> "Plan":
+        """The blows at index or mask i."""
+        return Plan(self.person[i], self.slot[i], self.grade[i], self.u[i], self.z[i])
+
     @property
     def other(self) -> np.ndarray:
         """The blows that are not the best, (N,) bool."""
@@ -523,30 +541,25 @@ def spoil(blows: Blows, session: Session, plan: Plan, faults: Faults | None = No
     u = plan.u
     is_b, is_c, is_d = ((plan.grade == g) & plan.other for g in "BCD")
     weaken_start(blows, is_b, u, faults)
-    over = session.end[plan.person] < 6
-    length = np.exp(faults.whole + faults.whole_spread * plan.z["end"])
-    whole = np.where(over, blows.end, np.clip(blows.end * length, *faults.whole_range))
     ends_early = is_c | (is_d & (u["second_fault"] < faults.rejected_early))
     early = early_ends(blows, session, plan.person, u, faults)
-    blows.end = np.where(plan.other, np.where(ends_early, early, whole), blows.end)
+    blows.end = np.where(plan.other & ends_early, early, blows.end)
     kind = np.digitize(u["fault"], faults.kinds)
     cough(blows, is_d & (kind == 0), u, faults)
     hesitate(blows, is_d & (kind == 1), session.target["fvc"].to_numpy()[plan.person], u, faults)
     false = is_d & (kind == 2)
     blows.end[false] = faults.false_start.at(u["fault_size"][false] ** 3)
 
-# %% ../../nbs/simulator/04_session.ipynb #37d5db64
+# %% ../../nbs/simulator/04_session.ipynb #546bd172
 HOLD_BACK_ROUNDS = 4
 MARGIN = 0.001  # an index counts as exceeded from 0.1 % below the best on
-BEV_MARGIN = 0.02  # L added to extrapolated volumes, and the log excess from which one counts
-MUCH_TOO_LATE = 0.25  # log excess of the extrapolated volume at which effort comes sooner
+MOST_BEV_SHARE = 0.05  # of FVC: with more a blow is not acceptable (ATS/ERS 2005)
+MOST_BEV = 0.15  # L, the same
+EARLY_RIPPLES = slice(Shape.FIRST_RIPPLE, Shape.FIRST_RIPPLE + 5)  # of the limb at its peak
 
 
 def hold_back(blows: Blows, session: Session, person: np.ndarray, check: np.ndarray) -> None:
-    """Slow the blows of `check` that exceed their person's target in an index.
-
-    Changes `blows.shape`.
-    """
+    """Slow the blows of `check` that exceed their person's target in an index; changes `blows`."""
     i = np.flatnonzero(check)
     for _ in range(HOLD_BACK_ROUNDS):
         if not len(i):
@@ -555,26 +568,32 @@ def hold_back(blows: Blows, session: Session, person: np.ndarray, check: np.ndar
         goal = session.target.iloc[person[i]].reset_index(drop=True)
         over = {
             c: np.log(got[c].to_numpy() / goal[c].to_numpy()) + MARGIN
-            for c in ("fvc", "fev1", "pef", "fef2575", "fev6")
+            for c in ("fvc", "fev1", "pef", "fef2575", "fev6", *TIMED)
         }
+        most = np.maximum(MOST_BEV_SHARE * goal["fvc"], MOST_BEV)
+        late = np.log((got["bev"] / most).to_numpy()) + MARGIN
+        early = np.maximum(over["fev05"], over["fev075"])
+        speed = np.max([over["fev1"] * 1.5, over["fef2575"], early, over["fev3"] * 3], axis=0)
         volume = np.maximum(over["fvc"], over["fev6"])
-        speed = np.maximum(over["fev1"] * 1.5, over["fef2575"])
-        late = np.log((got["bev"].to_numpy() + BEV_MARGIN) / (goal["bev"].to_numpy() + BEV_MARGIN))
-        blows.shape[i, Shape.RISE] -= 0.7 * np.maximum(late + BEV_MARGIN, 0)
-        blows.start[i, Start.LATE_SHARE] *= np.where(late > MUCH_TOO_LATE, 0.75, 1)
+        blows.shape[i, Shape.RISE] -= 0.5 * np.maximum(late, 0)
+        blows.shape[i, Shape.LEAK] -= 2.0 * np.maximum(late, 0)
+        blows.start[i, Start.LATE_SHARE] *= np.where(late > 0, 0.75, 1)
         blows.shape[i, Shape.SIZE] -= np.maximum(volume, 0)
         blows.shape[i, Shape.TAU] += 1.2 * np.maximum(speed, 0)
-        blows.shape[i, Shape.EFFORT] -= 1.3 * np.maximum(over["pef"], 0)
-        i = i[np.max([*over.values(), late - 0.03], 0) > 0]
+        blows.shape[i, Shape.EFFORT] -= np.maximum(over["pef"], 0)
+        blows.shape[i, EARLY_RIPPLES] -= np.maximum(over["pef"], 0)[:, None]
+        i = i[np.max([*over.values(), late], axis=0) > 0]
 
 # %% ../../nbs/simulator/04_session.ipynb #c4c9261c
 PLATEAU = {"A": 0.98, "B": 0.98, "C": 0.08, "D": 0.55}
 """The chance that a blow reaches a plateau, by grade."""
 CLUMSINESS = 0.5  # of a person with few acceptable blows, plus
 CLUMSINESS_PER_BLOW = 0.12  # for each: who needed many trials varies more
-OTHER_RISE = -0.14  # the other blows begin faster, log scale
-OTHER_RISE_SPREAD = 0.15
-OTHER_WIGGLE = 0.025  # how much their limbs differ, log scale
+MOST_RATIO = 0.995  # FEV1/FVC
+LEAST_PEF = 1.05  # of FEF25-75
+WHOLE = -0.08  # median change of a blow's length, log scale
+WHOLE_SPREAD = 0.1
+WHOLE_RANGE = (6.1, 19.8)  # s
 
 
 def plan_session(session: Session, protocol: Protocol) -> Plan:
@@ -587,26 +606,49 @@ def plan_session(session: Session, protocol: Protocol) -> Plan:
     return Plan(person, slot, grade, u, session.normal[person, slot])
 
 
-def fall_short(blows: Blows, session: Session, plan: Plan, protocol: Protocol) -> None:
-    """Make the blows that are not the best smaller, slower and weaker; changes `blows`."""
+def other_targets(session: Session, plan: Plan) -> pd.DataFrame:
+    """What blows reach that are not the best: less of most numbers, and no more of any volume."""
     clumsy = by_age(session.age[plan.person], child=1.7, teenager=1.2, adult=1.0) * (
         CLUMSINESS + CLUMSINESS_PER_BLOW * session.acceptable[plan.person]
     )
-    loss = -np.log(plan.u["loss"]) * np.array(protocol.shortfall) * (clumsy * plan.other)[:, None]
-    volume, speed, effort = loss.T
-    blows.shape[:, Shape.SIZE] -= volume
-    blows.shape[:, Shape.TAU] += speed
-    blows.shape[:, Shape.EFFORT] -= effort
-    blows.shape[:, Shape.RISE] += plan.other * (OTHER_RISE_SPREAD * plan.z["rise"] + OTHER_RISE)
-    blows.wiggle += plan.other[:, None] * OTHER_WIGGLE * plan.z["wiggle"]
+    losses, changes = trial_law().draw(plan.z["trial"], clumsy)
+    best = session.target.iloc[plan.person].reset_index(drop=True)
+    none = nothing_after_six(best)
+    places = nine_goals(best, none)[:, list(PLACES)] + changes
+    sizes = best.copy()
+    sizes[list(LOSSES)] *= np.exp(-losses)
+    sizes["fev1"] = np.minimum(sizes["fev1"], MOST_RATIO * sizes["fvc"])
+    sizes["pef"] = np.maximum(sizes["pef"], LEAST_PEF * sizes["fef2575"])
+    target = from_places(sizes, places, none)
+    volumes_of = ["fev6", "fev3", "fev1", "fev075", "fev05"]
+    target[volumes_of] = np.minimum(target[volumes_of], best[volumes_of])
+    target["bev"] = np.minimum(target["bev"], np.maximum(MOST_BEV_SHARE * target["fvc"], MOST_BEV))
+    return target
+
+
+def other_ends(session: Session, plan: Plan) -> np.ndarray:
+    """How long blows last that are not the best, (N,) s: nobody blows equally long twice."""
+    best = session.end[plan.person]
+    whole = np.clip(best * np.exp(WHOLE + WHOLE_SPREAD * plan.z["end"]), *WHOLE_RANGE)
+    return np.where(best < 6, best, whole)
+
+
+def other_blows(found: Search, session: Session, plan: Plan) -> Blows:
+    """The blows of `plan`, none of which is a best one, without their faults."""
+    blows = quiet_trials(session, plan.person, plan.slot, other_ends(session, plan))
+    blows.dips = mild_dips(plan.u, mild=plan.grade != "D")
+    own = own_shapes(session, plan.person, plan.slot)
+    return match_near(found, plan.person, other_targets(session, plan), blows, own)
 
 
 def session_blows(session: Session, protocol: Protocol) -> tuple[Blows, Plan]:
-    """All blows of a session, and what each of them is."""
+    """All blows of a session, and what each of them is: each person's best, then the others."""
     plan = plan_session(session, protocol)
-    blows = best_blows(session).take(plan.person)
-    fall_short(blows, session, plan, protocol)
-    blows.dips[plan.other] = mild_dips(plan.u[plan.other], mild=plan.grade[plan.other] != "D")
+    found = search_best(session)
+    blows = found.blows().take(plan.person)
+    others = np.flatnonzero(plan.other)
+    if len(others):
+        blows.put(others, other_blows(found, session, plan.take(others)))
     spoil(blows, session, plan)
     hold_back(blows, session, plan.person, plan.other & (plan.grade != "D"))
     return blows, plan
@@ -619,11 +661,11 @@ def reaches_plateau(plan: Plan) -> np.ndarray:
 # %% ../../nbs/simulator/04_session.ipynb #3e82ce72
 LEAST_STEP = -64  # mL per 10 ms, as in SPXRAW
 MOST_STEP = 192
-FLUTTER_FILTER = ([0.29], [1, -1.60, 0.90])  # a resonance near 9 Hz at 100 samples a second
-FLUTTER_SPREAD = 0.6  # between people, log scale
-HEART_RATE = 1.2  # beats a second
-HEART_RATE_SPREAD = 0.15
-HEART_SPREAD = 0.5
+FLUTTER_BAND = (4.5, 13.0)  # Hz, where the noise of recorded flow has most of its power
+HEART_BAND = (0.4, 2.0)  # Hz, the same in the tail
+NOISE_SPREAD = 0.42  # between people, log scale
+FLUTTER_FROM = 0.6  # L/s, the flow from which on flutter is whole
+HEART_FROM = 0.06  # L/s, the same of the oscillation with the heart
 SMALL_LUNG = 4  # L: in a smaller one, noise is smaller
 PADDED = 90  # samples: a shorter record has no silence around it
 LONGEST_SILENCE = 28  # samples before the start
@@ -633,22 +675,37 @@ INHALATION = 30  # samples of it
 INHALED = Uniform(4, 200)  # mL per 10 ms at its height
 
 
+def recording_noise(
+    volume: np.ndarray, white: np.ndarray, strength: np.ndarray, protocol: Protocol
+) -> np.ndarray:
+    """What is added to volume (N, T) L, 100 Hz, in L: flutter, and the heart beat.
+
+    white: (N, T) standard normal; strength: (N,) standard normal, how strong both are.
+    """
+    flow = np.diff(volume, axis=1, prepend=0) * RATE
+    loud = np.exp(NOISE_SPREAD * strength)[:, None]
+    small = np.minimum(volume[:, -1:] / SMALL_LUNG, 1)
+    parts = (
+        (FLUTTER_BAND, protocol.flutter, FLUTTER_FROM),
+        (HEART_BAND, protocol.heart, HEART_FROM),
+    )
+    noise = np.zeros_like(flow)
+    for band, size, whole_from in parts:
+        sections = butter(2, band, "bandpass", fs=RATE, output="sos")
+        echo = sosfilt(sections, np.eye(1, MAX_SAMPLES))
+        passed = sosfilt(sections, white, axis=1) / np.linalg.norm(echo)
+        noise += size * passed * np.clip(flow / whole_from, 0, 1)
+    return np.cumsum(noise * loud * small, axis=1) / RATE
+
+
 def recorded_volume(
     blows: Blows, session: Session, plan: Plan, noise: np.ndarray, protocol: Protocol
 ) -> np.ndarray:
     """Volume (N, T) L BTPS that a spirometer sees; noise (N, at least T) standard normal."""
-    time = np.arange(samples_of(blows.end).max() + 1) / RATE
+    time = np.arange(samples_of(stops(blows)).max() + 1) / RATE
     v = volumes(blows, time)
-    own = session.own[plan.person]
-    flow = np.diff(v, axis=1, prepend=0) * RATE
-    fade = flow / (flow + 0.4) / (1 + flow / 5)
-    loud = np.exp(FLUTTER_SPREAD * own["noise"][:, None])
-    flutter = lfilter(*FLUTTER_FILTER, noise[:, : len(time)], axis=1) * loud * protocol.flutter
-    rate = HEART_RATE * np.exp(HEART_RATE_SPREAD * own["heart_rate"][:, None])
-    phase = 2 * np.pi * (rate * time + plan.u["heart_phase"][:, None])
-    beat = np.sin(phase) * np.exp(HEART_SPREAD * own["noise"][:, None]) * protocol.heart
-    size = np.minimum(session.target["fvc"].to_numpy()[plan.person] / SMALL_LUNG, 1)[:, None]
-    return v + (flutter + beat * np.minimum(time, 1)) * fade * size
+    strength = session.own["noise"][plan.person]
+    return v + recording_noise(v, noise[:, : len(time)], strength, protocol)
 
 
 def samples_of(end: np.ndarray) -> np.ndarray:
@@ -693,7 +750,7 @@ def record(
     goes_on = session.target["fet"].to_numpy()[plan.person] - blows.end
     wait = np.where(empty, np.maximum(goes_on, 0) * RATE, 0)
     records = []
-    for row, n, w, u in zip(steps, samples_of(blows.end), wait, plan.u, strict=True):
+    for row, n, w, u in zip(steps, samples_of(stops(blows)), wait, plan.u, strict=True):
         records.append(pad(row[:n], w, u) if n > PADDED else row[:n])
     return records
 
