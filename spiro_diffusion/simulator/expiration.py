@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['N_DIPS', 'RIPPLE_CENTRES', 'N_SHAPE', 'LIMIT_NODES', 'REMAINING', 'RIPPLE_WIDTHS', 'MOST_RIPPLE', 'WITHIN', 'RIPPLES',
-           'RANGES', 'SOFT_ZERO', 'RISE_POWER', 'LEAD', 'TOES_BEFORE_ONSET', 'CREEP_RISE', 'LATEST_RISE', 'WHOLE_AFTER',
-           'RATE', 'MAX_SAMPLES', 'COARSE', 'Shape', 'Start', 'Dip', 'Blows', 'prompt_start', 'no_dips', 'quiet_blows',
+           'RANGES', 'SOFT_ZERO', 'LEAD', 'TOES_BEFORE_ONSET', 'CREEP_RISE', 'LATEST_RISE', 'WHOLE_AFTER', 'RATE',
+           'MAX_SAMPLES', 'COARSE', 'Shape', 'Start', 'Dip', 'Blows', 'prompt_start', 'no_dips', 'quiet_blows',
            'parameter', 'onset', 'stops', 'flow_limit', 'effort_at', 'dip_factor', 'volumes']
 
 # %% ../../nbs/simulator/01_expiration.ipynb #5cd28374
@@ -27,8 +27,9 @@ class Shape(IntEnum):
     RISE = 7  # s, s
     TOE = 8  # w_t, s
     LEAK = 9  # l, share of the lung
-    CORNER = 10  # k
-    FIRST_RIPPLE = 11  # w at `RIPPLE_CENTRES`, log scale, from here on
+    POWER = 10  # n, with which effort grows
+    CORNER = 11  # k
+    FIRST_RIPPLE = 12  # w at `RIPPLE_CENTRES`, log scale, from here on
 
 
 class Start(IntEnum):
@@ -127,11 +128,11 @@ RANGES = {
     Shape.RISE: (-5.0, 1.0),
     Shape.TOE: (-7.0, -1.5),
     Shape.LEAK: (-9.0, -3.0),
+    Shape.POWER: (-0.3, 1.5),
     Shape.CORNER: (-7.0, -1.0),
 }
 """Natural logarithms between which each parameter may lie."""
 SOFT_ZERO = 0.0009  # square of the width (0.03) over which (r - b)_+ leaves zero
-RISE_POWER = 1.8  # of time, with which effort grows
 LEAD = 0.3  # s in which the leak leaves before effort
 TOES_BEFORE_ONSET = 5  # of the width w_t: by then effort is felt by nobody
 CREEP_RISE = 0.08  # s: how fast flow creeps up during a hesitation
@@ -178,7 +179,7 @@ def effort_at(blows: Blows, time: np.ndarray) -> np.ndarray:
     since = (time[grows] - begins[:, None]).astype(f32)
     toe = parameter(blows, Shape.TOE).astype(f32)
     y = np.logaddexp(f32(0), since / toe) * (toe / parameter(blows, Shape.RISE).astype(f32))
-    grown = np.log1p(1 / excess).astype(f32) * y ** f32(RISE_POWER)
+    grown = np.log1p(1 / excess).astype(f32) * y ** parameter(blows, Shape.POWER).astype(f32)
     effort[:, grows] *= -np.expm1(-np.minimum(grown, f32(LATEST_RISE)))
     hesitation, creep, late, lag = (blows.start[:, [j]] for j in Start)
     i = np.flatnonzero((late[:, 0] > 0) | (hesitation[:, 0] > 0))

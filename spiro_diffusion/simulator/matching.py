@@ -63,9 +63,9 @@ GOALS = {
     "fef2575": Goal(0.005, 0.0075),
     "fev6": Goal(0.03, 0.045),
     "bev": Goal(0.05, 0.075),
-    "fev05": Goal(0.01, 0.015),
-    "fev075": Goal(0.007, 0.0105),
-    "fev3": Goal(0.05, 0.075),
+    "fev05": Goal(0.006, 0.009),
+    "fev075": Goal(0.004, 0.006),
+    "fev3": Goal(0.03, 0.045),
     "rises_again": Goal(0.02, np.inf),
 }
 TOLERANCE = np.array([g.tolerance for g in GOALS.values()])

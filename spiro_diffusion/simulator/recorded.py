@@ -265,6 +265,7 @@ FIRST_MEAN = {
     Shape.RISE: np.log(0.13),
     Shape.TOE: np.log(0.03),
     Shape.LEAK: -6.0,
+    Shape.POWER: 0.6,
     Shape.CORNER: -3.7,
 }
 FIRST_SD = {
@@ -278,6 +279,7 @@ FIRST_SD = {
     Shape.RISE: 0.4,
     Shape.TOE: 0.5,
     Shape.LEAK: 1.0,
+    Shape.POWER: 0.25,
     Shape.CORNER: 0.5,
 }
 MOST_SD = {
@@ -291,6 +293,7 @@ MOST_SD = {
     Shape.RISE: 0.5,
     Shape.TOE: 0.5,
     Shape.LEAK: 1.2,
+    Shape.POWER: 0.3,
     Shape.CORNER: 0.5,
 }
 """Largest spread of a parameter: what a curve says little of would grow without end."""
