@@ -8,17 +8,25 @@ import torch
 
 from ..base.seeds import rng_for
 from .truncation import volume_at
-from ..simulator.expiration import Blows, volumes
+from spiro_diffusion.simulator.expiration import (
+    LEAD,
+    N_SHAPE,
+    RIPPLE_CENTRES,
+    Blows,
+    Shape,
+    quiet_blows,
+    volumes,
+)
 from ..spirometry.clock import CLOCK, END, N_BINS, WIDTHS
 from ..spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['SIZE', 'TIME_CONSTANT', 'POWER', 'SLOW_RATE', 'PEAK_PER_SIZE', 'RISE_TIME', 'SLOW_SHARE', 'BEND_SPREAD',
-           'RIPPLE_SPREAD', 'TRICKLE', 'CORNER_LOG_MEAN', 'CORNER_LOG_SPREAD', 'NEVER', 'WANDER_MEMORY', 'WANDER_SIZE',
-           'HEART_RATE', 'HEART_FLOW', 'HEART_LARGEST', 'DIPS', 'DIP_WIDTH', 'DIP_DEPTH', 'SLOW_STARTS',
-           'SLOW_START_DEPTH', 'SLOW_START_TIME', 'MIDDLES', 'STOPPING_FLOW', 'STOPPING_WINDOW', 'EARLIEST_STOP',
-           'BREATH', 'SHORT_OF_BREATH', 'RATIO_EDGES', 'RAREST', 'BATCH', 'log_uniform', 'other_lungs', 'pace',
-           'at_pace', 'give_up', 'wide_blows']
+__all__ = ['SIZE', 'TIME_CONSTANT', 'POWER', 'SLOW_RATE', 'PEAK_PER_SIZE', 'RISE_TIME', 'SLOW_SHARE', 'BENDS', 'BEND_WIDTH',
+           'BEND_SPREAD', 'RIPPLE_SPREAD', 'EXCESS', 'TOE', 'TRICKLE', 'NO_LEAK', 'RISE_POWER', 'CORNER_LOG_MEAN',
+           'CORNER_LOG_SPREAD', 'NEVER', 'WANDER_MEMORY', 'WANDER_SIZE', 'HEART_RATE', 'HEART_FLOW', 'HEART_LARGEST',
+           'DIPS', 'DIP_WIDTH', 'DIP_DEPTH', 'SLOW_STARTS', 'SLOW_START_DEPTH', 'SLOW_START_TIME', 'MIDDLES',
+           'STOPPING_FLOW', 'STOPPING_WINDOW', 'EARLIEST_STOP', 'BREATH', 'SHORT_OF_BREATH', 'RATIO_EDGES', 'RAREST',
+           'BATCH', 'log_uniform', 'other_lungs', 'pace', 'at_pace', 'give_up', 'wide_blows']
 
 # %% ../../nbs/completion/01_prior.ipynb #60e5303b
 SIZE = (1.2, 6.0)
@@ -35,12 +43,24 @@ RISE_TIME = (0.02, 0.2)
 """s, in which effort comes up."""
 SLOW_SHARE = (0.006, 0.4)
 """Share of the volume that is in the slow compartment."""
+BENDS = np.array([0.10, 0.40, 0.72, 0.92])
+"""Exhaled fractions about which the limb bends as a whole."""
+BEND_WIDTH = 0.12
+"""SD of such a bend, exhaled fraction."""
 BEND_SPREAD = 0.15
 """SD of the limb's four bends, log scale."""
 RIPPLE_SPREAD = (0.02, 0.15)
-"""SD of the limb's twelve ripples, log scale."""
+"""SD of the limb's ripples, log scale."""
+EXCESS = (0.03, 3.0)
+"""Effort beyond what makes the peak flow."""
+TOE = (0.005, 0.04)
+"""s, how gradually effort begins."""
 TRICKLE = (0.001, 0.01)
 """L/s, flow that continues when the limit is reached."""
+NO_LEAK = 1e-4
+"""Share of the lung that leaves before effort begins."""
+RISE_POWER = 2.0
+"""Of time, with which effort grows."""
 CORNER_LOG_MEAN = -3.7
 """Natural logarithm of the median rounding between effort and flow limit."""
 CORNER_LOG_SPREAD = 0.4
@@ -57,29 +77,35 @@ def log_uniform(rng: np.random.Generator, low: float, high: float, n: int) -> np
 def _lungs(n: int, rng: np.random.Generator) -> Blows:
     """Parameters of n quiet forced expirations: no hesitation, no coughs, no early end."""
     size = log_uniform(rng, *SIZE, n)
-    time_constant = log_uniform(rng, *TIME_CONSTANT, n)
-    power = log_uniform(rng, *POWER, n)
-    slow_rate = log_uniform(rng, *SLOW_RATE, n)
-    effort = size * log_uniform(rng, *PEAK_PER_SIZE, n)
-    rise_time = log_uniform(rng, *RISE_TIME, n)
-    slow_share = log_uniform(rng, *SLOW_SHARE, n)
-    bends = rng.normal(0, BEND_SPREAD, (n, 4))
-    limit = np.hstack([size, time_constant, power, slow_rate, effort, rise_time, slow_share])
-    ripples = rng.normal(0, 1, (n, 12)) * log_uniform(rng, *RIPPLE_SPREAD, n)
-    return Blows(
-        shape=np.hstack([np.log(limit), bends]),
-        wiggle=ripples,
-        corner=np.exp(rng.normal(CORNER_LOG_MEAN, CORNER_LOG_SPREAD, n)),
-        trickle=log_uniform(rng, *TRICKLE, n)[:, 0],
-        end=np.full(n, NEVER),
-        start=np.tile([0, 0, 0, 0.2], (n, 1)),  # no wait, no slow share; the time constant is idle
-        dips=np.tile([0.0, 1, 0] * 3, (n, 1)),  # three dips of depth 0
-    )
+    numbers = {
+        Shape.SIZE: size,
+        Shape.TAU: log_uniform(rng, *TIME_CONSTANT, n),
+        Shape.SCOOP: log_uniform(rng, *POWER, n),
+        Shape.SLOW_RATE: log_uniform(rng, *SLOW_RATE, n),
+        Shape.SLOW_SHARE: log_uniform(rng, *SLOW_SHARE, n),
+        Shape.EFFORT: size * log_uniform(rng, *PEAK_PER_SIZE, n),
+        Shape.EXCESS: log_uniform(rng, *EXCESS, n),
+        Shape.RISE: log_uniform(rng, *RISE_TIME, n),
+        Shape.TOE: log_uniform(rng, *TOE, n),
+        Shape.LEAK: np.full((n, 1), NO_LEAK),
+        Shape.POWER: np.full((n, 1), RISE_POWER),
+        Shape.CORNER: np.exp(rng.normal(CORNER_LOG_MEAN, CORNER_LOG_SPREAD, (n, 1))),
+    }
+    shape = np.zeros((n, N_SHAPE))
+    for column, values in numbers.items():
+        shape[:, [column]] = np.log(values)
+    bends = rng.normal(0, BEND_SPREAD, (n, len(BENDS)))
+    along = np.exp(-(((RIPPLE_CENTRES - BENDS[:, None]) / BEND_WIDTH) ** 2) / 2)
+    ripples = rng.normal(0, 1, (n, len(RIPPLE_CENTRES))) * log_uniform(rng, *RIPPLE_SPREAD, n)
+    shape[:, Shape.FIRST_RIPPLE :] = bends @ along + ripples
+    blows = quiet_blows(shape, np.full(n, NEVER))
+    blows.trickle = log_uniform(rng, *TRICKLE, n)[:, 0]
+    return blows
 
 
 def other_lungs(n: int, rng: np.random.Generator) -> np.ndarray:
     """Volume (n, 513) L on the clock of quiet forced expirations by very different lungs."""
-    return volumes(_lungs(n, rng), CLOCK)
+    return volumes(_lungs(n, rng), CLOCK + LEAD)
 
 
 def _flow(volume: np.ndarray) -> np.ndarray:

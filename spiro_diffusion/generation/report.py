@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['NORMAL', 'PEF_AGES', 'FEV6_SHARE', 'BEV_SHARE', 'FET', 'CORNER', 'WIGGLES', 'COLORS', 'MEDIAN_OF', 'STYLES',
-           'SHOWN_SECONDS', 'AGE_GROUPS', 'median_loop', 'evenly', 'normal_sets', 'normal_curves', 'Curves',
-           'plot_report', 'plot_by_age']
+__all__ = ['NORMAL', 'PEF_AGES', 'FEV6_SHARE', 'BEV_SHARE', 'FET', 'COLORS', 'MEDIAN_OF', 'STYLES', 'SHOWN_SECONDS', 'AGE_GROUPS',
+           'median_loop', 'evenly', 'normal_sets', 'normal_curves', 'Curves', 'plot_report', 'plot_by_age']
 
 # %% ../../nbs/generation/03_report.ipynb #93c13b37
 def median_loop(flow: np.ndarray, points: int = 201) -> tuple[np.ndarray, np.ndarray]:
@@ -49,8 +48,6 @@ PEF_AGES = (8, 80)  # years, to which the equation for PEF applies (Hankinson 19
 FEV6_SHARE = 0.995  # of FVC, in a curve that is drawn as normal
 BEV_SHARE = 0.03  # of FVC: back-extrapolated volume
 FET = 8.0  # s, forced expiratory time
-CORNER = 0.025  # how gradually flow limitation takes over from effort
-WIGGLES = 12  # of a simulated blow's flow limitation; none here
 
 
 def _normal_values(people: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +70,9 @@ def normal_sets(people: pd.DataFrame) -> np.ndarray:
 
     people: age (years), height (cm), sex ("male", "female"). NaN where there are no predictions.
     """
-    from spiro_diffusion.simulator.expiration import match, quiet_blows, reachable, volumes
+    from spiro_diffusion.simulator.expiration import LEAD, N_SHAPE, quiet_blows, volumes
+    from spiro_diffusion.simulator.matching import match, reachable
+    from spiro_diffusion.simulator.people import median_people
 
     people = people.reset_index(drop=True)
     values = _normal_values(people)
@@ -82,13 +81,15 @@ def normal_sets(people: pd.DataFrame) -> np.ndarray:
     curves = np.full((len(people), 2, N_BINS), np.nan, dtype=np.float32)
     if not known.any():
         return curves
-    wanted = values[known.repeat(2)].reset_index(drop=True)
+    twice = known.repeat(2)
+    wanted = values[twice].reset_index(drop=True)
     fvc = wanted["fvc"]
     wanted = wanted.assign(fev6=FEV6_SHARE * fvc, fet=FET, bev=BEV_SHARE * fvc)
-    goal, end = reachable(wanted)
-    quiet = quiet_blows(end, np.full(len(wanted), CORNER), np.zeros((len(wanted), WIGGLES)))
-    matched = match(goal, quiet, steps=3)
-    curves[known] = rows_to_clock(volumes(matched, CLOCK), CLOCK).reshape(-1, 2, N_BINS)
+    who = people.loc[people.index.repeat(2), ["age", "height", "sex"]][twice]
+    goal, end = reachable(median_people(who.reset_index(drop=True).join(wanted)))
+    matched = match(goal, quiet_blows(np.zeros((len(goal), N_SHAPE)), end))
+    volume = volumes(matched, CLOCK + LEAD)
+    curves[known] = rows_to_clock(volume, CLOCK).reshape(-1, 2, N_BINS)
     return curves
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..base.errors import DataError
 from ..base.seeds import rng_for
 from ..learning.training import TrainConfig, train
-from ..simulator.expiration import match, quiet_blows, reachable, volumes
+from ..simulator.expiration import LEAD, N_SHAPE, quiet_blows, volumes
+from ..simulator.matching import deviations, match, reachable, shape_law
 from ..simulator.people import BEST_INDICES, CHAIN, from_chain, to_chain
 from ..spirometry.clock import END, N_BINS, rows_to_clock
 from ..spirometry.indices import indices_on_clock
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['AGE_KNOTS', 'MIDDLE_LOG_HEIGHT', 'MIDDLE_LOG_WEIGHT', 'LEAST_RESIDUAL', 'ETHNICITIES', 'RIPPLES', 'RIPPLE_SD',
-           'LOG_ROUNDNESS', 'SAMPLE', 'CHUNK', 'MIDDLE_AGE', 'AGE_SD', 'LOG_HEIGHT_SD', 'PERSON', 'SplineRegression',
-           'neighbours', 'CopulaBaseline', 'curves_from_indices', 'VAESettings', 'person_values', 'ConditionalVAE',
-           'train_vae', 'Baselines', 'fit_baselines']
+__all__ = ['AGE_KNOTS', 'MIDDLE_LOG_HEIGHT', 'MIDDLE_LOG_WEIGHT', 'LEAST_RESIDUAL', 'ETHNICITIES', 'SAMPLE', 'CHUNK',
+           'MIDDLE_AGE', 'AGE_SD', 'LOG_HEIGHT_SD', 'PERSON', 'SplineRegression', 'neighbours', 'CopulaBaseline',
+           'curves_from_indices', 'VAESettings', 'person_values', 'ConditionalVAE', 'train_vae', 'Baselines',
+           'fit_baselines']
 
 # %% ../../nbs/metrics/01_baselines.ipynb #5112bcf8
 AGE_KNOTS = (6, 9, 12, 15, 18, 22, 30, 45, 60, 80)
@@ -188,15 +189,6 @@ class CopulaBaseline:
         return from_chain(y)
 
 # %% ../../nbs/metrics/01_baselines.ipynb #f8889fdc
-RIPPLES = 12
-"""Places along the limb with a ripple of their own (`simulator.expiration.WIGGLE_CENTRES`)."""
-
-RIPPLE_SD = 0.05
-"""SD of the ripples (log scale)."""
-
-LOG_ROUNDNESS = (-3.7, 0.4)
-"""Mean and SD of the log of how round the corner between effort and limit is."""
-
 SAMPLE = 0.01
 """s between samples of a curve before it is put on the clock."""
 
@@ -205,19 +197,19 @@ CHUNK = 512
 
 
 def curves_from_indices(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Flow (N, 512) L/s of blows with the indices of `table` (columns `people.BEST_INDICES`), by
-    `expiration.match`.
+    """Flow (N, 512) L/s of blows with the indices of `table` (columns `people.BEST_INDICES`), of
+    shapes drawn by `matching.match`.
     """
     target, end = reachable(table)
-    ripples = RIPPLE_SD * rng.standard_normal((len(table), RIPPLES))
-    mean, sd = LOG_ROUNDNESS
-    roundness = np.exp(mean + sd * rng.standard_normal(len(table)))
-    blows = match(target, quiet_blows(end, roundness, ripples))
+    shape = (len(table), N_SHAPE)
+    person, blow = rng.standard_normal((2, *shape))
+    drawn = deviations(shape_law(), person, blow)
+    blows = match(target, quiet_blows(np.zeros(shape), end), drawn)
     time = np.arange(0, END + SAMPLE, SAMPLE)
     flow = np.empty((len(table), N_BINS), dtype=np.float32)
     for start in range(0, len(table), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(table)))
-        flow[rows] = rows_to_clock(volumes(blows.take(rows), time), time)
+        flow[rows] = rows_to_clock(volumes(blows.take(rows), time + LEAD), time)
     return flow
 
 # %% ../../nbs/metrics/01_baselines.ipynb #c388e9f2

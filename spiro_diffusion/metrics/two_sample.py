@@ -8,18 +8,16 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from torch import Tensor, nn
 
 from ..base.errors import DataError
 from .scores import auc
-from ..simulator.session import Protocol
+from ..simulator.session import Protocol, recording_noise
 from ..spirometry.clock import CLOCK, from_clock, rows_to_clock
 
 # %% auto #0
-__all__ = ['SAMPLE_RATE', 'BTPS_FACTOR', 'BTPS_RANGE', 'FLUTTER_FILTER', 'HEART_RATE', 'PROTOCOL', 'LEAST', 'USUAL_LOG_FVC',
-           'USUAL_LOG_PEF', 'DeviceLuck', 'device_luck', 'device_noise', 'as_recorded', 'CurveJudge', 'fit_judge',
-           'Judgement', 'folds_of', 'curve_auc']
+__all__ = ['SAMPLE_RATE', 'BTPS_FACTOR', 'BTPS_RANGE', 'PROTOCOL', 'LEAST', 'USUAL_LOG_FVC', 'USUAL_LOG_PEF', 'DeviceLuck',
+           'device_luck', 'as_recorded', 'CurveJudge', 'fit_judge', 'Judgement', 'folds_of', 'curve_auc']
 
 # %% ../../nbs/metrics/02_two_sample.ipynb #436a751a
 SAMPLE_RATE = 100
@@ -33,52 +31,27 @@ temperature.
 BTPS_RANGE = (1.039, 1.129)
 """Least and largest SPAFACT."""
 
-FLUTTER_FILTER = ([0.29], [1, -1.60, 0.90])
-"""Coefficients of the resonance near 9 Hz, at 100 Hz, that makes flutter of white noise."""
-
-HEART_RATE = 1.2
-"""Hz, the median."""
-
 PROTOCOL = Protocol()
-"""The usual sizes of flutter and heart beat (L)."""
+"""The usual sizes of flutter and heart beat (L/s)."""
 
 
 @dataclass
 class DeviceLuck:
     """The random numbers of N recordings at T moments."""
 
-    strength: np.ndarray  # (N, 1) standard normal: how strong flutter and beat are
-    heart: np.ndarray  # (N, 1) standard normal: how fast the heart beats
+    strength: np.ndarray  # (N,) standard normal: how strong flutter and beat are
     factor: np.ndarray  # (N, 1) the factor of body temperature
-    flutter: np.ndarray  # (N, T) standard normal
-    phase: np.ndarray  # (N, 1) from 0 to 1: where in a heart beat the recording begins
+    white: np.ndarray  # (N, T) standard normal, of which both are made
 
 
 def device_luck(shape: tuple[int, int], rng: np.random.Generator) -> DeviceLuck:
     """Random numbers for recordings of shape (N, T)."""
-    own = rng.standard_normal((shape[0], 2, 1))
     mean, sd = BTPS_FACTOR
     return DeviceLuck(
-        strength=own[:, 0],
-        heart=own[:, 1],
+        strength=rng.standard_normal(shape[0]),
         factor=np.clip(mean + sd * rng.standard_normal((shape[0], 1)), *BTPS_RANGE),
-        flutter=rng.standard_normal(shape),
-        phase=rng.random((shape[0], 1)),
+        white=rng.standard_normal(shape),
     )
-
-
-def device_noise(
-    volume: np.ndarray, time: np.ndarray, luck: DeviceLuck, protocol: Protocol
-) -> np.ndarray:
-    """What a device adds to volume (N, T) L at time (T,) s: flutter and heart beat, in L."""
-    flow = np.diff(volume, axis=1, prepend=0) * SAMPLE_RATE
-    small_lungs = np.minimum(volume[:, -1:] / 4, 1)
-    fade = flow / (flow + 0.4) / (1 + flow / 5) * small_lungs
-    flutter = protocol.flutter * lfilter(*FLUTTER_FILTER, luck.flutter, axis=1)
-    rate = HEART_RATE * np.exp(0.15 * luck.heart)
-    beat = protocol.heart * np.sin(2 * np.pi * (rate * time + luck.phase))
-    beat = beat * np.exp(-0.1 * luck.strength) * np.minimum(time, 1)
-    return (flutter + beat) * np.exp(0.6 * luck.strength) * fade
 
 
 def as_recorded(
@@ -92,7 +65,8 @@ def as_recorded(
     for start in range(0, len(flow), chunk):
         volume, time = from_clock(flow[start : start + chunk], SAMPLE_RATE)
         luck = device_luck(volume.shape, rng)
-        noisy = np.maximum(volume + device_noise(volume, time, luck, protocol), 0)
+        noise = recording_noise(volume, luck.white, luck.strength, protocol)
+        noisy = np.maximum(volume + noise, 0)
         whole = np.maximum.accumulate(np.rint(noisy * 1000 / luck.factor), axis=1)  # mL
         parts.append(rows_to_clock(whole, time) * (luck.factor / 1000).astype(np.float32))
     return np.concatenate(parts)

@@ -10,14 +10,14 @@ __all__ = ['Law', 'MAX_ASINH_SCORE', 'MAX_SCORE', 'AGE_CENTRE', 'AGE_UNIT', 'AGE
            'USUAL_BMI', 'Body', 'FIRST_SEQN', 'AGE_RANGE', 'MAX_BMI_SCORE', 'VOLUME_ORDER', 'TOO_FAR_ABOVE_FEV6',
            'ANCHORS', 'MODELLED_AS', 'CANDIDATES', 'ROUNDS', 'ANCHORED_AT_ONCE', 'WIDER', 'WIDENED', 'SMALL_STEP',
            'LEAST_SLOPE', 'LOCATION_RIDGE', 'HEIGHT_RIDGE', 'SCALE_RIDGE', 'SKEW_RIDGE', 'TAIL_RIDGE',
-           'TAIL_INTERCEPT_RIDGE', 'START_RIDGE', 'SEARCH_ROUNDS', 'NO_GAP_RIDGE', 'NEWTON_STEPS', 'PUBLISHED', 'BODY',
-           'MOST_BLOWS', 'AGE_KERNEL', 'spline', 'Designs', 'Moments', 'law_moments', 'to_score', 'from_score',
-           'scaled_age', 'childhood', 'age_band', 'designs', 'late_share', 'to_chain', 'fill_timed', 'from_chain',
-           'people_params', 'gap_design', 'timed_designs', 'Completed', 'complete_scores', 'complete_indices',
-           'invent_people', 'check_people', 'contradictions', 'check_possible', 'without_contradictions',
-           'spread_normal', 'log_density', 'weigh_candidates', 'pick_candidates', 'draw_anchors', 'simulate_people',
-           'fit_law', 'fit_logistic', 'scores_of', 'fit_timed', 'fit_sex', 'read_published', 'graded_well',
-           'published_best', 'count_shares', 'fit_people']
+           'TAIL_INTERCEPT_RIDGE', 'START_RIDGE', 'RECORDED_COUNT', 'SEARCH_ROUNDS', 'NO_GAP_RIDGE', 'NEWTON_STEPS',
+           'PUBLISHED', 'BODY', 'MOST_BLOWS', 'AGE_KERNEL', 'spline', 'Designs', 'Moments', 'law_moments', 'to_score',
+           'from_score', 'scaled_age', 'childhood', 'age_band', 'designs', 'late_share', 'to_chain', 'fill_timed',
+           'from_chain', 'people_params', 'gap_design', 'timed_designs', 'Completed', 'complete_scores',
+           'complete_indices', 'invent_people', 'check_people', 'contradictions', 'check_possible',
+           'without_contradictions', 'spread_normal', 'log_density', 'weigh_candidates', 'pick_candidates',
+           'draw_anchors', 'simulate_people', 'median_people', 'fit_law', 'fit_logistic', 'scores_of', 'fit_timed',
+           'fit_sex', 'read_published', 'graded_well', 'published_best', 'count_shares', 'fit_people']
 
 # %% ../../nbs/simulator/00_people.ipynb #6bd8867f
 from functools import cache
@@ -683,11 +683,22 @@ def simulate_people(patients: int | pd.DataFrame, seed: int = 0) -> pd.DataFrame
         people = check_people(invent_people(int(patients), seed))
     else:
         people = check_people(patients)
+    return _complete(people, _person_draws(people, seed), seed)
+
+
+def median_people(patients: pd.DataFrame) -> pd.DataFrame:
+    """`simulate_people` of a table, where what is missing is the median given what is known."""
+    people = check_people(patients)
+    draws = pd.DataFrame(0.0, index=range(len(people)), columns=list(PERSON_DRAWS))
+    return _complete(people, draws, seed=0)
+
+
+def _complete(people: pd.DataFrame, draws: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Checked people with all of `BEST_INDICES`, by their draws."""
     optional = [c for c in ("weight", "ethnicity", *BEST_INDICES) if c not in people]
     work = people.reindex(columns=[*people.columns, *optional])
     check_possible(work)
     work["age"] = work["age"].clip(6, 80)
-    draws = _person_draws(people, seed)
     for gender in (1, 2):
         i = np.flatnonzero(work["gender"] == gender)
         if not len(i):
@@ -708,6 +719,7 @@ SKEW_RIDGE = 3
 TAIL_RIDGE = 4
 TAIL_INTERCEPT_RIDGE = 2  # pulls the tails towards the normal ones
 START_RIDGE = 1e-3  # of the least squares from which the search starts
+RECORDED_COUNT = 2  # times that a recorded manoeuvre counts, a person of NHANES once
 SEARCH_ROUNDS = 3  # L-BFGS is started anew twice, which clears its memory
 
 
@@ -784,9 +796,7 @@ def _body(t: pd.DataFrame) -> tuple[np.ndarray, ...]:
     return age, group, log_height, np.log(t["bmi"].to_numpy() / USUAL_BMI)
 
 
-def scores_of(
-    laws: dict[str, Any], people: pd.DataFrame
-) -> tuple[Body, dict[str, np.ndarray]]:
+def scores_of(laws: dict[str, Any], people: pd.DataFrame) -> tuple[Body, dict[str, np.ndarray]]:
     """What the laws of `TIMED` depend on, of people of one sex with all other indices."""
     age, group, h, b = _body(people)
     body = (age, group, h, to_score(b, laws["bmi"], designs(age, group, h)))
@@ -813,9 +823,7 @@ def fit_timed(body: Body, scores: dict[str, np.ndarray], good: pd.DataFrame) -> 
     return laws
 
 
-def fit_sex(
-    everyone: pd.DataFrame, good: pd.DataFrame, recorded: pd.DataFrame
-) -> dict[str, Any]:
+def fit_sex(everyone: pd.DataFrame, good: pd.DataFrame, recorded: pd.DataFrame) -> dict[str, Any]:
     """Laws of height and body mass index from `everyone` of one sex, of the indices from `good`.
 
     Those of `TIMED` are fitted to `good` and `recorded` together.
@@ -841,7 +849,7 @@ def fit_sex(
     x = designs(*body, first)
     laws["bev"] = fit_law(y["bev"], x)
     scores["bev"] = to_score(y["bev"], laws["bev"], x)
-    both = pd.concat([good, recorded], ignore_index=True)
+    both = pd.concat([good, *[recorded] * RECORDED_COUNT], ignore_index=True)
     laws |= fit_timed(*scores_of(laws, both), both)
     return {**laws, "no_gap": fit_logistic(gap_design(age, first, y["fet"]), none)}
 

@@ -333,7 +333,7 @@ def first_prior(recorded: Recorded) -> Prior:
     return Prior(first_guess(recorded), np.diag(1 / sd))
 
 # %% ../../nbs/simulator/03_recorded.ipynb #e9a5b5ab
-POSTERIOR_SHARE = 0.3
+POSTERIOR_SHARE = 0.5
 ROUNDS = 4  # fits and priors in turn
 FIRST_STEPS = 16  # of the first fit
 MORE_STEPS = 8  # of a later one
@@ -368,8 +368,9 @@ def covariance_of(
     total = weight.sum()
     seen = (left * weight[:, None]).T @ left / total
     unseen = np.einsum("n,nij->ij", weight, uncertainty) / total
-    # half of the linear features are spent on FVC and its likes
-    covariance = (seen + POSTERIOR_SHARE * unseen) * persons / (persons - LINEAR / 2)
+    # of the next person, not of these (Geisser 1993)
+    few = (persons + 1) / max(persons - LINEAR, 1)
+    covariance = (seen + POSTERIOR_SHARE * unseen) * few
     covariance += np.diag(with_ripples(FIRST_SD, FIRST_RIPPLE_SD) ** 2) / persons
     most = with_ripples(MOST_SD, MOST_RIPPLE_SD)
     shrink = np.minimum(1, most / np.sqrt(np.diag(covariance)))
@@ -395,9 +396,7 @@ def fit_recorded(recorded: Recorded) -> Residuals:
         uncertainty = posterior[:, :N_SHAPE, :N_SHAPE]
         shape = without_outliers(theta[:, :N_SHAPE] - size, usable)
         mean = x @ regress(x, shape, weight, LIGHT_RIDGE)
-        covariance = covariance_of(
-            shape - mean, uncertainty, weight, persons[usable].nunique()
-        )
+        covariance = covariance_of(shape - mean, uncertainty, weight, persons[usable].nunique())
         factor = np.zeros((N_SHAPE + 1, N_SHAPE + 1))
         factor[:N_SHAPE, :N_SHAPE] = np.linalg.cholesky(np.linalg.inv(covariance)).T
         factor[N_SHAPE, N_SHAPE] = 1 / START_SD
@@ -563,9 +562,7 @@ def _nearer_to_hull(law: ShapeLaw, x: np.ndarray, x_recorded: np.ndarray) -> Sha
     return replace(law, mean=mean, person=law.person * wide[:, None])
 
 
-def split_parts(
-    law: ShapeLaw, recorded: Recorded, residuals: Residuals
-) -> ShapeLaw:
+def split_parts(law: ShapeLaw, recorded: Recorded, residuals: Residuals) -> ShapeLaw:
     """`law` with the covariances of a person's and of a trial's own part, about its mean."""
     own = recorded.indices[list(BEST_INDICES)]
     x = features(own, np.maximum(own["fet"].to_numpy(), 1.0))
@@ -600,7 +597,5 @@ OWN_SHARE = (0.05, 0.95)  # of the variance in any direction that is a trial's o
 def fit_shape_law(recorded: Recorded, published: pd.DataFrame) -> ShapeLaw:
     """The law of shapes, from recordings and NHANES's published tables (NHANES's names)."""
     residuals = fit_recorded(recorded)
-    law = fit_means(
-        first_law(recorded, residuals), recorded, residuals, people_to_map(published)
-    )
+    law = fit_means(first_law(recorded, residuals), recorded, residuals, people_to_map(published))
     return split_parts(law, recorded, residuals)

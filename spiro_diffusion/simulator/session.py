@@ -66,7 +66,6 @@ from spiro_diffusion.simulator.people import (
 )
 from .recorded import LOSSES, trial_law
 from ..spirometry.indices import indices_of_rows
-from ..spirometry.indices import indices_of_rows
 from ..spirometry.reference import predicted
 
 # %% ../../nbs/simulator/04_session.ipynb #58f2ea17
@@ -587,8 +586,8 @@ def hold_back(blows: Blows, session: Session, person: np.ndarray, check: np.ndar
 # %% ../../nbs/simulator/04_session.ipynb #c4c9261c
 PLATEAU = {"A": 0.98, "B": 0.98, "C": 0.08, "D": 0.55}
 """The chance that a blow reaches a plateau, by grade."""
-CLUMSINESS = 0.5  # of a person with few acceptable blows, plus
-CLUMSINESS_PER_BLOW = 0.12  # for each: who needed many trials varies more
+CLUMSINESS = 0.42  # of a person with few acceptable blows, plus
+CLUMSINESS_PER_BLOW = 0.10  # for each: who needed many trials varies more
 MOST_RATIO = 0.995  # FEV1/FVC
 LEAST_PEF = 1.05  # of FEF25-75
 WHOLE = -0.08  # median change of a blow's length, log scale
