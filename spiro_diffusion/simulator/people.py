@@ -719,7 +719,7 @@ SKEW_RIDGE = 3
 TAIL_RIDGE = 4
 TAIL_INTERCEPT_RIDGE = 2  # pulls the tails towards the normal ones
 START_RIDGE = 1e-3  # of the least squares from which the search starts
-RECORDED_COUNT = 2  # times that a recorded manoeuvre counts, a person of NHANES once
+RECORDED_COUNT = 4  # times that a recorded manoeuvre counts, a person of NHANES once
 SEARCH_ROUNDS = 3  # L-BFGS is started anew twice, which clears its memory
 
 
