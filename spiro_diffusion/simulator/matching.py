@@ -4,9 +4,9 @@
 __all__ = ['PEF_WITHOUT_NOISE', 'NO_LOSS', 'AFTER_FET', 'LONGEST_WISH', 'LONG_END', 'SHORT_END', 'GOALS', 'TOLERANCE', 'ENOUGH',
            'RATIO_SHIFT', 'GAP_SHIFT', 'BEV_SHIFT', 'THREE_SHIFT', 'PLACES', 'LEAST_BEV', 'LIMB_ENDS', 'FEATURES',
            'CENTRES', 'SCALES', 'FARTHEST', 'NUDGE', 'FIRST_RADIUS', 'LEAST_RADIUS', 'GROW', 'SHRINK', 'LEAST_GAIN',
-           'STEPS', 'NEAR_STEPS', 'RENEWED_EVERY', 'reachable', 'Goal', 'nine_goals', 'from_places', 'rises_again',
-           'goals_of', 'features', 'nothing_after_six', 'ShapeLaw', 'shape_law', 'Wishes', 'Search', 'search_shapes',
-           'match', 'match_near', 'deviations']
+           'STEPS', 'NEAR_STEPS', 'RENEWED_EVERY', 'STARTS', 'START_FREEDOM', 'MOST_UNUSUAL', 'reachable', 'Goal',
+           'nine_goals', 'from_places', 'rises_again', 'goals_of', 'features', 'nothing_after_six', 'ShapeLaw',
+           'shape_law', 'Wishes', 'Search', 'search_shapes', 'match', 'match_near', 'deviations']
 
 # %% ../../nbs/simulator/02_matching.ipynb #0beacd55
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from scipy.stats import chi2
 
 from ..base.files import read_json
 from .expiration import COARSE, N_SHAPE, Blows, Shape, volumes
@@ -368,6 +369,22 @@ def match_near(
     return Search.begin(wishes, found.u[rows], found.slope[rows]).run(NEAR_STEPS).blows()
 
 
-def deviations(law: ShapeLaw, person: np.ndarray, blow: np.ndarray) -> np.ndarray:
-    """Deviations (N, N_SHAPE) from the mean shape, of standard normal draws of each part."""
-    return person @ law.person.T + blow @ law.blow.T
+STARTS = [Shape.EXCESS, Shape.RISE, Shape.TOE, Shape.LEAK, Shape.POWER]
+"""Columns of a shape that say how a blow begins."""
+START_FREEDOM = 4  # degrees of freedom of their t distribution
+MOST_UNUSUAL = 3.0  # times the usual deviation
+
+
+def deviations(
+    law: ShapeLaw, person: np.ndarray, blow: np.ndarray, unusual: np.ndarray | None = None
+) -> np.ndarray:
+    """Deviations (N, N_SHAPE) from the mean shape, of standard normal draws of each part.
+
+    unusual: (N,) uniform draws, of how unusual each start is: some people leak for long or begin
+    softly, so that starts have heavier tails than limbs, as a t distribution has.
+    """
+    drawn = person @ law.person.T + blow @ law.blow.T
+    if unusual is not None:
+        scale = np.sqrt(START_FREEDOM / chi2.isf(unusual, START_FREEDOM))
+        drawn[:, STARTS] *= np.minimum(scale, MOST_UNUSUAL)[:, None]
+    return drawn

@@ -116,7 +116,7 @@ BLOW_UNIFORMS = np.dtype(
         ("plateau", float),
         ("silence_before", float),
         ("silence_after", float),
-        ("spare_phase", float),
+        ("unusual_start", float),  # how unusual the start is
         ("inhalation", float),  # whether and how deeply the breath in is recorded
     ]
 )
@@ -398,7 +398,8 @@ def quiet_trials(session: Session, person: np.ndarray, slot: np.ndarray, end: np
 def own_shapes(session: Session, person: np.ndarray, slot: np.ndarray) -> np.ndarray:
     """How the shapes of blows (N,) deviate: the person's own part and the blow's, (N, N_SHAPE)."""
     blow = session.normal[person, slot]["shape"]
-    return deviations(shape_law(), session.own[person]["shape"], blow)
+    unusual = session.uniform[person, slot]["unusual_start"]
+    return deviations(shape_law(), session.own[person]["shape"], blow, unusual)
 
 
 def search_best(session: Session) -> Search:
