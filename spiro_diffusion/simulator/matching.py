@@ -46,7 +46,8 @@ def reachable(people: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     room = (end - 6) / (end + 0.5)
     none = after_six < NO_LOSS
     t["fev6"] = t["fvc"] * (1 - np.where(none, 0, np.minimum(after_six, after_one * room)))
-    t["fev3"] = np.minimum(t["fev3"], t["fev6"])
+    after_three = 3 * (t["fvc"] - t["fev6"]) / np.maximum(end - 6, 0.1)  # flow does not grow again
+    t["fev3"] = np.minimum(t["fev3"], np.maximum(t["fev6"] - after_three, t["fev1"]))
     return t, np.where(none, np.clip(fet + AFTER_FET, *SHORT_END), end)
 
 # %% ../../nbs/simulator/02_matching.ipynb #2a063118
