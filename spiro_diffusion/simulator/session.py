@@ -441,7 +441,7 @@ class Faults:
 
     # B: a large time to peak
     slow: float = 0.5  # share of B with a late effort; the others are weak
-    slower: Uniform = Uniform(0.3, 0.4)  # by how much effort rises later, log scale
+    slower: Uniform = Uniform(0.45, 0.5)  # by how much effort rises later, log scale
     late_share: Uniform = Uniform(0.35, 0.4)
     lag: Uniform = Uniform(0.12, 0.3)
     lost_effort: Uniform = Uniform(0.12, 0.5)  # log scale
