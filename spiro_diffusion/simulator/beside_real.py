@@ -3,16 +3,17 @@
 # %% auto #0
 __all__ = ['RECORD_TIME', 'KS_LIMIT', 'SIX', 'TIMED_RATIOS', 'BANDS', 'AT_ONCE', 'INTERVAL', 'TIES', 'RESAMPLES', 'NULL_QUANTILE',
            'SEVEN', 'FIRST_NUMBER', 'PEOPLE_AT_ONCE', 'KEYS', 'TEN', 'FOREST', 'FOLDS', 'MOST_FORESTS',
-           'FEWEST_TRIALS_COMPARED', 'ON_LOG_SCALE', 'AS_THEY_ARE', 'LEAST_MEASURED', 'LIMB_EQUATIONS', 'LIMB_AGES',
-           'AVERAGED_OVER', 'ALL_BLOWS', 'PUBLISHED_MIX', 'with_ratios', 'ks_ratio', 'groups_of', 'ks_table',
-           'rank_pairs', 'rank_gap', 'best_of_blows', 'real_people', 'coverage', 'coverage_table',
+           'FEWEST_TRIALS_COMPARED', 'ON_LOG_SCALE', 'AS_THEY_ARE', 'REPEATABLE', 'LEAST_MEASURED', 'LIMB_EQUATIONS',
+           'LIMB_AGES', 'AVERAGED_OVER', 'ALL_BLOWS', 'PUBLISHED_MIX', 'with_ratios', 'ks_ratio', 'groups_of',
+           'ks_table', 'rank_pairs', 'rank_gap', 'best_of_blows', 'real_people', 'coverage', 'coverage_table',
            'bands_and_obstruction', 'ks_null', 'ks_against_null', 'median_gaps', 'recorded_trials', 'with_same_numbers',
            'acceptable_records', 'simulated_trials', 'best_of', 'expected_outside', 'shape_ranks', 'shapes_auc',
-           'between_trials', 'trials_beside', 'LimbEquation', 'limb_table', 'smooth_loop', 'simulated_bests',
-           'draw_pairs', 'grade_mix']
+           'between_trials', 'repeatable', 'trials_beside', 'LimbEquation', 'limb_table', 'smooth_loop',
+           'simulated_bests', 'draw_pairs', 'SamePeople', 'simulate_same_people', 'grade_mix']
 
 # %% ../../nbs/simulator/06_beside_real.ipynb #bba61bf6
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -30,7 +31,7 @@ from spiro_diffusion.simulator.people import (
     read_published,
     simulate_people,
 )
-from .recorded import Recorded, read_recorded
+from .recorded import Recorded
 from spiro_diffusion.simulator.session import (
     FIXED_RATIO,
     eligible_again,
@@ -394,6 +395,7 @@ ON_LOG_SCALE = (
     "bev_fvc",
 )
 AS_THEY_ARE = ("fef25_pef", "fef50_pef", "fef75_pef", "fev05_fev1", "fev3_fvc")
+REPEATABLE = 0.25  # L: a trial this far below the best was not a whole effort
 LEAST_MEASURED = 1e-3  # smallest value whose logarithm is taken: no rise is faster than 1 ms
 
 
@@ -418,6 +420,13 @@ def between_trials(trials: pd.DataFrame) -> pd.DataFrame:
             "share": between / (between + within),
         }
     )
+
+
+def repeatable(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials whose FVC and FEV1 are less than 0.25 L below the largest of person and draw."""
+    volumes = trials[["fvc", "fev1"]]
+    largest = volumes.groupby([trials["person"], trials["draw"]]).transform("max")
+    return trials[(largest - volumes < REPEATABLE).all(axis=1)]
 
 
 def trials_beside(recorded: pd.DataFrame, simulated: pd.DataFrame) -> pd.DataFrame:
@@ -485,11 +494,13 @@ def limb_table(people: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/simulator/06_beside_real.ipynb #0d784877
-AVERAGED_OVER = 5  # samples of 10 ms, of flow in the figure
+AVERAGED_OVER = 3  # samples of 10 ms, of flow in the figure
 
 
 def smooth_loop(rows: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Volume and flow (N, K), L and L/s, of rows (N, T): flow is a mean over 50 ms."""
+    """Volume and flow (N, K), L and L/s, of rows (N, T): flow is a mean over 30 ms."""
+    before = np.zeros((len(rows), AVERAGED_OVER))  # a record may begin with the flow
+    rows = np.concatenate([before, rows], axis=1)
     step = time[AVERAGED_OVER] - time[0]
     flow = (rows[:, AVERAGED_OVER:] - rows[:, :-AVERAGED_OVER]) / step
     volume = (rows[:, AVERAGED_OVER:] + rows[:, :-AVERAGED_OVER]) / 2
@@ -521,12 +532,12 @@ def draw_pairs(
     """
     rng = np.random.default_rng(seed)
     n_rows = -(-len(recorded) // columns)
-    fig = plt.figure(figsize=(3.7 * columns, 1.75 * n_rows + 0.45))
+    fig = plt.figure(figsize=(3.4 * columns, 1.9 * n_rows + 0.7))
     outer = fig.add_gridspec(
-        n_rows, columns, left=0.03, right=0.99, top=0.93, bottom=0.12, wspace=0.1, hspace=0.22
+        n_rows, columns, left=0.02, right=0.98, top=0.91, bottom=0.08, wspace=0.12, hspace=0.18
     )
     loops = (smooth_loop(recorded, times[0]), smooth_loop(simulated, times[1]))
-    key: dict[str, list[str]] = {"recorded": [], "simulated": []}
+    key: dict[str, list[str]] = {"Recorded": [], "simulated": []}
     for i in range(len(recorded)):
         widest = 1.06 * max(volume[i].max() for volume, _ in loops)
         highest = 1.12 * max(flow[i].max() for _, flow in loops)
@@ -534,21 +545,55 @@ def draw_pairs(
         for place, source in enumerate(rng.permutation(2)):
             ax = fig.add_subplot(inner[place])
             volume, flow = loops[source]
-            ax.plot(volume[i], flow[i], color="0.1", lw=1)
-            ax.set(xlim=(0, widest), ylim=(0, highest), xticks=[], yticks=[])
+            ax.plot(volume[i], flow[i], color="0.15", lw=1.1)
+            ax.set(xlim=(-0.02 * widest, widest), ylim=(0, highest), xticks=[], yticks=[])
             ax.spines[["top", "right"]].set_visible(False)
-            ax.spines[["left", "bottom"]].set_color("0.6")
+            ax.spines[["left", "bottom"]].set_color("0.7")
             letter = f"{i + 1}{'ab'[place]}"
-            ax.text(0.95, 0.93, letter, transform=ax.transAxes, ha="right", va="top", fontsize=9)
-            key[("recorded", "simulated")[source]].append(letter)
+            ax.text(0.97, 0.95, letter, transform=ax.transAxes, ha="right", va="top", color="0.4")
+            key[("Recorded", "simulated")[source]].append(letter)
     fig.suptitle(
-        "Which is recorded, which simulated? Loops of the same people, flow (up) over volume",
+        "Of each person one loop is recorded and one simulated, with the same FVC, FEV1, PEF,"
+        " FEF25-75, FEV6, FET and BEV. Which is which?",
         fontsize=10,
-        y=0.985,
+        y=0.97,
     )
     said = "; ".join(f"{name}: {', '.join(letters)}" for name, letters in key.items())
-    fig.text(0.5, 0.035, f"Key. {said}. Flow is a mean over 50 ms.", ha="center", fontsize=6)
+    note = f"{said}. Flow (up) over volume, on the same axes for both; means over 30 ms."
+    fig.text(0.5, 0.025, note, ha="center", fontsize=5.5, color="0.3")
     return fig
+
+# %% ../../nbs/simulator/06_beside_real.ipynb #33de7d70
+@dataclass(frozen=True)
+class SamePeople:
+    """Recorded people and those simulated with their numbers."""
+
+    recorded: Recorded
+    trials: pd.DataFrame  # `recorded_trials`
+    people: pd.DataFrame  # `with_same_numbers`
+    simulated: pd.DataFrame  # `simulated_trials`
+    seed: int
+
+    def ranks(self) -> pd.DataFrame:
+        """`shape_ranks` of the best manoeuvres."""
+        return shape_ranks(best_of(self.trials), best_of(self.simulated))
+
+    def draw_some(self, n: int) -> Figure:
+        """`draw_pairs` of n of the people, chosen at random."""
+        order = np.random.default_rng(self.seed).permutation(self.recorded.best.sum())
+        shown = np.flatnonzero(self.recorded.best)[order[:n]]
+        persons = self.recorded.people["person"].iloc[shown]
+        once = self.people[self.people["draw"] == 0].set_index("person", drop=False)
+        rows = simulated_bests(once.loc[persons].reset_index(drop=True), self.seed)
+        times = (self.recorded.time, RECORD_TIME)
+        return draw_pairs(self.recorded.rows[shown], rows, times, self.seed)
+
+
+def simulate_same_people(recorded: Recorded, draws: int, seed: int) -> SamePeople:
+    """Simulate each recorded person `draws` times, given the `SEVEN` numbers of their best."""
+    trials = recorded_trials(recorded)
+    people = with_same_numbers(best_of(trials), draws, seed)
+    return SamePeople(recorded, trials, people, simulated_trials(people, seed), seed)
 
 # %% ../../nbs/simulator/06_beside_real.ipynb #70fe237a
 ALL_BLOWS = 37661  # in SPXRAW_G
