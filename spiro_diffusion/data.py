@@ -59,6 +59,17 @@ def people_for(profile: str, real: bool) -> int:
     return PEOPLE_BY_PROFILE[profile]
 
 # %% ../nbs/00_data.ipynb #09f4a94b
+LOOPS_FOLDER = "loops"
+"""Name of a folder with recorded loops, in the folder of the NHANES files or beside it."""
+
+
+def _is_of_survey(path: Path) -> bool:
+    """Whether a file may be one of NHANES, by its name: recorded loops are not."""
+    kinds = (*SUFFIXES, *PACKED, *UNFINISHED)
+    of_loops = path.name in LOOPS or path.parent.name == LOOPS_FOLDER
+    return path.suffix.lower() in kinds and not of_loops
+
+
 def resolve_data_dir(data_dir: str, run_dir: str | Path) -> Path | None:
     """The folder with NHANES files: `data_dir`, else `<run_dir>/data/raw/nhanes` if it has any.
 
@@ -67,15 +78,10 @@ def resolve_data_dir(data_dir: str, run_dir: str | Path) -> Path | None:
     if data_dir:
         return need_dir(data_dir, "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, unpacked")
     folder = Path(run_dir) / "data" / "raw" / "nhanes"
-    kinds = (*SUFFIXES, *PACKED, *UNFINISHED)
-    holds = folder.is_dir() and any(p.suffix.lower() in kinds for p in folder.rglob("*"))
+    holds = folder.is_dir() and any(_is_of_survey(path) for path in folder.rglob("*"))
     return folder if holds else None
 
 # %% ../nbs/00_data.ipynb #788aef54
-LOOPS_FOLDER = "loops"
-"""Name of a folder with recorded loops, in the folder of the NHANES files or beside it."""
-
-
 def find_recorded(data_dir: str, run_dir: str | Path) -> Path | None:
     """The folder with a table of recorded loops (`LOOPS` of simulator.recorded), or None.
 
