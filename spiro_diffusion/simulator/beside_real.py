@@ -524,11 +524,12 @@ def draw_pairs(
     times: tuple[np.ndarray, np.ndarray],
     seed: int,
     columns: int = 3,
+    names: tuple[str, str] = ("recorded", "simulated"),
 ) -> Figure:
     """Loops of N people in pairs, recorded and simulated in a random order, with a key below.
 
     recorded, simulated: (N, T) and (N, S) L of the same people, row for row; times: of each, s;
-    columns: pairs in a row.
+    columns: pairs in a row; names: what both are.
     """
     rng = np.random.default_rng(seed)
     n_rows = -(-len(recorded) // columns)
@@ -537,7 +538,7 @@ def draw_pairs(
         n_rows, columns, left=0.02, right=0.98, top=0.91, bottom=0.08, wspace=0.12, hspace=0.18
     )
     loops = (smooth_loop(recorded, times[0]), smooth_loop(simulated, times[1]))
-    key: dict[str, list[str]] = {"Recorded": [], "simulated": []}
+    key: dict[str, list[str]] = {name: [] for name in names}
     for i in range(len(recorded)):
         widest = 1.06 * max(volume[i].max() for volume, _ in loops)
         highest = 1.12 * max(flow[i].max() for _, flow in loops)
@@ -551,15 +552,15 @@ def draw_pairs(
             ax.spines[["left", "bottom"]].set_color("0.7")
             letter = f"{i + 1}{'ab'[place]}"
             ax.text(0.97, 0.95, letter, transform=ax.transAxes, ha="right", va="top", color="0.4")
-            key[("Recorded", "simulated")[source]].append(letter)
+            key[names[source]].append(letter)
     fig.suptitle(
-        "Of each person one loop is recorded and one simulated, with the same FVC, FEV1, PEF,"
+        f"Of each person one loop is {names[0]} and one {names[1]}, with the same FVC, FEV1, PEF,"
         " FEF25-75, FEV6, FET and BEV. Which is which?",
         fontsize=10,
         y=0.97,
     )
     said = "; ".join(f"{name}: {', '.join(letters)}" for name, letters in key.items())
-    note = f"{said}. Flow (up) over volume, on the same axes for both; means over 30 ms."
+    note = f"Key: {said}. Flow (up) over volume, on the same axes for both; means over 30 ms."
     fig.text(0.5, 0.025, note, ha="center", fontsize=5.5, color="0.3")
     return fig
 
