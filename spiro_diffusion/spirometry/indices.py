@@ -23,8 +23,8 @@ from spiro_diffusion.spirometry.manoeuvre import (
 
 # %% auto #0
 __all__ = ['Rule', 'ROUNDING', 'PEAK_ROUNDING', 'LEAST_SLOPE', 'FEV_TIMES', 'FEF_SHARES', 'FEF_HALF_WIDTH', 'SHORTEST_PASSAGE',
-           'RISE_FROM', 'RISE_TO', 'INDICES', 'CHUNK', 'volume_at', 'time_at_level', 'measure_rows', 'indices',
-           'indices_of_rows', 'indices_on_clock']
+           'RISE_FROM', 'RISE_TO', 'INDICES', 'CHUNK', 'volume_at', 'time_at_level', 'first_peak', 'flow_spans',
+           'mean_flows', 'measure_rows', 'indices', 'indices_of_rows', 'indices_on_clock']
 
 # %% ../../nbs/spirometry/02_indices.ipynb #873d3d02
 def volume_at(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
@@ -76,12 +76,12 @@ class _Line(NamedTuple):
     volume: np.ndarray  # (N,) L, of that point
 
 
-def _first_peak(values: np.ndarray) -> np.ndarray:
+def first_peak(values: np.ndarray) -> np.ndarray:
     """Index (N,) of the first value of each row that equals its maximum, to rounding."""
     return (values >= values.max(1, keepdims=True) * (1 - PEAK_ROUNDING)).argmax(1)
 
 
-def _flow_spans(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def flow_spans(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start and stop (K,) s of the spans over which flow is a mean: 10 ms, or a longer sample."""
     n_spans = max(int(np.searchsorted(time, time[-1] - PEAK_OVER + ROUNDING, side="right")), 1)
     n_spans = min(n_spans, len(time) - 1)
@@ -89,9 +89,9 @@ def _flow_spans(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return start, np.maximum(time[1 : n_spans + 1], start + PEAK_OVER - ROUNDING)
 
 
-def _mean_flows(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Flow (N, K) L/s of rows (N, T) in the spans of `_flow_spans`."""
-    start, stop = _flow_spans(time)
+def mean_flows(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Flow (N, K) L/s of rows (N, T) in the spans of `flow_spans`."""
+    start, stop = flow_spans(time)
     at_stop = rows[:, 1:]
     if not np.array_equal(stop, time[1:]):
         at_stop = volume_at_times(rows, time, stop)
@@ -100,7 +100,7 @@ def _mean_flows(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 def _tangent_at_peak_flow(rows: np.ndarray, time: np.ndarray, peak: np.ndarray) -> _Line:
     """The line through the span `peak` (N,), in which flow is largest (Graham 2019)."""
-    start, stop = _flow_spans(time)
+    start, stop = flow_spans(time)
     before = rows[np.arange(len(rows)), peak]
     after = volume_at(rows, time, stop[peak])
     return _Line(
@@ -116,7 +116,7 @@ def _steepest_80_ms(rows: np.ndarray, time: np.ndarray) -> _Line:
     start = time[:n_starts]
     stop = np.minimum(start + STEEP_OVER, time[-1])
     rise = volume_at_times(rows, time, stop) - rows[:, :n_starts]
-    best = _first_peak(rise)
+    best = first_peak(rise)
     each = np.arange(len(rows))
     return _Line(
         slope=rise[each, best] / STEEP_OVER,
@@ -158,12 +158,12 @@ def _mean_flow(rows: np.ndarray, time: np.ndarray, start: float, stop: float) ->
 
 
 def _rise_time(flow: np.ndarray, time: np.ndarray, peak: np.ndarray) -> np.ndarray:
-    """Time (N,) s from 10 to 90 % of PEF; flow (N, K) in the spans of `_flow_spans`."""
+    """Time (N,) s from 10 to 90 % of PEF; flow (N, K) in the spans of `flow_spans`."""
     each = np.arange(len(flow))
     pef = flow[each, peak]
     until_peak = np.arange(flow.shape[1]) <= peak[:, None]
     rising = np.where(until_peak, np.maximum.accumulate(flow, axis=1), np.inf)
-    middle = np.mean(_flow_spans(time), axis=0)
+    middle = np.mean(flow_spans(time), axis=0)
     return time_at_level(rising, middle, RISE_TO * pef) - time_at_level(
         rising, middle, RISE_FROM * pef
     )
@@ -178,8 +178,8 @@ def measure_rows(
     lie; the first ones if not given. Raises ValueError on an unknown rule.
     """
     each = np.arange(len(rows))
-    flow = _mean_flows(rows, time)
-    peak = _first_peak(flow)
+    flow = mean_flows(rows, time)
+    peak = first_peak(flow)
     fvc = rows[:, -1]
     begins = time[0] if start is None else time[start]
     t0 = np.maximum(_time_zero(rows, time, peak, rule), begins)
