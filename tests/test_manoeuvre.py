@@ -150,7 +150,7 @@ def test_indices_are_those_of_the_manoeuvre_alone_or_a_reason_is_given(
     assert not around.millilitres
     for name in ("fvc", "fev1", "fev6"):
         assert abs(found[name] - alone[name]) <= max(0.010, 0.01 * alone[name]), name
-    coarse = 0.03 if around.rate >= RATE else 0.10  # a spike of one sample is lost at 50 Hz
+    coarse = 0.05 if around.rate >= RATE else 0.10  # a peak of one sample is rounded
     assert abs(found["pef"] / alone["pef"] - 1) <= coarse
 
 

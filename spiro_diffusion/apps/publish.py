@@ -17,7 +17,7 @@ from ..base.files import read_json, sha256_of, write_json, writing
 from ..formats.tables import find_table
 
 # %% auto #0
-__all__ = ['RECIPE', 'NAME', 'NEEDED', 'MODELS', 'READMES', 'CARD', 'WEIGHTS', 'RECORD', 'COMMAND', 'check_needs',
+__all__ = ['RECIPE', 'NAME', 'NEEDED', 'MODELS', 'READMES', 'CARD', 'WEIGHTS', 'RECORD', 'OF_PERSONS', 'COMMAND', 'check_needs',
            'between_marks', 'weights_table', 'published_state', 'copy_whole', 'write_tables', 'publish', 'main']
 
 # %% ../../nbs/apps/06_publish.ipynb #6de6b165
@@ -71,6 +71,8 @@ def weights_table(sha256: Mapping[str, str]) -> str:
 
 # %% ../../nbs/apps/06_publish.ipynb #157e5938
 RECORD = "published.json"
+OF_PERSONS = ("data_loops_beside_recorded.png",)
+"""Figures that show recorded persons, which stay with whoever has the recordings."""
 
 
 def published_state(root: str | Path) -> dict[str, Any]:
@@ -118,7 +120,8 @@ def publish(root: str | Path, figures: str | Path, checkpoints: str | Path) -> P
     for old in (root / "figures").iterdir():
         old.unlink()
     for path in figures.iterdir():
-        copy_whole(path, root / "figures" / path.name)
+        if path.name not in OF_PERSONS:
+            copy_whole(path, root / "figures" / path.name)
     for model in MODELS:
         for file in ("model.safetensors", "config.json"):
             copy_whole(checkpoints / model / file, root / WEIGHTS / model / file)
