@@ -46,8 +46,10 @@ def reachable(people: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     room = (end - 6) / (end + 0.5)
     none = after_six < NO_LOSS
     t["fev6"] = t["fvc"] * (1 - np.where(none, 0, np.minimum(after_six, after_one * room)))
-    after_three = 3 * (t["fvc"] - t["fev6"]) / np.maximum(end - 6, 0.1)  # flow does not grow again
-    t["fev3"] = np.minimum(t["fev3"], np.maximum(t["fev6"] - after_three, t["fev1"]))
+    later = (t["fvc"] - t["fev6"]) / np.maximum(end - 6, 0.1)  # L/s; flow does not grow again
+    conflict = np.maximum(t["fev3"] - np.maximum(t["fev6"] - 3 * later, t["fev1"]), 0)
+    t["fev6"] = np.minimum(t["fev6"] + conflict / 2, t["fvc"])
+    t["fev3"] = np.minimum(t["fev3"] - conflict / 2, t["fev6"])
     return t, np.where(none, np.clip(fet + AFTER_FET, *SHORT_END), end)
 
 # %% ../../nbs/simulator/02_matching.ipynb #2a063118
@@ -65,9 +67,9 @@ GOALS = {
     "fef2575": Goal(0.005, 0.0075),
     "fev6": Goal(0.03, 0.045),
     "bev": Goal(0.05, 0.075),
-    "fev05": Goal(0.006, 0.009),
-    "fev075": Goal(0.004, 0.006),
-    "fev3": Goal(0.03, 0.045),
+    "fev05": Goal(0.004, 0.006),
+    "fev075": Goal(0.0025, 0.004),
+    "fev3": Goal(0.02, 0.03),
     "rises_again": Goal(0.02, np.inf),
 }
 TOLERANCE = np.array([g.tolerance for g in GOALS.values()])
