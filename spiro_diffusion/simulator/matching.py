@@ -67,10 +67,10 @@ GOALS = {
     "pef": Goal(0.004, 0.006),
     "fef2575": Goal(0.005, 0.0075),
     "fev6": Goal(0.03, 0.045),
-    "bev": Goal(0.05, 0.075),
-    "fev05": Goal(0.0025, 0.004),
-    "fev075": Goal(0.0015, 0.0025),
-    "fev3": Goal(0.012, 0.02),
+    "bev": Goal(0.02, 0.03),
+    "fev05": Goal(0.003, 0.0045),
+    "fev075": Goal(0.002, 0.003),
+    "fev3": Goal(0.015, 0.0225),
     "rises_again": Goal(0.02, np.inf),
 }
 TOLERANCE = np.array([g.tolerance for g in GOALS.values()])
