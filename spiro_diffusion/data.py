@@ -70,6 +70,11 @@ def _is_of_survey(path: Path) -> bool:
     return path.suffix.lower() in kinds and not of_loops
 
 
+def _usual_folder(data_dir: str, run_dir: str | Path) -> Path:
+    """Where NHANES files are looked for: `data_dir`, else `<run_dir>/data/raw/nhanes`."""
+    return Path(data_dir) if data_dir else Path(run_dir) / "data" / "raw" / "nhanes"
+
+
 def resolve_data_dir(data_dir: str, run_dir: str | Path) -> Path | None:
     """The folder with NHANES files: `data_dir`, else `<run_dir>/data/raw/nhanes` if it has any.
 
@@ -77,7 +82,7 @@ def resolve_data_dir(data_dir: str, run_dir: str | Path) -> Path | None:
     """
     if data_dir:
         return need_dir(data_dir, "name a folder that holds SPXRAW_G, DEMO_G and BMX_G, unpacked")
-    folder = Path(run_dir) / "data" / "raw" / "nhanes"
+    folder = _usual_folder(data_dir, run_dir)
     holds = folder.is_dir() and any(_is_of_survey(path) for path in folder.rglob("*"))
     return folder if holds else None
 
@@ -88,14 +93,14 @@ def find_recorded(data_dir: str, run_dir: str | Path) -> Path | None:
     data_dir: the folder with the NHANES files, empty for `<run_dir>/data/raw/nhanes`; looked in
     are that folder, `loops` in it, and `loops` beside it, in this order.
     """
-    folder = Path(data_dir) if data_dir else Path(run_dir) / "data" / "raw" / "nhanes"
+    folder = _usual_folder(data_dir, run_dir)
     places = (folder, folder / LOOPS_FOLDER, folder.resolve().parent / LOOPS_FOLDER)
     return next((place for place in places if find_loops(place) is not None), None)
 
 
 def no_recorded(data_dir: str, run_dir: str | Path) -> str:
     """One line that says that there are no recorded loops, and how to get them."""
-    folder = Path(data_dir) if data_dir else Path(run_dir) / "data" / "raw" / "nhanes"
+    folder = _usual_folder(data_dir, run_dir)
     return (
         f"no recorded loops in {folder} or in {LOOPS_FOLDER} there or beside it: put a table of"
         f" them there, such as {LOOPS[-1]} (doi.org/10.3389/fphys.2022.898831)"

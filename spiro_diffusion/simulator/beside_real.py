@@ -40,7 +40,7 @@ from spiro_diffusion.simulator.session import (
 )
 from ..spirometry.clock import monotone_rows
 from ..spirometry.indices import indices_of_rows
-from ..spirometry.shapes import shapes_of_rows
+from ..spirometry.shapes import SHAPES, shapes_of_rows
 
 RECORD_TIME = np.arange(MAX_SAMPLES + 1) / RATE
 """s, of the samples of a record."""
@@ -298,18 +298,7 @@ def best_of(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[trials["best"]].sort_values(["person", "draw"]).reset_index(drop=True)
 
 # %% ../../nbs/simulator/06_beside_real.ipynb #d0544d9f
-TEN = (
-    "rise_time",
-    "dwell_time",
-    "peak_width",
-    "volume_at_pef",
-    "fef25_pef",
-    "fef50_pef",
-    "fef75_pef",
-    "flow90_pef",
-    "fev05_fev1",
-    "fev075_fev1",
-)
+TEN = SHAPES[:10]
 """The shapes by which recorded and simulated manoeuvres are compared."""
 
 

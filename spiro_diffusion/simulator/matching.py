@@ -6,14 +6,14 @@ __all__ = ['PEF_WITHOUT_NOISE', 'NO_LOSS', 'AFTER_FET', 'LONGEST_WISH', 'LONG_EN
            'FEATURES', 'CENTRES', 'SCALES', 'FARTHEST', 'NUDGE', 'FIRST_RADIUS', 'LEAST_RADIUS', 'GROW', 'SHRINK',
            'LEAST_GAIN', 'STEPS', 'NEAR_STEPS', 'RENEWED_EVERY', 'STARTS', 'START_FREEDOM', 'MOST_UNUSUAL', 'reachable',
            'Goal', 'nine_goals', 'from_places', 'rises_again', 'goals_of', 'features', 'nothing_after_six', 'ShapeLaw',
-           'shape_law', 'Wishes', 'Search', 'search_shapes', 'match', 'match_near', 'deviations']
+           'kept_laws', 'shape_law', 'Wishes', 'Search', 'search_shapes', 'match', 'match_near', 'deviations']
 
 # %% ../../nbs/simulator/02_matching.ipynb #0beacd55
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -194,9 +194,16 @@ class ShapeLaw:
 
 
 @cache
+def kept_laws() -> dict[str, Any]:
+    """What `simulator/shapes.json` holds, as it is."""
+    kept = Path(str(files("spiro_diffusion") / "simulator" / "shapes.json"))
+    return dict(read_json(kept))
+
+
+@cache
 def shape_law() -> ShapeLaw:
     """The law that comes with the package."""
-    kept = read_json(Path(str(files("spiro_diffusion") / "simulator" / "shapes.json")))
+    kept = kept_laws()
     names = ("mean", "lowest", "highest", "person", "blow")
     return ShapeLaw(**{name: np.asarray(kept[name]) for name in names})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from ..base.errors import DataError, need_dir
-from ..base.files import read_json
 from ..base.seeds import split_of
 from ..formats.loops import read_loops
 from spiro_diffusion.simulator.expiration import (
@@ -29,11 +27,12 @@ from spiro_diffusion.simulator.expiration import (
 )
 from spiro_diffusion.simulator.matching import (
     FEATURES,
-    GOALS,
     PLACES,
+    TOLERANCE,
     ShapeLaw,
     features,
     goals_of,
+    kept_laws,
     match,
     nine_goals,
     nothing_after_six,
@@ -49,13 +48,13 @@ from ..spirometry.reference import sex_codes
 __all__ = ['LOOPS', 'ETHNIC_GROUPS', 'FIT_TIMES', 'FLOW_SD', 'FLOW_SHARE', 'VOLUME_SD', 'EVERY_VOLUME', 'NEVER', 'FIT_NUDGE',
            'TIME_NUDGE', 'MOST_MOVE', 'FIRST_DAMPING', 'TRIES', 'FIRST_MEAN', 'FIRST_SD', 'MOST_SD', 'FIRST_RIPPLE_SD',
            'MOST_RIPPLE_SD', 'START_SD', 'RISEN', 'TOE_AT_FIRST', 'POSTERIOR_SHARE', 'ROUNDS', 'FIRST_STEPS',
-           'MORE_STEPS', 'LINEAR', 'LIGHT_RIDGE', 'WORST_COST', 'OUTLIER', 'LOSSES', 'FEWEST_TRIALS', 'ALIKE',
-           'LEAST_LOSS', 'MAP_PEOPLE', 'MAP_TURNS', 'MAP_RIDGE', 'MAP_SPREAD', 'RECORDED_WEIGHT', 'FAR', 'MEAN_RANGE',
-           'MEAN_RIPPLE', 'BROAD', 'BROADER', 'PEAK_RIPPLES', 'PEAK_SPREAD', 'OWN_SHARE', 'Recorded',
+           'MORE_STEPS', 'LINEAR', 'LIGHT_RIDGE', 'WORST_COST', 'SHORTEST', 'OUTLIER', 'LOSSES', 'FEWEST_TRIALS',
+           'ALIKE', 'LEAST_LOSS', 'MAP_PEOPLE', 'MAP_TURNS', 'MAP_RIDGE', 'MAP_SPREAD', 'RECORDED_WEIGHT', 'FAR',
+           'MEAN_RANGE', 'MEAN_RIPPLE', 'BROAD', 'BROADER', 'PEAK_RIPPLES', 'PEAK_SPREAD', 'OWN_SHARE', 'Recorded',
            'single_manoeuvres', 'find_loops', 'read_recorded', 'measure_recorded', 'Prior', 'Fits', 'misfits',
            'fit_shapes', 'with_ripples', 'sizes_of', 'first_guess', 'first_prior', 'Residuals', 'regress',
-           'covariance_of', 'fit_recorded', 'without_outliers', 'TrialLaw', 'fit_trials', 'trial_law', 'people_to_map',
-           'mean_range', 'first_law', 'fit_means', 'split_parts', 'fit_shape_law']
+           'covariance_of', 'own_features', 'fit_recorded', 'without_outliers', 'TrialLaw', 'fit_trials', 'trial_law',
+           'people_to_map', 'mean_range', 'first_law', 'fit_means', 'split_parts', 'fit_shape_law']
 
 # %% ../../nbs/simulator/03_recorded.ipynb #a368932f
 LOOPS = ("blows.csv.gz", "blows.csv", "spirotidydatafinal.csv")
@@ -69,7 +68,6 @@ class Recorded:
     people: pd.DataFrame  # person, and what is known of them
     rows: np.ndarray  # (N, T) L, never falling
     time: np.ndarray  # (T,) s
-    begin: np.ndarray  # (N,) s, when each expiration begins
     end: np.ndarray  # (N,) s, when it ends
     indices: pd.DataFrame  # `INDICES`
     acceptable: np.ndarray  # (N,) bool
@@ -80,7 +78,6 @@ class Recorded:
             people=self.people[i].reset_index(drop=True),
             rows=self.rows[i],
             time=self.time,
-            begin=self.begin[i],
             end=self.end[i],
             indices=self.indices[i].reset_index(drop=True),
             acceptable=self.acceptable[i],
@@ -145,7 +142,6 @@ def measure_recorded(people: pd.DataFrame, volume: np.ndarray, time: np.ndarray)
         people=people,
         rows=found.rows,
         time=found.time,
-        begin=found.time[found.start],
         end=end,
         indices=indices,
         acceptable=criteria["acceptable"].to_numpy(),
@@ -340,6 +336,7 @@ MORE_STEPS = 8  # of a later one
 LINEAR = 1 + FEATURES  # columns of `features` that are not products
 LIGHT_RIDGE = 0.03
 WORST_COST = 2500.0  # a recording that the equation does not fit at all is left out
+SHORTEST = 1.0  # s: a shorter manoeuvre counts as lasting so long
 OUTLIER = 4.0  # standard deviations to which a fitted parameter is cut
 
 
@@ -350,7 +347,6 @@ class Residuals:
     shape: np.ndarray  # (N, N_SHAPE), relative to FVC and PEF
     uncertainty: np.ndarray  # (N, N_SHAPE, N_SHAPE) covariance
     weight: np.ndarray  # (N,): each person's sum is one; 0 is left out
-    fits: Fits
 
 
 def regress(x: np.ndarray, y: np.ndarray, weight: np.ndarray, ridge: float) -> np.ndarray:
@@ -377,15 +373,19 @@ def covariance_of(
     return covariance * shrink * shrink[:, None]
 
 
+def own_features(recorded: Recorded) -> np.ndarray:
+    """`features` (N, 55) of recordings, from their own numbers."""
+    own = recorded.indices[list(BEST_INDICES)]
+    return features(own, np.maximum(own["fet"].to_numpy(), SHORTEST))
+
+
 def fit_recorded(recorded: Recorded) -> Residuals:
     """Fit the shapes of all recordings and their distribution, in turn."""
-    guess = first_guess(recorded)
     prior = first_prior(recorded)
     size = sizes_of(recorded.indices)
-    own = recorded.indices[list(BEST_INDICES)]
-    x = features(own, np.maximum(own["fet"].to_numpy(), 1.0))[:, :LINEAR]
+    x = own_features(recorded)[:, :LINEAR]
     persons = recorded.people["person"]
-    theta = guess
+    theta = prior.mean
     for turn in range(ROUNDS):
         fits = fit_shapes(recorded, prior, theta, FIRST_STEPS if turn == 0 else MORE_STEPS)
         theta = fits.theta
@@ -401,7 +401,7 @@ def fit_recorded(recorded: Recorded) -> Residuals:
         factor[:N_SHAPE, :N_SHAPE] = np.linalg.cholesky(np.linalg.inv(covariance)).T
         factor[N_SHAPE, N_SHAPE] = 1 / START_SD
         prior = Prior(np.column_stack([size + mean, theta[:, N_SHAPE]]), factor)
-    return Residuals(shape, uncertainty, weight, fits)
+    return Residuals(shape, uncertainty, weight)
 
 
 def without_outliers(shape: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -468,7 +468,7 @@ def fit_trials(recorded: Recorded) -> TrialLaw:
 @cache
 def trial_law() -> TrialLaw:
     """The law that comes with the package."""
-    kept = read_json(Path(str(files("spiro_diffusion") / "simulator" / "shapes.json")))["trials"]
+    kept = kept_laws()["trials"]
     return TrialLaw(**{name: np.asarray(kept[name]) for name in kept})
 
 # %% ../../nbs/simulator/03_recorded.ipynb #87a5d33a
@@ -482,6 +482,11 @@ MEAN_RANGE = {Shape.SIZE: (-0.3, 0.5), Shape.EFFORT: (-0.3, 0.5), Shape.LEAK: (-
 MEAN_RIPPLE = 1.0
 BROAD = (Shape.TAU, Shape.SCOOP, Shape.SLOW_RATE, Shape.SLOW_SHARE)
 BROADER = 2.0  # than in healthy adults, in the first turn
+PEAK_RIPPLES = slice(Shape.FIRST_RIPPLE, Shape.FIRST_RIPPLE + 8)
+PEAK_SPREAD = 0.8
+"""Ripples about the peak are seen only where effort exceeds the limit, and what is not seen keeps
+the spread of its prior: whole, they make peaks too sharp (mean rank of dwell 0.62, not 0.58)."""
+OWN_SHARE = (0.05, 0.95)  # of the variance in any direction that is a trial's own
 
 
 def people_to_map(published: pd.DataFrame) -> pd.DataFrame:
@@ -505,8 +510,7 @@ def mean_range() -> tuple[np.ndarray, np.ndarray]:
 
 def first_law(recorded: Recorded, residuals: Residuals) -> ShapeLaw:
     """The law of the recordings alone: a mean linear in the numbers, and one covariance."""
-    own = recorded.indices[list(BEST_INDICES)]
-    x = features(own, np.maximum(own["fet"].to_numpy(), 1.0))
+    x = own_features(recorded)
     linear = regress(x[:, :LINEAR], residuals.shape, residuals.weight, LIGHT_RIDGE)
     mean = np.zeros((x.shape[1], N_SHAPE))
     mean[:LINEAR] = linear
@@ -528,19 +532,17 @@ def fit_means(
     size = sizes_of(target)
     no_gap = nothing_after_six(target)
     goal = nine_goals(target, no_gap)
-    tolerance = np.array([one.tolerance for one in GOALS.values()])[:9]
-    own = recorded.indices[list(BEST_INDICES)]
     used = residuals.weight > 0
-    x_recorded = features(own, np.maximum(own["fet"].to_numpy(), 1.0))[used]
+    x_recorded = own_features(recorded)[used]
     weight = residuals.weight[used]
     weight = weight / weight.sum() * RECORDED_WEIGHT * n
     x = features(target, end)
     rng = np.random.default_rng(0)
     for turn in range(MAP_TURNS):
-        search = _nearer_to_hull(law, x, x_recorded) if turn == 0 else law
+        search = _usual_everywhere(law, x_recorded) if turn == 0 else law
         wish = MAP_SPREAD * rng.standard_normal((n, N_SHAPE)) @ law.metric().T
         found = match(target, blank, wish, search)
-        off = np.abs(goals_of(found, no_gap)[:, :9] - goal) / tolerance
+        off = np.abs(goals_of(found, no_gap)[:, :9] - goal) / TOLERANCE[:9]
         good = off.max(1) < FAR
         mean = regress(
             np.vstack([x[good], x_recorded]),
@@ -552,8 +554,8 @@ def fit_means(
     return law
 
 
-def _nearer_to_hull(law: ShapeLaw, x: np.ndarray, x_recorded: np.ndarray) -> ShapeLaw:
-    """A law for the first turn: wherever numbers are, what is usual in adults, but broader."""
+def _usual_everywhere(law: ShapeLaw, x_recorded: np.ndarray) -> ShapeLaw:
+    """A law for the first turn: whatever the numbers, what is usual in adults, but broader."""
     wide = np.ones(N_SHAPE)
     wide[list(BROAD)] = BROADER
     usual = np.median(x_recorded, axis=0) @ law.mean
@@ -564,8 +566,7 @@ def _nearer_to_hull(law: ShapeLaw, x: np.ndarray, x_recorded: np.ndarray) -> Sha
 
 def split_parts(law: ShapeLaw, recorded: Recorded, residuals: Residuals) -> ShapeLaw:
     """`law` with the covariances of a person's and of a trial's own part, about its mean."""
-    own = recorded.indices[list(BEST_INDICES)]
-    x = features(own, np.maximum(own["fet"].to_numpy(), 1.0))
+    x = own_features(recorded)
     used = residuals.weight > 0
     left = (residuals.shape - np.clip(x @ law.mean, law.lowest, law.highest))[used]
     weight = residuals.weight[used]
@@ -591,13 +592,6 @@ def split_parts(law: ShapeLaw, recorded: Recorded, residuals: Residuals) -> Shap
     mean = law.mean.copy()
     mean[0] += bias
     return replace(law, mean=mean, person=person, blow=blow)
-
-
-PEAK_RIPPLES = slice(Shape.FIRST_RIPPLE, Shape.FIRST_RIPPLE + 8)
-PEAK_SPREAD = 0.8
-"""Ripples about the peak are seen only where effort exceeds the limit, and what is not seen keeps
-the spread of its prior: whole, they make peaks too sharp (mean rank of dwell 0.62, not 0.58)."""
-OWN_SHARE = (0.05, 0.95)  # of the variance in any direction that is a trial's own
 
 
 def fit_shape_law(recorded: Recorded, published: pd.DataFrame) -> ShapeLaw:

@@ -387,7 +387,7 @@ def mild_dips(u: np.ndarray, mild: np.ndarray, settings: MildDips | None = None)
     return dips.reshape(len(u), -1)
 
 
-def quiet_trials(session: Session, person: np.ndarray, slot: np.ndarray, end: np.ndarray) -> Blows:
+def quiet_trials(session: Session, person: np.ndarray, end: np.ndarray) -> Blows:
     """Blows (N,) of a session without a fault, their shape still to be found; end (N,) s."""
     blows = quiet_blows(np.zeros((len(end), N_SHAPE)), end)
     late = (session.target["fvc"] - session.target["fev1"]).to_numpy()[person]
@@ -406,7 +406,7 @@ def search_best(session: Session) -> Search:
     """The search for the shape of one blow a person, drawn given the target's numbers."""
     person = np.arange(len(session.end))
     first = np.zeros_like(person)
-    blows = quiet_trials(session, person, first, session.end)
+    blows = quiet_trials(session, person, session.end)
     blows.dips = mild_dips(session.uniform[:, 0], mild=np.ones(len(person), dtype=bool))
     return search_shapes(session.target, blows, own_shapes(session, person, first))
 
@@ -635,7 +635,7 @@ def other_ends(session: Session, plan: Plan) -> np.ndarray:
 
 def other_blows(found: Search, session: Session, plan: Plan) -> Blows:
     """The blows of `plan`, none of which is a best one, without their faults."""
-    blows = quiet_trials(session, plan.person, plan.slot, other_ends(session, plan))
+    blows = quiet_trials(session, plan.person, other_ends(session, plan))
     blows.dips = mild_dips(plan.u, mild=plan.grade != "D")
     own = own_shapes(session, plan.person, plan.slot)
     return match_near(found, plan.person, other_targets(session, plan), blows, own)
