@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LossFn', 'Validate', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE', 'TrainConfig', 'learning_rate', 'seed_for', 'Batches', 'Ema',
-           'LossModule', 'join_processes', 'plot_history', 'save_model', 'load_model_state', 'fill_model', 'train']
+           'LossModule', 'join_processes', 'machine_name', 'plot_history', 'save_model', 'load_model_state',
+           'fill_model', 'train']
 
 # %% ../../nbs/learning/04_training.ipynb #cc410e2e
 LossFn = Callable[[Any, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
@@ -226,15 +227,30 @@ def _same_buffers(run: _Run) -> None:
             dist.broadcast(buffer, 0)
 
 # %% ../../nbs/learning/04_training.ipynb #6c1e2369
+def machine_name(device: torch.device, processes: int = 1) -> str:
+    """What a run computes on: "NVIDIA H100 80GB HBM3", "CPU, 2 threads", "2 x CPU, 1 thread"."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{processes} x {name}" if processes > 1 else name
+
+
 def _empty_history() -> dict[str, Any]:
-    return {"step": [], "lr": [], "train": {}, "validation": {"step": []}, "seconds": 0.0}
+    empty: dict[str, Any] = {"step": [], "lr": [], "train": {}, "validation": {"step": []}}
+    return {**empty, "seconds": 0.0, "seconds_on": {}}
 
 
 class _Log:
-    """The history of a run: means of scalars between log points, and what validation measured."""
+    """The history of a run: means of scalars between log points, and what validation measured.
 
-    def __init__(self, history: dict[str, Any] | None = None):
-        self.history = history or _empty_history()
+    machine: as `machine_name` gives it, for the seconds.
+    """
+
+    def __init__(self, history: dict[str, Any] | None = None, machine: str = ""):
+        self.history = {**_empty_history(), **(history or {})}
+        self.machine = machine
         self._begin_window()
 
     def _begin_window(self) -> None:
@@ -263,7 +279,10 @@ class _Log:
         self.history["lr"].append(lr)
         for name, value in means.items():
             self.history["train"].setdefault(name, []).append(value)
-        self.history["seconds"] += time.monotonic() - self.since
+        seconds = time.monotonic() - self.since
+        self.history["seconds"] += seconds
+        on = self.history["seconds_on"]
+        on[self.machine] = on.get(self.machine, 0.0) + seconds
         self._begin_window()
         return means
 
@@ -406,17 +425,18 @@ class _Checkpoints:
 
     def start(self, run: _Run, resume: bool) -> tuple[int, _Log]:
         """The step to continue from, and the history until then; `run` is put into that state."""
+        machine = machine_name(run.device, run.world)
         if not resume or not (self.folder / "state.json").is_file():
-            return 0, _Log()
+            return 0, _Log(machine=machine)
         note = read_json(self.folder / "state.json")
         other = [key for key in self.identity if note["identity"].get(key) != self.identity[key]]
         if other:
             if run.rank == 0:
                 differ = ", ".join(other)
                 print(f"{self.folder} is of a run with other settings ({differ}): starting anew")
-            return 0, _Log()
+            return 0, _Log(machine=machine)
         _load_state(self.folder, run, note)
-        return int(note["step"]), _Log(note["history"])
+        return int(note["step"]), _Log(note["history"], machine)
 
     def save(self, run: _Run, step: int, log: _Log) -> None:
         """Write the state after `step` steps, if it is the last one or the last save is old."""
@@ -474,8 +494,8 @@ def train(
 ) -> dict[str, Any]:
     """Train `model` in place and return its history.
 
-    Afterwards the model holds the averaged weights, in eval mode. Writes `<folder>/history.json`
-    and `<folder>/resume/`.
+    Afterwards the model holds the averaged weights, in eval mode. Writes `<folder>/history.json`,
+    the history with the settings, and `<folder>/resume/`.
 
     loss_fn(model, batch, generator, step) -> (loss, dict of scalars to note); a batch is the same
     rows of each tensor of `data`. validate(model) -> dict of scalars, measured ten times a run on
@@ -493,7 +513,7 @@ def train(
         checkpoints = _Checkpoints(folder / "resume", identity, config.checkpoint_minutes)
         history = _loop(run, data, checkpoints, resume, validate, folder.name)
     if run.rank == 0:
-        write_json(folder / "history.json", history)
+        write_json(folder / "history.json", {**history, "settings": asdict(config)})
     _same_buffers(run)
     run.ema.swap()
     model.eval()
