@@ -44,7 +44,9 @@ def cell(value: Any) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table."""
+    """Rows with the same keys as a Markdown table; none are nothing."""
+    if not rows:
+        return ""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     for row in rows:
         lines.append("| " + " | ".join(cell(value) for value in row.values()) + " |")

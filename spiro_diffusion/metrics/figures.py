@@ -74,11 +74,11 @@ __all__ = ['STYLE', 'LABELS', 'SINGLE', 'DOUBLE', 'BLUE', 'RED', 'GREEN', 'PINK'
            'FOOT_LETTERS', 'GUIDE', 'BAND', 'SIDE_NOTE', 'UNDATED', 'ARROW', 'UPPER_ROW', 'LOWER_ROW', 'FIRST_BOX',
            'BOX_STEP', 'UPPER_Y', 'LOWER_Y', 'SAMPLE', 'EVEN_BINS', 'LEAST_ERROR', 'CODES', 'QUANTILES', 'SHADES',
            'FANS', 'WANTED', 'TWO_SIDED', 'CALIBRATION_COLUMNS', 'BOOSTED', 'MARKERS', 'OWN', 'METHODS', 'OTHERS',
-           'ERROR_TICKS', 'ABLATION', 'PHYSICS', 'SAMPLERS', 'CALL_TICKS', 'WORST_SHOWN', 'AIM', 'FALSE_POSITIVES',
-           'LOOPS_SHOWN', 'WINDOWS', 'CAPTIONS', 'sheet', 'save_figure', 'figure_pipeline', 'clock_errors',
-           'figure_clock', 'figure_codec', 'figure_conditional', 'pit_excess', 'calibration_rows', 'figure_calibration',
-           'errors_by_method', 'coverage_rows', 'figure_reconstruction', 'reconstruction_note', 'figure_ablation',
-           'ablation_note', 'figure_privacy', 'saliency_shares', 'figure_judge', 'captions_markdown']
+           'LABEL_LETTERS', 'ERROR_TICKS', 'ABLATION', 'PHYSICS', 'SAMPLERS', 'CALL_TICKS', 'WORST_SHOWN', 'AIM',
+           'FALSE_POSITIVES', 'LOOPS_SHOWN', 'WINDOWS', 'CAPTIONS', 'sheet', 'save_figure', 'figure_pipeline',
+           'clock_errors', 'figure_clock', 'figure_codec', 'figure_conditional', 'pit_excess', 'calibration_rows',
+           'figure_calibration', 'errors_by_method', 'coverage_rows', 'figure_reconstruction', 'reconstruction_note',
+           'figure_ablation', 'ablation_note', 'figure_privacy', 'saliency_shares', 'figure_judge', 'captions_markdown']
 
 # %% ../../nbs/metrics/09_figures.ipynb #22e0c84c
 def _write_foot(fig: Figure, note: str, width: float = DOUBLE) -> None:
@@ -164,7 +164,7 @@ def _draw_parts(ax: Axes) -> None:
         x = FIRST_BOX + BOX_STEP * place
         _box(ax, x, UPPER_Y, text, color)
         if place:
-            _arrow(ax, (x - BOX_STEP + 0.68, UPPER_Y), (x - 0.64, UPPER_Y))
+            _arrow(ax, (x - BOX_STEP + 0.73, UPPER_Y), (x - 0.64, UPPER_Y))
     for x, text in LOWER_ROW:
         _box(ax, x, LOWER_Y, text, RED)
     _arrow(ax, (4.1, LOWER_Y), (4.75, LOWER_Y))
@@ -250,7 +250,9 @@ def _draw_start(ax: Axes, flow: np.ndarray) -> None:
     coarse = np.diff(np.interp(EVEN_BINS, CLOCK, volume)) / np.diff(EVEN_BINS)
     ax.stairs(flow, CLOCK, color=BLUE, label="clock")
     ax.stairs(coarse, EVEN_BINS, color=RED, label="even bins")
-    ax.set(xlim=(0, 0.6), title="the start of one blow")
+    begins = CLOCK[np.argmax(flow > flow.max() / 10)]
+    shown = (max(begins - 0.1, 0), max(begins - 0.1, 0) + 0.6)  # s
+    ax.set(xlim=shown, title="the start of one blow")
     ax.set(xlabel="time (s)", ylabel="flow (L/s)")
     ax.legend()
 
@@ -266,7 +268,8 @@ def _draw_clock_errors(ax: Axes, errors: Mapping[str, pd.DataFrame]) -> None:
             ax.text(place, lowest, f"< {LEAST_ERROR:g}", rotation=90, ha="center", **SIDE_NOTE)
     ax.set(yscale="log", ylabel="error, 95th percentile (%)", title="indices from 512 numbers")
     ax.set_xticks(places, list(LABELS.values()))
-    ax.set_ylim(LEAST_ERROR, 1e5)
+    ax.set_ylim(LEAST_ERROR, 1e5)  # room for the legend
+    ax.set_yticks([1e-3, 1e-1, 1e1, 1e3])
     ax.legend(loc="upper left", ncols=1, handlelength=1)
 
 
@@ -383,7 +386,16 @@ WANTED = 0.9
 TWO_SIDED = 1.96
 """Standard deviations on either side that hold 95 % of a normal distribution."""
 
-CALIBRATION_COLUMNS = ("n", "coverage", "coverage_chance", "bias", "bias_chance", "crps_ratio")
+CALIBRATION_COLUMNS = (
+    "n",
+    "coverage",
+    "coverage_chance",
+    "bias",
+    "bias_chance",
+    "crps_ratio",
+    "crps_ratio_low",
+    "crps_ratio_high",
+)
 """What is drawn of each index and subgroup; `_chance`: half of the interval of a right model."""
 
 
@@ -405,16 +417,12 @@ def _draw_pit(ax: Axes, shares: Mapping[str, np.ndarray], null: np.ndarray | Non
     for name, share in shares.items():
         excess = pit_excess(share)
         ax.plot(np.linspace(0, 1, len(excess)), excess, label=name.split(" (")[0])
-    reach = max(1.6 * np.abs(ax.get_ylim()).max(), 0.1)
-    ax.set(xlim=(0, 1), ylim=(-reach, reach), title="PIT minus uniform")
+    reach = max(1.5 * np.abs(ax.get_ylim()).max(), 0.1)
+    ax.set(xlim=(0, 1), ylim=(-reach, reach))
+    ax.set_title("PIT minus uniform\nabove 0: draws too large, below: too small")
     ax.set(xlabel="p, share of a person's draws below the truth")
     ax.set_ylabel("share of people below p, minus p")
-    ax.text(0.03, 0.97, "draws too large", transform=ax.transAxes, va="top", **SIDE_NOTE)
-    ax.text(0.03, 0.03, "draws too small", transform=ax.transAxes, **SIDE_NOTE)
-    ax.text(0.97, 0.97, "rising then falling: too narrow", transform=ax.transAxes, **SIDE_NOTE).set(
-        ha="right", va="top"
-    )
-    ax.legend(ncols=3, loc="lower right", fontsize=5.5, columnspacing=0.8, handlelength=1.2)
+    ax.legend(ncols=3, loc="lower center", fontsize=5.5, columnspacing=0.8, handlelength=1.2)
 
 
 def calibration_rows(indices: pd.DataFrame, subgroups: pd.DataFrame) -> pd.DataFrame:
@@ -444,13 +452,13 @@ def _draw_rows(axes: Sequence[Axes], rows: pd.DataFrame, indices: int) -> None:
     _draw_against_chance(coverage, rows["coverage"], rows["coverage_chance"], WANTED)
     names = [f"{str(name).split(' (')[0]} ({n:,.0f})" for name, n in rows["n"].items()]
     coverage.set_yticks(y, names)
-    coverage.set(xlabel="share covered (aim 0.9)", title="90 % interval covers")
+    coverage.set(xlabel="share covered\n(aim 0.9)", title="90 % interval\ncovers")
     _draw_against_chance(bias, rows["bias"], rows["bias_chance"], 0)
-    bias.set(xlabel="too large  <  draws  >  too small", title="bias")
-    ratio = rows["crps_ratio"]
-    score.scatter(ratio, y, s=10, c=np.where(ratio > 1, RED, BLUE), marker="s")
+    bias.set(xlabel="← draws too large\ntoo small →", title="bias\n(mean PIT - 0.5)")
+    score.hlines(y, rows["crps_ratio_low"], rows["crps_ratio_high"], lw=0.7)
+    score.plot(rows["crps_ratio"], y, "s", ms=3)
     score.axvline(1, **GUIDE)
-    score.set(xlabel="better  <  1  >  worse", title="CRPS / regression")
+    score.set(xlabel="← better\nworse →", title="CRPS / spline\nregression")
     for ax in axes:
         ax.axhline(0.5 - indices, color="0.7", lw=0.6)
         ax.set_ylim(0.6 - len(rows), 0.6)
@@ -476,7 +484,9 @@ def figure_calibration(
     fig, axes = sheet(1, 4, 3.2, note, gridspec_kw=ratios)
     _draw_pit(axes[0, 0], shares, null)
     shown = indices.loc[[name for name in indices.index if name in shares]]
-    _draw_rows(axes[0, 1:], calibration_rows(shown, subgroups), len(shown))
+    own = {name: np.mean(shares[name]) - 0.5 for name in shown.index}
+    shown = shown.assign(bias=pd.Series(own))
+    _draw_rows(list(axes[0, 1:]), calibration_rows(shown, subgroups), len(shown))
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #62d89e32
@@ -515,23 +525,41 @@ def _cuts(record: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
     return {float(key.split()[2]): record[key] for key in record if key.startswith("cut at ")}
 
 
-def _draw_methods(ax: Axes, errors: pd.DataFrame, title: str) -> None:
-    """Median error of each method over the seconds known."""
-    others = [name for name in errors.index if name != OWN]
-    for i, name in enumerate(others):
-        style: dict[str, Any] = {"color": OTHERS[i % len(OTHERS)], "lw": 0.8}
-        marker = MARKERS[(i + 1) % len(MARKERS)]
-        label = METHODS.get(str(name), name)
-        ax.plot(errors.columns, errors.loc[name], marker=marker, ms=3, label=label, **style)
-    if OWN in errors.index:
-        style = {"color": GENERATED, "lw": 2, "zorder": 5}
-        ax.plot(errors.columns, errors.loc[OWN], marker="o", ms=4, label=OWN, **style)
-    ax.set(yscale="log", title=title, xlabel="seconds of the blow known")
-    ax.set_xticks(list(errors.columns))
-    ticks = [tick for tick in ERROR_TICKS if tick <= errors.max().max()]
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
+def _method_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and label of each method."""
+    styles: dict[str, dict[str, Any]] = {}
+    for name in names:
+        place = len(styles)
+        styles[name] = {"color": OTHERS[place % len(OTHERS)], "lw": 0.8, "ms": 3}
+        styles[name] |= {"marker": MARKERS[(place + 1) % len(MARKERS)]}
+        styles[name] |= {"label": METHODS.get(name, name)}
+    if OWN in styles:
+        styles[OWN] |= {"color": GENERATED, "lw": 2, "ms": 4, "marker": "o", "zorder": 5}
+    return styles
 
+
+def _draw_methods(axes: Sequence[Axes], panels: Mapping[str, pd.DataFrame]) -> None:
+    """Median error (mL) of each method over the seconds known, a panel a table."""
+    names = dict.fromkeys(str(name) for errors in panels.values() for name in errors.index)
+    styles = _method_styles(sorted(names, key=lambda name: name == OWN))
+    for ax, (title, errors) in zip(axes, panels.items(), strict=True):
+        ax.sharey(axes[0])
+        for name, row in errors.iterrows():
+            ax.plot(errors.columns, row, **styles[str(name)])
+        ax.set(yscale="log", title=title, xlabel="seconds of the blow known")
+        ax.set_xticks(list(errors.columns))
+    low, high = axes[0].get_ylim()
+    ticks = [tick for tick in ERROR_TICKS if low <= tick <= high]
+    axes[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    for ax in axes:
+        ax.minorticks_off()
+    axes[0].set_ylabel("error of FVC, median (mL)")
+    handles = [plt.Line2D([], [], **style) for style in styles.values()]
+    axes[0].figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=5.5)
+
+
+LABEL_LETTERS = 24
+"""Letters of a group's name on one line."""
 
 ERROR_TICKS = (5, 10, 20, 50, 100, 200, 500, 1000)
 """mL, where an axis of errors may have a tick."""
@@ -575,10 +603,12 @@ def _draw_coverage(ax: Axes, by_cut: Mapping[float, pd.DataFrame]) -> None:
         ax.errorbar(rows["share"], shifted, xerr=bars, label=f"{seconds:g} s known", **style)
     ax.axvline(WANTED, **GUIDE)
     names = [name if np.isnan(n) else f"{name} ({n:.0f})" for name, n in first["n"].items()]
-    ax.set_yticks(y, names)
+    labels = [textwrap.fill(name, LABEL_LETTERS) for name in names]
+    ax.set_yticks(y, labels, fontsize=5.5)
     ax.set(xlabel="share of true FVC covered (aim 0.9)", title="90 % interval covers (people)")
     ax.set_xlim(right=1)
-    ax.legend(loc="lower left", fontsize=5.5)
+    handles, _ = ax.get_legend_handles_labels()
+    ax.figure.legend(handles=handles, loc="outside upper right", fontsize=5.5)
 
 
 @plt.style.context(STYLE)
@@ -594,13 +624,9 @@ def figure_reconstruction(
     recorded = recorded or record.get("recorded")
     panels = {"simulated blows": record} | ({"recorded blows": recorded} if recorded else {})
     ratios = {"width_ratios": (1,) * len(panels) + (1.1,)}
-    fig, axes = sheet(1, len(panels) + 1, 3.3, note, gridspec_kw=ratios)
-    for ax, (title, one) in zip(axes[0], panels.items(), strict=False):
-        _draw_methods(ax, errors_by_method(one), title)
-        ax.sharey(axes[0, 0])
-    axes[0, 0].set_ylabel("error of FVC, median (mL)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=5.5)
+    fig, axes = sheet(1, len(panels) + 1, 3.6, note, gridspec_kw=ratios)
+    tables = {title: errors_by_method(one) for title, one in panels.items()}
+    _draw_methods(list(axes[0, :-1]), tables)
     _draw_coverage(axes[0, -1], coverage_rows(record, recorded))
     return fig
 
@@ -617,21 +643,21 @@ def reconstruction_note(record: Mapping[str, Any]) -> str:
 
 # %% ../../nbs/metrics/09_figures.ipynb #39153f5e
 ABLATION = {
-    "flow_not_negative": ("no negative flow", "share of curves", True),
-    "acceptable": ("acceptable (ATS/ERS)", "share of curves", True),
-    "ks_over_noise": ("KS / noise, 4 indices", "ratio", False),
-    "fev1_miss_median_ml": ("FEV1 off a person's own", "median (mL), log scale", False),
+    "flow_not_negative": ("no negative\nflow", "share of curves", True),
+    "acceptable": ("acceptable\n(ATS/ERS)", "share of curves", True),
+    "ks_over_noise": ("KS / noise,\nmean of indices", "ratio", False),
+    "fev1_miss_median_ml": ("FEV1 off a\nperson's own", "median (mL)", False),
 }
 """What the ablation measured: what is written over it and under it, and whether more is better."""
 
 PHYSICS = {
     "none": "none",
-    "1": "by construction",
-    "1 + 2": "and in the loss",
-    "1 + 3": "and steered",
-    "1 + 2 + 3": "and both",
-    "trained, 1": "trained model, more steps",
-    "trained, 1 + 2": "... with physics in the loss",
+    "1": "construction",
+    "1 + 2": "construction, loss",
+    "1 + 3": "construction, steering",
+    "1 + 2 + 3": "all three",
+    "trained, 1": "trained: construction",
+    "trained, 1 + 2": "trained: construction, loss",
 }
 """What the ablation's rows are."""
 
@@ -664,7 +690,7 @@ def _draw_ablation(axes: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
         ax.set_yticks(places, names if ax is axes[0] else [])
         ax.margins(x=0.3)
         ax.invert_yaxis()
-    axes[0].set_ylabel("where the model knows physics")
+    axes[0].set_ylabel("where physics is in the model")
 
 
 def _draw_samplers(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -681,13 +707,13 @@ def _draw_samplers(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     ax.axhline(1, **GUIDE)
     ax.set(xscale="log", title="samplers: score and cost")
     ax.set(xlabel="calls of the network for a curve\nfewer is faster")
-    ax.set_ylabel("CRPS / the default's, less is better")
+    ax.set_ylabel("CRPS / the default's\n(less is better)")
     if table.empty:
         return
     shown = [calls for calls in CALL_TICKS if calls <= table["calls"].max()]
     ax.set_xticks(shown, [str(calls) for calls in shown])
     ax.minorticks_off()
-    ax.legend(fontsize=5.5, loc="upper right")
+    ax.legend(fontsize=5.5, loc="upper right", handlelength=1, borderaxespad=0)
     _mark_cut_off(ax, table)
 
 
@@ -771,7 +797,8 @@ def _draw_sure_attacks(ax: Axes, attacks: Mapping[str, Mapping[str, float]]) -> 
     ax.axvline(FALSE_POSITIVES, **GUIDE)
     ax.set_yticks(-np.arange(len(attacks)), [])
     ax.set(xlim=(0, None), ylim=(0.4 - len(attacks), 0.6))
-    ax.set(xlabel="true positives at 1 % false ones\n0.01: chance", title="the surest guesses")
+    ax.set(xlabel="true-positive rate at 1 %\nfalse ones (0.01: chance)")
+    ax.set_title("the surest guesses")
 
 
 @plt.style.context(STYLE)
@@ -821,7 +848,7 @@ def _draw_saliency(ax: Axes, judgement: Judgement) -> None:
     ax.set_yticks(range(len(shares)), names)
     ax.invert_yaxis()
     ax.margins(x=0.25)
-    ax.set(xlabel="share of the mean absolute gradient", ylabel="time since the start (s)")
+    ax.set(xlabel="share of mean |gradient|", ylabel="time since the start (s)")
     ax.set_title(f"where it looks (AUC {judgement.area:.2f})")
 
 
@@ -877,7 +904,7 @@ CAPTIONS = {
         "Right, by index and by group of people (number in brackets; means over the indices): how "
         "often central 90 % intervals cover the truth, the mean share of draws below the truth "
         "minus 0.5 (bias), and the CRPS beside a spline regression's. Grey: what chance does to a "
-        "right model with so many people; red: outside, or worse than the regression."
+        "right model with so many people; red: outside of that. Lines: 95 % intervals."
     ),
     "figure6_reconstruction": (
         "Blows that stopped early: median error of FVC by the seconds known, for the model (red) "
@@ -885,7 +912,7 @@ CAPTIONS = {
         "(bars: 95 % over participants)."
     ),
     "figure7_ablation": (
-        "Left: small models trained alike that know physics in more and more places (by "
+        "Left: small models trained alike that have physics in more and more places (by "
         "construction: no negative flow, the clock, losses on volume; in the loss: of the decoded "
         "guess; steered: towards each person's FEV1 while sampling), and the trained model after "
         "more steps. Right: the score of samplers by calls of the network (bars: 95 % over people)."
