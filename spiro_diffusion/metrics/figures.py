@@ -425,12 +425,26 @@ def _draw_pit(ax: Axes, shares: Mapping[str, np.ndarray], null: np.ndarray | Non
     ax.legend(ncols=3, loc="lower center", fontsize=5.5, columnspacing=0.8, handlelength=1.2)
 
 
-def calibration_rows(indices: pd.DataFrame, subgroups: pd.DataFrame) -> pd.DataFrame:
-    """A row for each index and each subgroup, with `CALIBRATION_COLUMNS`; NaN where not known.
+def calibration_rows(
+    shares: Mapping[str, np.ndarray], indices: pd.DataFrame, subgroups: pd.DataFrame
+) -> pd.DataFrame:
+    """A row for each index with PIT values (P,) in `shares` and each subgroup, with
+    `CALIBRATION_COLUMNS`; NaN where not known.
 
-    Where `coverage_chance` and `bias_chance` are not given they are those of n people.
+    A subgroup's chance is its `noise` of the coverage, and its bias over its `bias_ratio`. Where
+    these are not given, and for the indices, it is that of n independent people.
     """
-    together = pd.concat([indices, subgroups]).reindex(columns=list(CALIBRATION_COLUMNS))
+    named = indices.loc[[name for name in indices.index if name in shares]]
+    of_index = named.assign(
+        n=[len(shares[name]) for name in named.index],
+        bias=[np.mean(shares[name]) - 0.5 for name in named.index],
+    )
+    of_group = subgroups.rename(columns={"noise": "coverage_chance"})
+    if "bias_ratio" in subgroups:
+        of_group["bias_chance"] = (subgroups["bias"] / subgroups["bias_ratio"]).abs()
+    columns = list(CALIBRATION_COLUMNS)
+    tables = [table.reindex(columns=columns).astype(float) for table in (of_index, of_group)]
+    together = pd.concat(tables)
     of_share = TWO_SIDED * np.sqrt(WANTED * (1 - WANTED) / together["n"])
     of_mean = TWO_SIDED * np.sqrt(1 / 12 / together["n"])  # of numbers even between 0 and 1
     return together.fillna({"coverage_chance": of_share, "bias_chance": of_mean})
@@ -483,10 +497,8 @@ def figure_calibration(
     ratios = {"width_ratios": (1.5, 0.9, 0.75, 0.75)}
     fig, axes = sheet(1, 4, 3.2, note, gridspec_kw=ratios)
     _draw_pit(axes[0, 0], shares, null)
-    shown = indices.loc[[name for name in indices.index if name in shares]]
-    own = {name: np.mean(shares[name]) - 0.5 for name in shown.index}
-    shown = shown.assign(bias=pd.Series(own))
-    _draw_rows(list(axes[0, 1:]), calibration_rows(shown, subgroups), len(shown))
+    rows = calibration_rows(shares, indices, subgroups)
+    _draw_rows(list(axes[0, 1:]), rows, len(rows) - len(subgroups))
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #62d89e32
