@@ -18,7 +18,8 @@ blow of people of split test with effort grade A. Writes bench/results/ablation.
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
-from samplers import held_out
+from samplers import held_out, source_of
 from torch import Tensor
 from torch.nn import functional
 
 from spiro_diffusion import cldm
 from spiro_diffusion import vqvae as codec
-from spiro_diffusion.base.files import write_json
+from spiro_diffusion.base.files import sha256_of, write_json
 from spiro_diffusion.cldm import CLDM, Rows, sample
 from spiro_diffusion.data import load_prepared
 from spiro_diffusion.generation.drawing import DEFAULT_CONDITIONS, starting_noise
@@ -50,6 +51,7 @@ from spiro_diffusion.spirometry.quality import acceptability_on_clock
 SMALLEST = 0.1  # L or L/s: no share is taken of less
 END_BINS = 64  # the last bins of the clock, in which a curve should have ended
 REBOUND_WEIGHT = 0.1
+SEED = 0  # of trainings and draws
 GENTLE = 3e-4  # learning rate with which the trained model is trained further
 
 
@@ -110,31 +112,40 @@ def train_denoiser(
     return model.eval().requires_grad_(False)
 
 
+def unchanged(y: Tensor) -> Tensor:
+    """In place of the softplus."""
+    return y
+
+
+def unchanged_in_float64(flow: Tensor) -> Tensor:
+    """In place of the softplus's inverse."""
+    return flow.double()
+
+
 class PlainDecoder(codec.Decoder):
     """The decoder without its softplus: flow may be negative."""
 
     def fit(self, values: Tensor, blow: AlignedBlow) -> None:
-        self.scale.copy_(blow.flow.mean(0) + 0.02)
-        delay = blow.delay / codec.DELAY_UNIT
-        before = blow.before * codec.BEFORE_PER_LITRE
-        outputs = torch.cat([blow.flow / self.scale, torch.stack([delay, before], 1)], 1)
-        weight, bias = codec.ridge(values.flatten(1).double(), outputs.double())
-        self.weight.copy_(weight)
-        self.bias.copy_(bias)
+        with without_softplus():
+            super().fit(values, blow)
 
     def forward(self, values: Tensor) -> AlignedBlow:
-        straight = codec.linear_in_float32(values.flatten(1), self.weight, self.bias)
-        y = straight + self.learned(values).float()
-        return AlignedBlow(
-            flow=y[:, :N_BINS] * self.scale,
-            delay=codec.DELAY_UNIT * y[:, N_BINS],
-            before=y[:, N_BINS + 1] / codec.BEFORE_PER_LITRE,
-        )
+        with without_softplus():
+            return super().forward(values)
+
+
+@contextmanager
+def without_softplus() -> Iterator[None]:
+    """Inside, the codec's softplus and its inverse change nothing."""
+    with mock.patch.multiple(
+        codec, sharp_softplus=unchanged, inverse_softplus=unchanged_in_float64
+    ):
+        yield
 
 
 def train_codec(flow: np.ndarray, steps: int, plain: bool, folder: Path) -> codec.VQVAE:
     """A codec trained on flow (N, 512) L/s, with physics by construction or plain."""
-    settings = codec.settings_for("default", 0, "cpu", steps)
+    settings = codec.settings_for("default", SEED, "cpu", steps)
     if plain:
         settings = replace(settings, weights=replace(settings.weights, volume=0.0, end=0.0))
     with mock.patch.object(codec, "Decoder", PlainDecoder if plain else codec.Decoder):
@@ -164,7 +175,7 @@ def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.nd
     noise = starting_noise(
         held.people["SEQN"].repeat(held.draws).tolist(),
         np.tile(np.arange(held.draws), len(held.people)).tolist(),
-        0,
+        SEED,
         (settings.channels, settings.positions),
     )
     denoise = model.denoiser(values.repeat_interleave(held.draws, 0))
@@ -223,7 +234,7 @@ def small_runs(data: Data, codec_steps: int, steps: int, folder: Path) -> list[d
         home = folder / f"codec_{plain}"
         vqvae = train_codec(np.array(data.flow[train_rows]), codec_steps, plain, home)
         rows = data.rows(vqvae)
-        settings = cldm.settings_for("default", 0, "cpu", steps)
+        settings = cldm.settings_for("default", SEED, "cpu", steps)
         settings = cldm.settings_of_data(settings, rows, home)
         for name, physics in in_loss.items():
             decode = vqvae.decode_latents if physics else None
@@ -240,7 +251,7 @@ def longer_runs(data: Data, run_dir: Path, more: int, folder: Path) -> list[dict
     checkpoints = run_dir / "checkpoints"
     vqvae = codec.VQVAE.from_pretrained(checkpoints / "vqvae").requires_grad_(False)
     rows = data.rows(vqvae)
-    config = replace(cldm.settings_for("default", 0, "cpu", more).train, lr=GENTLE)
+    config = replace(cldm.settings_for("default", SEED, "cpu", more).train, lr=GENTLE)
     table = []
     for name, decode in (("trained, 1", None), ("trained, 1 + 2", vqvae.decode_latents)):
         model = CLDM.from_pretrained(checkpoints / "cldm").requires_grad_(True)
@@ -279,6 +290,12 @@ def main() -> None:
     record = {
         "people": len(held.people),
         "draws": args.draws,
+        "seed": SEED,
+        "source": source_of(args.run_dir),
+        "weights_sha256": {
+            model: sha256_of(args.run_dir / "checkpoints" / model / "model.safetensors")
+            for model in ("vqvae", "cldm")
+        },
         "steps": args.steps,
         "codec_steps": args.codec_steps,
         "more_steps": args.more,

@@ -756,14 +756,15 @@ def ablation_note(ablation: Any, samplers: Any) -> str:
     """How many, whose, which seed: the foot of figure 7, of what bench/ablation.py and
     bench/samplers.py write; None or bare rows say nothing.
     """
-    parts = []
-    for name, record in (("ablation", ablation), ("samplers", samplers)):
-        if isinstance(record, Mapping):
-            drawn = f"{record['people']} people, {record['draws']} draws each"
-            parts.append(f"{name}: n = {drawn}, seed {record.get('seed', 0)}")
-    return "; ".join(
-        [*parts, "simulated blows of split test; bench/ablation.py, bench/samplers.py"]
-    )
+    records = {"ablation": ablation, "samplers": samplers}
+    known = {name: one for name, one in records.items() if isinstance(one, Mapping)}
+    parts = [
+        f"{name}: n = {one['people']} people, {one['draws']} draws each, seed {one.get('seed', 0)}"
+        for name, one in known.items()
+    ]
+    sources = dict.fromkeys(one.get("source", "simulated blows") for one in known.values())
+    of_whom = " and ".join(sources) or "simulated blows"
+    return "; ".join([*parts, f"{of_whom}, split test; bench/ablation.py, bench/samplers.py"])
 
 # %% ../../nbs/metrics/09_figures.ipynb #73285a6c
 AIM = (0.48, 0.52)
