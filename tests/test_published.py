@@ -49,9 +49,10 @@ def test_training_and_benchmarks_are_of_the_weights_in_the_package():
         assert said == {m: weights[m] for m in said}, name
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_tables_and_numbers_are_those_of_the_records(name):
-    assert text_of(name) == pages(ROOT, published_records(ROOT))[name], "make paper --pages-only"
+def test_tables_and_numbers_are_those_of_the_records():
+    made = pages(ROOT, published_records(ROOT))
+    assert set(PAGES) <= set(made)
+    assert [name for name in made if text_of(name) != made[name]] == [], "make paper --pages-only"
 
 
 @pytest.mark.parametrize("name", READMES)

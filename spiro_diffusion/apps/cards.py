@@ -3,6 +3,7 @@
 # %% ../../nbs/apps/07_cards.ipynb #15a98344
 from __future__ import annotations
 
+import json
 import platform
 import re
 from collections.abc import Mapping
@@ -20,8 +21,8 @@ from ..vqvae import check_codec
 
 # %% auto #0
 __all__ = ['NUMBER', 'MODELS', 'STAGES', 'COUNTS', 'LAWS', 'UNKNOWN_MACHINE', 'SPLITS', 'pointed', 'shown', 'filled',
-           'between_marks', 'stage_record', 'file_hashes', 'data_record', 'check_models', 'training_record', 'duration',
-           'weights_table', 'data_table']
+           'filled_notebook', 'between_marks', 'stage_record', 'file_hashes', 'data_record', 'check_models',
+           'training_record', 'duration', 'weights_table', 'data_table']
 
 # %% ../../nbs/apps/07_cards.ipynb #6004d5ac
 NUMBER = re.compile(r"<!--= (\w+) (/.*?) (\S+) -->(.*?)<!--/-->", flags=re.DOTALL)
@@ -68,6 +69,21 @@ def filled(text: str, records: Mapping[str, Any]) -> str:
         return f"<!--= {name} {pointer} {form} -->{number}<!--/-->"
 
     return NUMBER.sub(fill, text)
+
+# %% ../../nbs/apps/07_cards.ipynb #58c84b2b
+def filled_notebook(text: str, records: Mapping[str, Any]) -> str:
+    """The file `text` of a notebook with the numbers that its Markdown cells name.
+
+    Raises DataError as `filled`.
+    """
+    for cell in json.loads(text)["cells"]:
+        for line in cell["source"] if cell["cell_type"] == "markdown" else ():
+            new = filled(line, records)
+            if new != line:
+                text = text.replace(
+                    json.dumps(line, ensure_ascii=False), json.dumps(new, ensure_ascii=False)
+                )
+    return text
 
 # %% ../../nbs/apps/07_cards.ipynb #33b76a15
 def between_marks(text: str, mark: str, new: str) -> str:

@@ -15,9 +15,11 @@ from typing import Any
 
 from spiro_diffusion.apps.cards import (
     MODELS,
+    NUMBER,
     between_marks,
     data_table,
     filled,
+    filled_notebook,
     training_record,
     weights_table,
 )
@@ -33,7 +35,7 @@ from ..formats.tables import find_table
 # %% auto #0
 __all__ = ['NEEDED', 'PAPER', 'REHEARSAL', 'OF_RECORDINGS', 'READMES', 'WEIGHTS', 'CARD', 'DATA_CARD', 'TRAINING', 'RECORD',
            'OF_PERSONS', 'LAST', 'COMMAND', 'Recipe', 'check_needs', 'Benches', 'benches_of', 'copy_whole',
-           'published_state', 'pages', 'bench_records', 'published_records', 'rewrite_pages', 'Made',
+           'published_state', 'pages', 'notebooks', 'bench_records', 'published_records', 'rewrite_pages', 'Made',
            'check_same_weights', 'planned', 'publish', 'make_run', 'main']
 
 # %% ../../nbs/apps/06_publish.ipynb #6de6b165
@@ -192,8 +194,8 @@ def published_state(root: str | Path) -> dict[str, Any]:
 
 
 def pages(root: Path, records: Mapping[str, Any]) -> dict[str, str]:
-    """READMEs and cards by name, with the tables and numbers of `records`: `metrics`, `training`,
-    the models' settings and the benchmarks' results by name.
+    """READMEs, cards, and notebooks whose prose names numbers, by name, with the tables and numbers
+    of `records`: `metrics`, `training`, the models' settings and the benchmarks' results by name.
 
     Raises DataError if a place is missing, or a sentence names a number that is not there.
     """
@@ -214,6 +216,20 @@ def pages(root: Path, records: Mapping[str, Any]) -> dict[str, str]:
             done[name] = filled(text, records)
         except DataError as err:
             raise DataError(f"{name}: {err}") from err
+    return done | notebooks(root, records)
+
+
+def notebooks(root: Path, records: Mapping[str, Any]) -> dict[str, str]:
+    """The notebooks of `root` whose prose names numbers, by name, with those of `records`."""
+    done = {}
+    for path in sorted((root / "nbs").rglob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        if NUMBER.search(text):
+            name = path.relative_to(root).as_posix()
+            try:
+                done[name] = filled_notebook(text, records)
+            except DataError as err:
+                raise DataError(f"{name}: {err}") from err
     return done
 
 
@@ -225,6 +241,7 @@ def bench_records(folder: Path) -> dict[str, Any]:
 def published_records(root: Path) -> dict[str, Any]:
     """The records that the published pages are made of, as they are in the repository `root`."""
     return {
+        **bench_records(root / "bench"),
         **bench_records(root / "bench" / "results"),
         **{m: read_json(root / WEIGHTS / m / "config.json") for m in MODELS},
         "metrics": read_json(root / "figures" / "metrics.json"),
@@ -276,7 +293,7 @@ def planned(root: Path, made: Made) -> dict[str, bytes]:
     """What publishing writes, by name in the repository `root`. Raises DataError as `publish`."""
     need_dir(made.figures, "run the notebooks first")
     need_dir(made.checkpoints, "run the notebooks first")
-    records = bench_records(root / "bench" / "results")
+    records = bench_records(root / "bench") | bench_records(root / "bench" / "results")
     if made.bench is not None:
         records |= bench_records(made.bench / "results")
     records |= {m: read_json(made.checkpoints / m / "config.json") for m in MODELS}
