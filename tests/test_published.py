@@ -76,6 +76,7 @@ GIVEN = {
     "90 %",
     "--target fev1=2.1",
     "fev1=2.1",
+    "0.5",  # the mean rank of a right simulator
 }
 """What looks so, and is a version, a setting, a level or part of an example."""
 

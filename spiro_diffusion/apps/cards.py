@@ -20,9 +20,9 @@ from ..formats.tables import find_table
 from ..vqvae import check_codec
 
 # %% auto #0
-__all__ = ['NUMBER', 'MODELS', 'STAGES', 'COUNTS', 'LAWS', 'UNKNOWN_MACHINE', 'SPLITS', 'pointed', 'shown', 'filled',
-           'filled_notebook', 'between_marks', 'stage_record', 'file_hashes', 'data_record', 'check_models',
-           'training_record', 'duration', 'weights_table', 'data_table']
+__all__ = ['NUMBER', 'MODELS', 'STAGES', 'COUNTS', 'LAWS', 'UNKNOWN_MACHINE', 'SPLITS', 'NOT_COMPARED', 'pointed', 'shown',
+           'filled', 'filled_notebook', 'between_marks', 'stage_record', 'file_hashes', 'data_record', 'check_models',
+           'training_record', 'duration', 'weights_table', 'data_table', 'shapes_table']
 
 # %% ../../nbs/apps/07_cards.ipynb #6004d5ac
 NUMBER = re.compile(r"<!--= (\w+) (/.*?) (\S+) -->(.*?)<!--/-->", flags=re.DOTALL)
@@ -298,3 +298,37 @@ def data_table(training: Mapping[str, Any]) -> str:
             *_hash_table(data),
         ]
     )
+
+# %% ../../nbs/apps/07_cards.ipynb #0614d0c7
+NOT_COMPARED = (
+    "The published run had no table of recorded loops, so that its blows were not compared with"
+    " recorded ones."
+)
+
+
+def shapes_table(recorded: Mapping[str, Any] | None) -> str:
+    """The dataset card's table of shapes, of what bench/recorded.py writes."""
+    ranks = (recorded or {}).get("ranks", {})
+    kind = next((name for name in ranks if name.startswith("simulated")), None)
+    if recorded is None or kind is None:
+        return NOT_COMPARED
+    lines = [
+        "| shape | outside | by chance | mean rank | by chance |",
+        "|---|---|---|---|---|",
+        *(_shape_line(shape, row) for shape, row in ranks[kind].items()),
+        "",
+        f"{recorded['best']} recorded people; {kind}; seed {recorded['seed']}.",
+    ]
+    if trees := recorded.get("apart", {}).get(kind, {}).get("trees"):
+        lines[-1] += f" Random forests tell the two apart with an AUC of {trees:.2f}."
+    return "\n".join(lines)
+
+
+def _shape_line(shape: str, row: Mapping[str, float]) -> str:
+    """A line of `shapes_table`."""
+    cells = [f"`{shape}`"]
+    for what in ("outside", "rank"):
+        cells.append(f"{row[what]:.2f}")
+        low, high = (row.get(f"chance_{what}_{end}") for end in ("low", "high"))
+        cells.append("" if low is None or high is None else f"{low:.2f} to {high:.2f}")
+    return f"| {' | '.join(cells)} |"

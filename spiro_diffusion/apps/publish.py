@@ -20,6 +20,7 @@ from spiro_diffusion.apps.cards import (
     data_table,
     filled,
     filled_notebook,
+    shapes_table,
     training_record,
     weights_table,
 )
@@ -205,7 +206,10 @@ def pages(root: Path, records: Mapping[str, Any]) -> dict[str, str]:
     tables = {
         **{name: {"metrics": metrics} for name in READMES},
         CARD: {"metrics": metrics, "weights": weights_table(records["training"])},
-        DATA_CARD: {"data": data_table(records["training"])},
+        DATA_CARD: {
+            "data": data_table(records["training"]),
+            "shapes": shapes_table(records.get("recorded")),
+        },
     }
     done = {}
     for name, by_mark in tables.items():
