@@ -198,11 +198,21 @@ def bootstrap(
     return float(low), float(high)
 
 # %% ../../nbs/metrics/00_scores.ipynb #93cce6a8
+def _orders(values: np.ndarray) -> np.ndarray:
+    """Place (K, N) of each value of a column of values (N, K), which are different; much faster
+    than `scipy.stats.rankdata`, which looks for ties.
+    """
+    columns = np.ascontiguousarray(values.T)
+    places = np.empty(columns.shape)
+    np.put_along_axis(places, columns.argsort(axis=1), np.arange(len(values))[None], axis=1)
+    return places
+
+
 def correlation_gaps(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Spearman correlations of draws (P, D, K), pooled, minus those of truth (P, K): (K, K)."""
-    pooled = stats.rankdata(draws.reshape(-1, draws.shape[2]), axis=0)
+    pooled = _orders(draws.reshape(-1, draws.shape[2]))
     own = stats.rankdata(truth, axis=0)
-    return np.corrcoef(pooled, rowvar=False) - np.corrcoef(own, rowvar=False)
+    return np.corrcoef(pooled) - np.corrcoef(own, rowvar=False)
 
 
 def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
