@@ -32,10 +32,26 @@ if TYPE_CHECKING:
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['MAP_ROWS', 'MEASURED', 'DESCRIBED', 'DESCRIBED_BY', 'POOR_SESSIONS', 'mean_flow_by_code',
+__all__ = ['MAP_ROWS', 'MEASURED', 'DESCRIBED', 'DESCRIBED_BY', 'POOR_SESSIONS', 'effect_of_latents', 'mean_flow_by_code',
            'position_of_largest_effect', 'principal_components', 'plot_code_usage', 'plot_mean_flows', 'plot_map',
            'plot_latents', 'best_of_session', 'measure_blows', 'describe_blows', 'load_described', 'encode_dataset',
            'encode_rows', 'load_latents']
+
+# %% ../nbs/02_latents.ipynb #cfa68529
+def effect_of_latents(model: VQVAE, latents: np.ndarray, step: float = 0.5) -> np.ndarray:
+    """Mean absolute change of flow (C * P, 512) in L/s for each SD that a latent is turned.
+
+    latents (N, C, P): curves at which each latent is turned by `step` SD up and down. Curves are
+    decoded without rounding to codes.
+    """
+    effects = []
+    for channel, position in np.ndindex(latents.shape[1:]):
+        change = np.zeros_like(latents)
+        change[:, channel, position] = step
+        higher = model.decode_latents(latents + change, quantise=False)
+        lower = model.decode_latents(latents - change, quantise=False)
+        effects.append(np.abs(higher - lower).mean(0) / (2 * step))
+    return np.stack(effects)
 
 # %% ../nbs/02_latents.ipynb #90492bed
 def mean_flow_by_code(

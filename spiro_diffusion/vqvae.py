@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,20 @@ from .base.errors import DataError, need_file
 from .base.files import sha256_of, shipped_weights
 from .base.provenance import array_sha256, check_provenance, write_provenance
 from spiro_diffusion.learning.curves import (
+    BEFORE_UNIT,
     BIN_WIDTHS,
+    DELAY_UNIT,
     N_FEATURES,
+    N_MARKS,
+    PEAK_UNIT,
+    USUAL_END,
     AlignedBlow,
     align,
     assemble,
     check_flow,
     features,
+    log_end,
+    marks,
     vary,
     volume_of,
 )
@@ -42,11 +50,12 @@ from .spirometry.clock import FINE, N_BINS
 from .spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['DELAY_UNIT', 'SPREAD', 'SHARP', 'BEFORE_PER_LITRE', 'CLINICAL', 'PROFILES', 'FEWEST', 'TRAINED_ON', 'VQConfig',
-           'Block', 'residual_blocks', 'turned_components', 'network_inputs', 'linear_in_float32', 'Encoder',
-           'Quantiser', 'distance_to_normal', 'ridge', 'sharp_softplus', 'inverse_softplus', 'Decoder', 'VQVAE',
-           'huber', 'codec_terms', 'LossWeights', 'codec_loss', 'reconstruction_errors', 'code_usage', 'VQSettings',
-           'settings_for', 'train_vqvae', 'check_codec']
+__all__ = ['LARGE_COUNT_LESS', 'Turn', 'SPREAD', 'SHARP', 'LONGEST_LOG_END', 'PEAK_CHANGE', 'CLINICAL', 'PROFILES', 'FEWEST',
+           'TRAINED_ON', 'VQConfig', 'Block', 'residual_blocks', 'windows_of', 'local_turn', 'turned_components',
+           'network_inputs', 'linear_in_float32', 'Encoder', 'Quantiser', 'distance_to_normal', 'ridge',
+           'sharp_softplus', 'inverse_softplus', 'with_peak', 'Decoder', 'VQVAE', 'huber', 'codec_terms', 'LossWeights',
+           'codec_loss', 'reconstruction_errors', 'code_usage', 'VQSettings', 'settings_for', 'train_vqvae',
+           'check_codec']
 
 # %% ../nbs/01_vqvae.ipynb #1a1754e4
 @dataclass(frozen=True)
@@ -95,26 +104,53 @@ def residual_blocks(config: VQConfig) -> nn.Sequential:
     return nn.Sequential(*blocks, nn.LayerNorm(config.width))
 
 # %% ../nbs/01_vqvae.ipynb #3de63fd1
-def turned_components(x: Tensor, size: int) -> Tensor:
-    """Principal components of features x (N, K), scaled and turned at random: weights (K, size)."""
-    count = min(size, x.shape[1])
+LARGE_COUNT_LESS = 0.1
+"""Power of its variance that a component is divided by."""
+Turn = Callable[[Tensor], Tensor]
+"""Loadings (size, K), what a unit of each component adds to the features: a rotation of them."""
+
+
+def windows_of(loadings: Tensor) -> Tensor:
+    """Which of `size` latents each bin of flow belongs to (512,), of loadings (size, K).
+
+    The first latent and the last have none: they are for the ends of the curve.
+    """
+    directions = functional.normalize(loadings, dim=1)[:, :N_BINS]
+    leverage = directions.square().sum(0).cumsum(0)
+    inner = len(loadings) - 2
+    return (leverage / leverage[-1] * inner).long().clamp(max=inner - 1) + 1
+
+
+def local_turn(loadings: Tensor) -> Tensor:
+    """The rotation (size, size) after which latents move the curve in windows of their own.
+
+    loadings (size, K), features as `features` orders them: flow, volume, and marks. The orthogonal
+    Procrustes problem (Schönemann 1966).
+    """
+    directions = functional.normalize(loadings, dim=1)
+    wanted = torch.zeros_like(loadings)
+    bins = torch.arange(N_BINS, device=loadings.device)
+    wanted[windows_of(loadings), bins] = directions[:, :N_BINS].norm(dim=0)
+    delay_and_before = slice(-N_MARKS, -N_MARKS + 2)
+    duration = -N_MARKS + 2
+    wanted[0, delay_and_before] = loadings[:, delay_and_before].norm(dim=0)
+    wanted[-1, duration] = loadings[:, duration].norm()
+    left, _, right = torch.linalg.svd(loadings @ wanted.T)
+    return left @ right
+
+
+def turned_components(x: Tensor, size: int, turn: Turn = local_turn) -> Tensor:
+    """Principal components of features x (N, K), scaled and turned: weights (K, size)."""
     variances, axes = torch.linalg.eigh(torch.cov(x.T))
-    scaled = axes[:, -count:] * variances[-count:].clamp(min=1e-9) ** -0.25
-    rotation = torch.linalg.qr(torch.randn(size, size, dtype=x.dtype).to(x.device))[0]
-    return scaled @ rotation[:count]
+    scale = variances[-size:].clamp(min=1e-9) ** LARGE_COUNT_LESS
+    axes = axes[:, -size:]
+    return axes / scale @ turn(scale[:, None] * axes.T)
 
 # %% ../nbs/01_vqvae.ipynb #59931b09
-DELAY_UNIT = 20.0
-"""Bins of 10 ms in which the networks see a delay."""
-
-
-def network_inputs(blow: AlignedBlow) -> tuple[Tensor, Tensor]:
-    """Flow and volume (N, 2, 512), and delay and volume before (N, 2), as the encoder sees them."""
-    flow, delay, before = blow
-    volume = before[:, None] + volume_of(flow)[:, 1:]
-    signals = torch.stack([torch.arcsinh(4 * flow) - 1, volume - 2], 1)
-    start = torch.stack([delay / DELAY_UNIT, 5 * before], 1)
-    return signals, start
+def network_inputs(blow: AlignedBlow) -> Tensor:
+    """Flow and volume (N, 2, 512) as the encoder sees them."""
+    volume = blow.before[:, None] + volume_of(blow.flow)[:, 1:]
+    return torch.stack([torch.arcsinh(4 * blow.flow) - 1, volume - 2], 1)
 
 # %% ../nbs/01_vqvae.ipynb #071d2c81
 def linear_in_float32(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -126,7 +162,7 @@ def linear_in_float32(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """Aligned curves to latents (N, C, positions)."""
 
-    weight: Tensor  # (578, latents), of the straight path
+    weight: Tensor  # (580, latents), of the straight path
     bias: Tensor  # (latents,)
 
     def __init__(self, config: VQConfig):
@@ -134,7 +170,7 @@ class Encoder(nn.Module):
         self.shape = (len(config.levels), config.positions)
         pieces = N_BINS // config.patch * config.channels
         self.patch = nn.Conv1d(2, config.channels, config.patch, stride=config.patch)
-        self.into = nn.Linear(pieces + 2, config.width)
+        self.into = nn.Linear(pieces + N_MARKS, config.width)
         self.blocks = residual_blocks(config)
         self.out = nn.Linear(config.width, config.latents)
         nn.init.zeros_(self.out.weight)
@@ -142,19 +178,18 @@ class Encoder(nn.Module):
         self.register_buffer("weight", torch.zeros(N_FEATURES, config.latents))
         self.register_buffer("bias", torch.zeros(config.latents))
 
-    def fit(self, blow: AlignedBlow, unvaried: AlignedBlow) -> None:
+    def fit(self, blow: AlignedBlow, unvaried: AlignedBlow, turn: Turn = local_turn) -> None:
         """Compute the straight path from curves; latents of `unvaried` ones get mean 0 and SD 1."""
         own = features(unvaried).double()
-        weight = turned_components(features(blow).double(), len(self.bias))
+        weight = turned_components(features(blow).double(), len(self.bias), turn)
         weight = weight / (own @ weight).std(0)
         self.weight.copy_(weight)
         self.bias.copy_(-own.mean(0) @ weight)
 
     def learned(self, blow: AlignedBlow) -> Tensor:
         """What the network adds to the straight path, (N, latents)."""
-        signals, start = network_inputs(blow)
-        pieces = functional.gelu(self.patch(signals)).flatten(1)
-        x = self.into(torch.cat([pieces, start], 1))
+        pieces = functional.gelu(self.patch(network_inputs(blow))).flatten(1)
+        x = self.into(torch.cat([pieces, marks(blow)], 1))
         return self.out(self.blocks(x))
 
     def forward(self, blow: AlignedBlow) -> Tensor:
@@ -232,16 +267,28 @@ def inverse_softplus(flow: Tensor) -> Tensor:
     return (sharp + torch.log(-torch.expm1(-sharp))) / SHARP
 
 # %% ../nbs/01_vqvae.ipynb #3e2909ed
-BEFORE_PER_LITRE = 10.0
-"""The volume before the start is regressed in units of 0.1 L."""
+LONGEST_LOG_END = 3.0
+"""Bound of the logarithm of the duration over `USUAL_END`: e³, 100 s, is beyond the clock."""
+PEAK_CHANGE = (0.8, 1.5)
+"""Factors by which the top of a curve is lowered at most, and raised, to meet the peak."""
+
+
+def with_peak(flow: Tensor, peak: Tensor) -> Tensor:
+    """Flow (N, 512) L/s whose highest bin is `peak` (N,) L/s; half-way up, hardly anything changes.
+
+    f (1 + (r - 1) (f / max f)^4), r = peak / max f within `PEAK_CHANGE`.
+    """
+    top = flow.amax(1, keepdim=True)
+    change = (peak[:, None] / top).clamp(*PEAK_CHANGE) - 1
+    return flow * (1 + change * (flow / top) ** 4)
 
 
 class Decoder(nn.Module):
     """Quantised values (N, C, P) to aligned curves, flow and the volume before never negative."""
 
     scale: Tensor  # (512,) L/s, mean flow in each bin
-    weight: Tensor  # (latents, 514), of the straight path
-    bias: Tensor  # (514,)
+    weight: Tensor  # (latents, 516), of the straight path
+    bias: Tensor  # (516,)
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -249,37 +296,41 @@ class Decoder(nn.Module):
         pieces = N_BINS // config.patch * config.channels
         self.into = nn.Linear(config.latents, config.width)
         self.blocks = residual_blocks(config)
-        self.start = nn.Linear(config.width, 2)
+        self.marks = nn.Linear(config.width, N_MARKS)
         self.pieces = nn.Linear(config.width, pieces)
         self.unpatch = nn.ConvTranspose1d(config.channels, 1, config.patch, stride=config.patch)
-        for weights in (*self.start.parameters(), *self.unpatch.parameters()):
+        for weights in (*self.marks.parameters(), *self.unpatch.parameters()):
             nn.init.zeros_(weights)
         self.register_buffer("scale", torch.ones(N_BINS))
-        self.register_buffer("weight", torch.zeros(config.latents, N_BINS + 2))
-        self.register_buffer("bias", torch.zeros(N_BINS + 2))
+        self.register_buffer("weight", torch.zeros(config.latents, N_BINS + N_MARKS))
+        self.register_buffer("bias", torch.zeros(N_BINS + N_MARKS))
 
     def fit(self, values: Tensor, blow: AlignedBlow) -> None:
         """Compute the straight path from quantised values (N, C, P) of aligned curves."""
         self.scale.copy_(blow.flow.mean(0) + 0.02)
-        start = torch.stack([blow.delay / DELAY_UNIT, blow.before * BEFORE_PER_LITRE], 1)
-        outputs = torch.cat([inverse_softplus(blow.flow / self.scale), start], 1)
+        outputs = torch.cat([inverse_softplus(blow.flow / self.scale), marks(blow)], 1)
         weight, bias = ridge(values.flatten(1).double(), outputs)
         self.weight.copy_(weight)
         self.bias.copy_(bias)
 
     def learned(self, values: Tensor) -> Tensor:
-        """What the network adds to the straight path, (N, 514)."""
+        """What the network adds to the straight path, (N, 516)."""
         x = self.blocks(self.into(values.flatten(1)))
         pieces = functional.gelu(self.pieces(x)).unflatten(1, (self.channels, -1))
-        return torch.cat([self.unpatch(pieces)[:, 0], self.start(x)], 1)
+        return torch.cat([self.unpatch(pieces)[:, 0], self.marks(x)], 1)
 
     def forward(self, values: Tensor) -> AlignedBlow:
         straight = linear_in_float32(values.flatten(1), self.weight, self.bias)
-        y = straight + self.learned(values).float()
-        flow = sharp_softplus(y[:, :N_BINS]) * self.scale
-        delay = DELAY_UNIT * y[:, N_BINS]
-        before = sharp_softplus(y[:, N_BINS + 1]) / BEFORE_PER_LITRE
-        return AlignedBlow(flow, delay, before)
+        y, drawn = (straight + self.learned(values).float()).split([N_BINS, N_MARKS], dim=1)
+        delay, before, log_of_end, peak = drawn.unbind(1)
+        peak = PEAK_UNIT * sharp_softplus(peak)
+        return AlignedBlow(
+            flow=with_peak(sharp_softplus(y) * self.scale, peak),
+            delay=DELAY_UNIT * delay,
+            before=BEFORE_UNIT * sharp_softplus(before),
+            end=USUAL_END * log_of_end.clamp(max=LONGEST_LOG_END).exp(),
+            peak=peak,
+        )
 
 # %% ../nbs/01_vqvae.ipynb #5c7680df
 class VQVAE(nn.Module):
@@ -297,11 +348,11 @@ class VQVAE(nn.Module):
         return self.encoder.bias.device
 
     @torch.no_grad()
-    def fit(self, flow: Tensor, most: int = 8192) -> None:
+    def fit(self, flow: Tensor, most: int = 8192, turn: Turn = local_turn) -> None:
         """Fit the straight paths to about `most` evenly spaced rows of flow (N, 512) L/s."""
         some = flow[:: max(len(flow) // most, 1)].to(self.device)
         blow = align(torch.cat([some[::2], vary(some[1::2])]))
-        self.encoder.fit(blow, align(some))
+        self.encoder.fit(blow, align(some), turn)
         self.decoder.fit(self.quantiser(self.encoder(blow)), blow)
 
     def latents(self, flow: Array) -> Array:
@@ -381,18 +432,17 @@ def huber(error: Tensor, beta: float) -> Tensor:
 # %% ../nbs/01_vqvae.ipynb #75f5027d
 def codec_terms(made: AlignedBlow, wanted: AlignedBlow) -> dict[str, Tensor]:
     """The terms of the loss between a decoder's outputs and what `align` gave."""
-    flow, delay, before = made
-    target, target_delay, target_before = wanted
-    width = (BIN_WIDTHS.to(flow.device) / FINE).sqrt().clamp(max=2)
-    volume = volume_of(flow)[:, 1:] + before[:, None]
-    error = volume - volume_of(target)[:, 1:] - target_before[:, None]
-    seconds = FINE * (delay - target_delay)
+    width = (BIN_WIDTHS.to(made.flow.device) / FINE).sqrt().clamp(max=2)
+    before = made.before - wanted.before
+    volume = volume_of(made.flow - wanted.flow)[:, 1:] + before[:, None]
+    seconds = FINE * (made.delay - wanted.delay)
     return {
-        "flow": ((flow - target).abs() * width).mean(),
-        "volume": huber(error, 0.01),
-        "end": huber(error[:, -1], 0.01),
-        "peak": huber(flow.amax(1) - target.amax(1), 0.05),
-        "start": huber(seconds, 0.003) + huber(before - target_before, 0.01),
+        "flow": ((made.flow - wanted.flow).abs() * width).mean(),
+        "volume": huber(volume, 0.01),
+        "end": huber(volume[:, -1], 0.01),
+        "peak": huber(made.flow.amax(1) - wanted.flow.amax(1), 0.05),
+        "start": huber(seconds, 0.003) + huber(before, 0.01),
+        "duration": huber(log_end(made.end) - log_end(wanted.end), 0.01),
     }
 
 # %% ../nbs/01_vqvae.ipynb #c5017aa0
@@ -405,6 +455,7 @@ class LossWeights:
     end: float = 1.0
     peak: float = 1.0
     start: float = 5.0
+    duration: float = 0.5
     normal: float = 0.1
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -430,8 +481,8 @@ def codec_loss(
     return loss, {name: term.detach() for name, term in terms.items()}
 
 # %% ../nbs/01_vqvae.ipynb #72f97f64
-CLINICAL = ("fvc", "fev1", "pef", "fef2575")
-"""The indices by which a codec is judged: FVC, FEV1 (L), PEF, FEF25-75 (L/s)."""
+CLINICAL = ("fvc", "fev1", "pef", "fef2575", "fet")
+"""The indices by which a codec is judged: FVC, FEV1 (L), PEF, FEF25-75 (L/s), FET (s)."""
 
 
 def reconstruction_errors(flow: np.ndarray, recon: np.ndarray) -> pd.DataFrame:

@@ -13,9 +13,10 @@ from torch.nn import functional
 from ..spirometry.clock import CLOCK, END, FINE, N_BINS, N_FINE, WIDTHS, rows_to_clock
 
 # %% auto #0
-__all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'EDGES', 'BIN_WIDTHS', 'BEFORE', 'N_FEATURES', 'MOST_SLOWED', 'MOST_ENLARGED',
-           'VARIED_PEAK', 'CUT', 'REST', 'formula_blows', 'check_flow', 'volume_of', 'move', 'AlignedBlow', 'align',
-           'features', 'vary', 'assemble']
+__all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'EDGES', 'BIN_WIDTHS', 'BEFORE', 'NOTHING', 'N_MARKS', 'DELAY_UNIT', 'BEFORE_UNIT',
+           'PEAK_UNIT', 'USUAL_END', 'SHORTEST_END', 'N_FEATURES', 'MARK_WEIGHTS', 'RISE_AND_PEAK', 'MOST_SLOWED',
+           'MOST_ENLARGED', 'VARIED_PEAK', 'CUT', 'REST', 'formula_blows', 'check_flow', 'volume_of', 'move',
+           'AlignedBlow', 'last_edge', 'align', 'log_end', 'marks', 'features', 'vary', 'assemble']
 
 # %% ../../nbs/learning/01_curves.ipynb #0eb53390
 def formula_blows(n: int, seed: int = 0) -> np.ndarray:
@@ -124,27 +125,77 @@ class AlignedBlow(NamedTuple):
     flow: Tensor  # (N, 512) L/s, from the curve's own start
     delay: Tensor  # (N,) how much earlier it now begins, in bins of 10 ms
     before: Tensor  # (N,) L, volume exhaled before the own start
+    end: Tensor  # (N,) s from the own start until the last volume was exhaled
+    peak: Tensor  # (N,) L/s, the highest flow
+
+
+NOTHING = 1e-4
+"""Volume (L) in a bin, below which nothing was exhaled in it: a recorder counts whole mL."""
+
+
+def last_edge(flow: Tensor) -> Tensor:
+    """Time (N,) s at which the last bin with any volume of flow (N, 512) L/s ends."""
+    exhaled = flow * BIN_WIDTHS.to(flow.device) > NOTHING
+    after = exhaled.flip(1).int().argmax(1)
+    return EDGES.to(flow.device)[N_BINS - after]
 
 
 def align(flow: Tensor) -> AlignedBlow:
     """Flow (N, 512) L/s, each curve moved so that half of its peak is first passed in bin 30."""
-    passed = flow[:, :N_FINE] >= 0.5 * flow.amax(1, keepdim=True)
+    peak = flow.amax(1)
+    passed = flow[:, :N_FINE] >= 0.5 * peak[:, None]
     first = torch.where(passed.any(1), passed.float().argmax(1), BEFORE)
     delay = first - BEFORE
-    before = volume_of(flow).gather(1, delay.clamp(min=0)[:, None])[:, 0]
-    return AlignedBlow(move(flow, -delay), delay, before)
+    return AlignedBlow(
+        flow=move(flow, -delay),
+        delay=delay,
+        before=volume_of(flow).gather(1, delay.clamp(min=0)[:, None])[:, 0],
+        end=last_edge(flow) - FINE * delay,
+        peak=peak,
+    )
 
 # %% ../../nbs/learning/01_curves.ipynb #802f03ca
-N_FEATURES = N_BINS + N_BINS // 8 + 2
-"""Numbers that a linear model sees of a curve."""
+N_MARKS = 4
+"""Numbers that say of a curve what its flow hardly shows: `marks`."""
+DELAY_UNIT = 20.0
+"""Bins of 10 ms in which a delay is given as a mark."""
+BEFORE_UNIT = 0.1
+"""L in which the volume before the start is given as a mark."""
+PEAK_UNIT = 8.0
+"""L/s in which peak flow is given as a mark."""
+USUAL_END = 5.0
+"""s, of which the duration of a curve is taken as a multiple before the logarithm."""
+SHORTEST_END = 0.1
+"""s, the shortest duration that is distinguished."""
+
+
+def log_end(end: Tensor) -> Tensor:
+    """The natural logarithm of `end` (N,) s over `USUAL_END`."""
+    return (end.clamp(min=SHORTEST_END) / USUAL_END).log()
+
+
+def marks(blow: AlignedBlow) -> Tensor:
+    """Delay, volume before, log of the duration and peak flow of N curves, (N, 4), in units."""
+    delay = blow.delay / DELAY_UNIT
+    before = blow.before / BEFORE_UNIT
+    return torch.stack([delay, before, log_end(blow.end), blow.peak / PEAK_UNIT], 1)
+
+
+N_FEATURES = N_BINS + N_BINS // 8 + N_MARKS
+"""Numbers that a linear model sees of a curve: flow, volume and marks."""
+MARK_WEIGHTS = (3.0, 1.5, 1.0, 32.0)
+"""Weights of the marks among the features."""
+RISE_AND_PEAK = 60
+"""Bins of an aligned curve that hold its rise and its peak and count twice."""
 
 
 def features(blow: AlignedBlow) -> Tensor:
-    """What a linear model sees of aligned curves, (N, N_FEATURES): flow, volume and the start."""
-    flow, delay, before = blow
-    width = (BIN_WIDTHS.to(flow.device) / FINE).sqrt().clamp(max=3) / 1.5
-    volume = (volume_of(flow)[:, 8::8] + before[:, None]) * 8**0.5
-    return torch.cat([flow * width, volume, torch.stack([0.15 * delay, 15 * before], 1)], 1)
+    """What a linear model sees of aligned curves, (N, N_FEATURES): flow, volume and marks."""
+    weight = (BIN_WIDTHS.to(blow.flow.device) / FINE).sqrt().clamp(max=3) / 1.5
+    weight[:RISE_AND_PEAK] *= 2
+    volume = (volume_of(blow.flow)[:, 8::8] + blow.before[:, None]) * 8**0.5
+    weighted_marks = marks(blow) * torch.tensor(MARK_WEIGHTS, device=volume.device)
+    return torch.cat([blow.flow * weight, volume, weighted_marks], 1)
 
 # %% ../../nbs/learning/01_curves.ipynb #c73129f5
 MOST_SLOWED = 2.0
@@ -169,26 +220,31 @@ def vary(flow: Tensor, generator: torch.Generator | None = None) -> Tensor:
 # %% ../../nbs/learning/01_curves.ipynb #13842abb
 CUT = 0.010
 """Volume that may be lost before the clock starts, L."""
-REST = 0.006
-"""Volume still to come when a curve is ended, L."""
+REST = 0.030
+"""Volume that is still to come at most when a curve is ended, L."""
 
 
-def _placed(blow: AlignedBlow) -> Tensor:
-    """Flow (N, 512) L/s put back where it began, after an even flow of the volume before."""
-    flow, delay, before = blow
-    earliest = -(volume_of(flow)[:, 1:] > CUT).int().argmax(1)
-    bins = delay.round().long().clamp(-BEFORE, N_FINE - BEFORE)
+def _placed(blow: AlignedBlow) -> tuple[Tensor, Tensor]:
+    """Flow (N, 512) L/s put back where it began, after an even flow of the volume before.
+
+    And when it ends there, (N,) s.
+    """
+    earliest = -(volume_of(blow.flow)[:, 1:] > CUT).int().argmax(1)
+    bins = blow.delay.round().long().clamp(-BEFORE, N_FINE - BEFORE)
     bins = torch.maximum(bins, earliest)
-    lead = torch.arange(N_BINS, device=flow.device) < bins[:, None]
-    even = before / (FINE * bins.clamp(min=1))
-    return torch.where(lead, even[:, None], move(flow, bins))
+    lead = torch.arange(N_BINS, device=bins.device) < bins[:, None]
+    even = blow.before / (FINE * bins.clamp(min=1))
+    placed = torch.where(lead, even[:, None], move(blow.flow, bins))
+    return placed, blow.end + FINE * bins
 
 
-def _ended(flow: Tensor) -> Tensor:
-    """Flow (N, 512) L/s that is 0 once all but `REST` is out; the rest is shared out after 2 s."""
+def _ended(flow: Tensor, end: Tensor) -> Tensor:
+    """Flow (N, 512) L/s that is 0 after `end` (N,) s; the rest is shared out after 2 s."""
+    edges = EDGES.to(flow.device)
     volume = volume_of(flow)
     total = volume[:, -1:]
-    ended = flow.masked_fill(total - volume[:, :-1] <= REST, 0)
+    over = (edges[:-1] + edges[1:]) / 2 > end[:, None]
+    ended = flow.masked_fill(over & (total - volume[:, :-1] <= REST), 0)
     early = ended[:, :N_FINE]
     late = ended[:, N_FINE:]
     lacking = total - volume_of(ended)[:, -1:]
@@ -198,5 +254,5 @@ def _ended(flow: Tensor) -> Tensor:
 
 
 def assemble(blow: AlignedBlow) -> Tensor:
-    """A curve on the clock (N, 512) L/s from a decoder's three outputs: put in place, and ended."""
-    return _ended(_placed(blow))
+    """A curve on the clock (N, 512) L/s from a decoder's outputs: put in place, and ended."""
+    return _ended(*_placed(blow))
