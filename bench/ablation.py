@@ -13,7 +13,10 @@ none        a decoder without softplus, trained on flow alone
 
 These models are small runs from nothing. Then RUN's own trained model is trained further for
 `--more` steps, once without and once with physics in its loss ("trained, ..."). Truth is the best
-blow of people of split test with effort grade A. Writes bench/results/ablation.json.
+blow of people of split test with effort grade A.
+
+Two more small runs turn the codec's components at random and so that each latent has a window of
+the curve ("turns"): same bits, steps and seeds. Writes bench/results/ablation.json.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +32,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
-from samplers import held_out, source_of
+from samplers import NAMES, held_out, source_of
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,7 +47,13 @@ from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.learning.curves import AlignedBlow, volume_of
 from spiro_diffusion.learning.training import TrainConfig, train
-from spiro_diffusion.metrics.scores import ks_table
+from spiro_diffusion.metrics.scores import (
+    classifier_auc,
+    crps,
+    ks_distance,
+    null_distribution,
+    ratio_to_null,
+)
 from spiro_diffusion.spirometry.clock import N_BINS
 from spiro_diffusion.spirometry.indices import indices_on_clock
 from spiro_diffusion.spirometry.quality import acceptability_on_clock
@@ -185,6 +195,16 @@ def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.nd
     return vqvae.decode_latents(sample(denoise, torch.from_numpy(noise))).numpy()
 
 
+def ks_ratio(held: HeldOut, table: pd.DataFrame, index: str) -> float:
+    """KS distance of an index of draws to people's own, over the 95th percentile under the model.
+
+    table: a row a draw, a person's together.
+    """
+    draws = table[index].to_numpy().reshape(len(held.people), -1)
+    distance = ks_distance(held.truth[index].to_numpy(), draws)
+    return float(ratio_to_null(distance, null_distribution(ks_distance, draws)))
+
+
 def judge(
     name: str, model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool = False
 ) -> dict[str, Any]:
@@ -194,16 +214,12 @@ def judge(
     flow = np.maximum(flow, 0)
     table = indices_on_clock(flow)
     acceptable = acceptability_on_clock(flow)["acceptable"].to_numpy()
-    persons = held.people["SEQN"].to_numpy()
-    distances = ks_table(
-        held.truth.assign(person=persons), table.assign(person=np.repeat(persons, held.draws))
-    )
     miss = 1000 * np.abs(table["fev1"].to_numpy() - held.fev1)  # mL
     row = {
         "physics": name,
         "flow_not_negative": float(not_negative.mean()),
         "acceptable": float((acceptable & not_negative).mean()),
-        "ks_over_noise": float(distances["ratio"].mean()),
+        "ks_ratio": float(np.mean([ks_ratio(held, table, index) for index in NAMES])),
         "fev1_miss_median_ml": float(np.median(miss)),
         "fev1_miss_p95_ml": float(np.quantile(miss, 0.95)),
     }
@@ -260,6 +276,70 @@ def longer_runs(data: Data, run_dir: Path, more: int, folder: Path) -> list[dict
     return table
 
 
+def random_turn(loadings: Tensor) -> Tensor:
+    """A random rotation (size, size), for loadings (size, K) of which nothing is used."""
+    size = len(loadings)
+    return torch.linalg.qr(torch.randn(size, size, dtype=loadings.dtype))[0].to(loadings.device)
+
+
+TURNS: dict[str, codec.Turn] = {"random": random_turn, "local": codec.local_turn}
+MOST_TEST_ROWS = 2000  # blows of split test that a codec is judged on
+
+
+def validation_loss(model: CLDM, latents: np.ndarray, metadata: pd.DataFrame) -> float:
+    """The denoising loss on people of split val."""
+    held = cldm.rows_of_split(
+        latents, metadata, "val", model.settings.variables, cldm.VALIDATION_ROWS
+    )
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        return float(cldm.edm_loss(model, (held.latents, held.values), generator)[0])
+
+
+def turn_row(
+    name: str, turn: codec.Turn, data: Data, steps: tuple[int, int], folder: Path
+) -> dict[str, Any]:
+    """A row of the table of turns; steps: of the codec and of the denoiser."""
+    train_rows = (data.metadata["split"] == "train").to_numpy()
+    turned = partialmethod(codec.VQVAE.fit, turn=turn)
+    with mock.patch.object(codec.VQVAE, "fit", turned):
+        vqvae = train_codec(np.array(data.flow[train_rows]), steps[0], False, folder / "codec")
+    test = np.flatnonzero(data.metadata["split"] == "test")[:MOST_TEST_ROWS]
+    flow = np.array(data.flow[test])
+    codes = vqvae.encode(flow)
+    errors = codec.reconstruction_errors(flow, vqvae.decode(codes))
+    latents = vqvae.latents(np.array(data.flow))
+    rows = cldm.rows_of_split(latents, data.metadata, "train", cldm.CLDMSettings().variables)
+    settings = cldm.settings_for("default", SEED, "cpu", steps[1])
+    settings = cldm.settings_of_data(settings, rows, folder / "codec")
+    model = cldm.new_model(settings, rows.latents)
+    model = train_denoiser(model, rows, settings.train, folder / "cldm", None)
+    drawn = indices_on_clock(draw(model, vqvae, data.held, steered=False))
+    row = {
+        "turn": name,
+        **{f"{index}_median": float(error) for index, error in errors["median"].items()},
+        **{f"{index}_p95": float(error) for index, error in errors["p95"].items()},
+        **codec.code_usage(codes),
+        "validation_loss": validation_loss(model, latents, data.metadata),
+        **drawn_scores(data.held, drawn),
+    }
+    print(row, flush=True)
+    return row
+
+
+def drawn_scores(held: HeldOut, drawn: pd.DataFrame) -> dict[str, float]:
+    """CRPS of indices of draws, and the AUC of trees that tell them from people's own."""
+    people = held.people["SEQN"].to_numpy()
+    found = {}
+    for index in NAMES:
+        draws = drawn[index].to_numpy().reshape(len(people), -1)
+        found[f"crps_{index}"] = float(crps(draws, held.truth[index].to_numpy()).mean())
+    real = held.truth[NAMES].to_numpy()
+    made = drawn[NAMES].to_numpy()
+    whose = np.repeat(people, held.draws)
+    return {**found, "trees_auc": classifier_auc(real, made, people, whose, SEED)}
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -286,6 +366,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = small_runs(data, args.codec_steps, args.steps, Path(folder))
         rows += longer_runs(data, args.run_dir, args.more, Path(folder))
+        steps = (args.codec_steps, args.steps)
+        turns = [
+            turn_row(name, turn, data, steps, Path(folder) / name) for name, turn in TURNS.items()
+        ]
     acceptable = acceptability_on_clock(flow[held.people.index])["acceptable"]
     record = {
         "people": len(held.people),
@@ -301,6 +385,7 @@ def main() -> None:
         "more_steps": args.more,
         "held_out": {"acceptable": float(acceptable.mean())},
         "rows": rows,
+        "turns": turns,
     }
     write_json(args.out, record)
 

@@ -205,7 +205,31 @@ def ablation(results: Results) -> str:
     rows = [
         {name.replace("_", " "): value for name, value in row.items()} for row in results["rows"]
     ]
-    return head + markdown(rows)
+    return head + markdown(rows) + turns(results.get("turns", []))
+
+
+def turns(rows: list[Results]) -> str:
+    """The codec's components turned at random and so that each latent has a window."""
+    if not rows:
+        return ""
+    units = {"fvc": (1000, "mL"), "fev1": (1000, "mL"), "pef": (1, "L/s"), "fef2575": (1, "L/s")}
+    table = []
+    for row in rows:
+        line = {"turn": row["turn"]}
+        for index, (factor, unit) in units.items():
+            errors = [cell(factor * row[f"{index}_{what}"]) for what in ("median", "p95")]
+            line[f"{index} ({unit})"] = " / ".join(errors)
+        line |= {"codes used": row["used"], "perplexity": row["perplexity"]}
+        line |= {"validation loss": row["validation_loss"], "trees (AUC)": row["trees_auc"]}
+        line |= {f"CRPS {index}": row[f"crps_{index}"] for index in units}
+        table.append(line)
+    head = (
+        "\nThe codec's components turned at random, or so that each latent has a window of the "
+        "curve: small runs with the same bits, steps and seeds. Errors of the codec on split test "
+        "(median / 95th percentile), loss of the denoiser on split val, and the indices of what is "
+        "drawn.\n\n"
+    )
+    return head + markdown(table)
 
 
 def fvc_errors(methods: Results) -> str:

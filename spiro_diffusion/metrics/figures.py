@@ -657,7 +657,7 @@ def reconstruction_note(record: Mapping[str, Any]) -> str:
 ABLATION = {
     "flow_not_negative": ("no negative\nflow", "share of curves", True),
     "acceptable": ("acceptable\n(ATS/ERS)", "share of curves", True),
-    "ks_over_noise": ("KS / noise,\nmean of indices", "ratio", False),
+    "ks_ratio": ("KS / chance,\nmean of indices", "ratio", False),
     "fev1_miss_median_ml": ("FEV1 off a\nperson's own", "median (mL)", False),
 }
 """What the ablation measured: what is written over it and under it, and whether more is better."""
@@ -693,7 +693,7 @@ def _draw_ablation(axes: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
     names = [PHYSICS.get(row["physics"], row["physics"]) for row in rows]
     places = range(len(names))
     for ax, (key, (title, unit, more)) in zip(axes, ABLATION.items(), strict=True):
-        values = [row[key] for row in rows]
+        values = [row.get(key, np.nan) for row in rows]
         bars = ax.barh(places, values, color=BLUE, height=0.6)
         labels = [f"{value:.3g}" for value in values]
         ax.bar_label(bars, labels, padding=2, fontsize=5.5)
