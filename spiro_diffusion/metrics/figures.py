@@ -459,6 +459,16 @@ def _draw_against_chance(ax: Axes, value: pd.Series, chance: pd.Series, aim: flo
     ax.axvline(aim, **GUIDE)
 
 
+def _draw_informed(axes: Sequence[Axes], rows: pd.DataFrame, informed: pd.DataFrame) -> None:
+    """Hollow points for coverage, bias and score of subgroups whose ethnicity was given."""
+    known = informed.reindex(rows.index)
+    for ax, name in zip(axes, ("coverage", "bias", "crps_ratio"), strict=True):
+        points = ax.scatter(known[name], -np.arange(len(rows)), s=14, lw=0.7, zorder=4)
+        points.set(facecolor="none", edgecolor="black")
+    points.set_label("hollow: weight and\nethnicity given")
+    axes[-1].legend(handles=[points], loc="upper left", fontsize=5, handletextpad=0.1)
+
+
 def _draw_rows(axes: Sequence[Axes], rows: pd.DataFrame, indices: int) -> None:
     """Coverage, bias and score of the rows, the first of which are so many indices."""
     coverage, bias, score = axes
@@ -487,18 +497,22 @@ def figure_calibration(
     subgroups: pd.DataFrame,
     note: str,
     null: np.ndarray | None = None,
+    informed: pd.DataFrame | None = None,
 ) -> Figure:
     """Figure 5: PIT values (P,) of each index, the table of `tables.index_table` and that of
     `subgroups.subgroup_table`.
 
     null: (2, G), the lowest and highest "share of people below p, minus p" of the model's own draws
     in place of the people, at G even places p from 0 to 1; 1.36 over the root of n if None.
+    informed: the table of subgroups of draws that know weight and ethnicity too.
     """
     ratios = {"width_ratios": (1.5, 0.9, 0.75, 0.75)}
     fig, axes = sheet(1, 4, 3.2, note, gridspec_kw=ratios)
     _draw_pit(axes[0, 0], shares, null)
     rows = calibration_rows(shares, indices, subgroups)
     _draw_rows(list(axes[0, 1:]), rows, len(rows) - len(subgroups))
+    if informed is not None:
+        _draw_informed(list(axes[0, 1:]), rows, informed)
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #62d89e32
@@ -768,7 +782,7 @@ def ablation_note(ablation: Any, samplers: Any) -> str:
 
 # %% ../../nbs/metrics/09_figures.ipynb #73285a6c
 AIM = (0.48, 0.52)
-"""AUCs of membership attacks that are as good as chance."""
+"""AUCs of membership attacks that count as chance where it was not computed."""
 
 FALSE_POSITIVES = 0.01
 """Rate at which an attack's true positives are counted."""
@@ -787,22 +801,25 @@ def _draw_distances(ax: Axes, distances: Mapping[str, np.ndarray]) -> None:
 
 def _draw_attacks(ax: Axes, attacks: Mapping[str, Mapping[str, float]]) -> None:
     """The AUC of each attack with its interval, from top to bottom."""
-    ax.axvspan(*AIM, **BAND)
-    ax.axvline(0.5, **GUIDE)
     y = -np.arange(len(attacks))
     for place, one in zip(y, attacks.values(), strict=True):
+        low = one.get("chance_low", AIM[0])
+        high = one.get("chance_high", AIM[1])
+        ax.barh(place, high - low, left=low, height=0.6, **BAND)
         below = max(one["auc"] - one["low"], 0)
         above = max(one["high"] - one["auc"], 0)
         ax.errorbar(one["auc"], place, xerr=[[below], [above]], fmt="o", ms=4, color=RED)
+    ax.axvline(0.5, **GUIDE)
     ax.set_yticks(y, list(attacks))
     ax.set(xlim=(0.3, 0.7), ylim=(0.4 - len(attacks), 0.6))
-    ax.set(xlabel="AUC, 95 % interval\n0.5: chance; grey: the aim", title="membership inference")
+    ax.set(xlabel="AUC, 95 % interval\n(grey: chance)", title="membership inference")
 
 
 def _draw_sure_attacks(ax: Axes, attacks: Mapping[str, Mapping[str, float]]) -> None:
     """The true-positive rate of each attack at 1 % false positives (Carlini et al. 2022)."""
     for place, one in enumerate(attacks.values()):
         if "tpr" in one:
+            ax.barh(-place, one.get("tpr_chance", FALSE_POSITIVES), height=0.6, **BAND)
             low = one.get("tpr_low", one["tpr"])
             high = one.get("tpr_high", one["tpr"])
             ax.plot([low, high], [-place, -place], color=RED)
@@ -810,7 +827,7 @@ def _draw_sure_attacks(ax: Axes, attacks: Mapping[str, Mapping[str, float]]) -> 
     ax.axvline(FALSE_POSITIVES, **GUIDE)
     ax.set_yticks(-np.arange(len(attacks)), [])
     ax.set(xlim=(0, None), ylim=(0.4 - len(attacks), 0.6))
-    ax.set(xlabel="true-positive rate at 1 %\nfalse ones (0.01: chance)")
+    ax.set(xlabel="true-positive rate at 1 %\nfalse ones (grey: chance)")
     ax.set_title("the surest guesses")
 
 
@@ -819,8 +836,9 @@ def figure_privacy(
     distances: Mapping[str, np.ndarray], attacks: Mapping[str, Mapping[str, float]], note: str
 ) -> Figure:
     """Figure 8: distances (N,) L to the nearest training blow of each set of curves, and attacks
-    with `auc`, `low`, `high` and, where known, `tpr` (`tpr_low`, `tpr_high`): the share of members
-    found when 1 % of the others are taken for members.
+    with what `privacy.attack` says of each: `auc`, `low`, `high`, and where known `chance_low`,
+    `chance_high`, and `tpr`, `tpr_low`, `tpr_high`, `tpr_chance`: the share of members found when
+    1 % of the others are taken for members.
     """
     has_rates = any("tpr" in one for one in attacks.values())
     widths = (1.3, 1, 0.8) if has_rates else (1.3, 1)
@@ -916,8 +934,9 @@ CAPTIONS = {
         "Left: distribution of the probability integral transform minus the uniform one, by index. "
         "Right, by index and by group of people (number in brackets; means over the indices): how "
         "often central 90 % intervals cover the truth, the mean share of draws below the truth "
-        "minus 0.5 (bias), and the CRPS beside a spline regression's. Grey: what chance does to a "
-        "right model with so many people; red: outside of that. Lines: 95 % intervals."
+        "minus 0.5 (bias), and the CRPS beside a spline regression's; hollow: with weight and "
+        "ethnicity given. Grey: what chance does to a right model with so many people; red: "
+        "outside of that. Lines: 95 % intervals."
     ),
     "figure6_reconstruction": (
         "Blows that stopped early: median error of FVC by the seconds known, for the model (red) "
@@ -932,7 +951,7 @@ CAPTIONS = {
     ),
     "figure8_privacy": (
         "Distances of generated and of held-out people's curves to the nearest training blow "
-        "(cumulative), and attacks that guess who was trained on (bars: 95 %)."
+        "(cumulative), and attacks that guess who was trained on (bars: 95 %; grey: chance)."
     ),
     "figureS1_judge": (
         "Curves that a convolutional judge classified most confidently, each with the probability "
