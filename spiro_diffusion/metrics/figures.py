@@ -465,8 +465,8 @@ def _draw_informed(axes: Sequence[Axes], rows: pd.DataFrame, informed: pd.DataFr
     for ax, name in zip(axes, ("coverage", "bias", "crps_ratio"), strict=True):
         points = ax.scatter(known[name], -np.arange(len(rows)), s=14, lw=0.7, zorder=4)
         points.set(facecolor="none", edgecolor="black")
-    points.set_label("hollow: weight and\nethnicity given")
-    axes[-1].legend(handles=[points], loc="upper left", fontsize=5, handletextpad=0.1)
+    points.set_label("weight and ethnicity given")
+    axes[0].figure.legend(handles=[points], loc="outside lower right", handletextpad=0.1)
 
 
 def _draw_rows(axes: Sequence[Axes], rows: pd.DataFrame, indices: int) -> None:
