@@ -34,8 +34,8 @@ from ..formats.prepared import SIGNALS_FILE
 from ..formats.tables import find_table
 
 # %% auto #0
-__all__ = ['NEEDED', 'PAPER', 'REHEARSAL', 'OF_RECORDINGS', 'READMES', 'WEIGHTS', 'CARD', 'DATA_CARD', 'TRAINING', 'RECORD',
-           'OF_PERSONS', 'LAST', 'COMMAND', 'Recipe', 'check_needs', 'Benches', 'benches_of', 'copy_whole',
+__all__ = ['NEEDED', 'PAPER', 'REHEARSAL', 'OF_RECORDINGS', 'OF_WAVEFORMS', 'READMES', 'WEIGHTS', 'CARD', 'DATA_CARD', 'TRAINING',
+           'RECORD', 'OF_PERSONS', 'LAST', 'COMMAND', 'Recipe', 'check_needs', 'Benches', 'benches_of', 'copy_whole',
            'published_state', 'pages', 'notebooks', 'bench_records', 'published_records', 'rewrite_pages', 'Made',
            'check_same_weights', 'planned', 'publish', 'make_run', 'main']
 
@@ -48,7 +48,8 @@ class Recipe:
     """A run that can be published.
 
     only: parameters of single notebooks other than the profile's own; benches: options of scripts
-    in bench/, in whose text {run}, {checkpoints} and {data} stand for folders.
+    in bench/, in whose text {run}, {checkpoints}, {data} and {loops} (recorded ones) stand for
+    folders.
     """
 
     name: str
@@ -64,25 +65,29 @@ PAPER = Recipe(
         "05_evaluation": {"draws": 200},
     },
     benches={
-        "reconstruction": "--run_dir {run} --weights {checkpoints}/completion --draws 30"
-        " --most 2400",
+        "reconstruction": "--run_dir {run} --data_dir {data} --weights {checkpoints}/completion"
+        " --draws 30 --most 2400",
         "samplers": "--run-dir {run} --people 200 --draws 10",
         "ablation": "--run-dir {run} --people 150 --draws 4 --codec-steps 300 --steps 400"
         " --more 800",
-        "recorded": "--run-dir {run} --data {data}",
+        "recorded": "--run_dir {run} --loops {loops}",
     },
 )
 REHEARSAL = Recipe(
     name="rehearsal",
     profile="smoke",
     benches={
-        "reconstruction": "--run_dir {run} --weights {checkpoints}/completion --draws 10 --most 50",
+        "reconstruction": "--run_dir {run} --data_dir {data} --weights {checkpoints}/completion"
+        " --draws 10 --most 50",
         "samplers": "--run-dir {run} --people 10 --draws 2 --skip-ddpm",
         "ablation": "--run-dir {run} --people 10 --draws 2 --codec-steps 5 --steps 5 --more 5",
+        "recorded": "--run_dir {run} --loops {loops} --draws 50 --simulated 2 --trials 60",
     },
 )
 OF_RECORDINGS = ("recorded",)
 """Benchmarks that need a table of recorded loops, and are left out where there is none."""
+OF_WAVEFORMS = ("reconstruction", "recorded")
+"""Benchmarks that judge ATS waveforms as well, where a folder of them is given."""
 
 
 def check_needs(data: str | Path | None) -> Path:
@@ -343,35 +348,38 @@ LAST = NOTEBOOKS[-1]
 """The notebook that draws what the benchmarks measured."""
 
 
-def make_run(root: Path, run: Run, recipe: Recipe, data: Path, start: str = NOTEBOOKS[0]) -> Made:
+def make_run(
+    root: Path,
+    run: Run,
+    recipe: Recipe,
+    data: Path,
+    start: str = NOTEBOOKS[0],
+    waveforms: str = "",
+) -> Made:
     """Execute notebooks and benchmarks of a recipe, from notebook `start` on; what was made.
 
-    root: the repository; run: where the notebooks run. Raises DataError as `Run.execute` does.
+    root: the repository; run: where the notebooks run; waveforms: a folder of ATS waveforms, if
+    they are to be judged too. Raises DataError as `Run.execute` does.
     """
+    more = dict.fromkeys(OF_WAVEFORMS, ["--waveforms", waveforms] if waveforms else [])
     books = NOTEBOOKS[NOTEBOOKS.index(start) :]
     run.execute([book for book in books if book != LAST])
     checkpoints = run.root / "checkpoints"
     with locked(run.folder):
         benches = benches_of(root, run)
+        loops = find_recorded(str(data), run.root)
+        places = {"run": run.root, "checkpoints": checkpoints, "data": data, "loops": loops}
         for name, options in recipe.benches.items():
-            if name in OF_RECORDINGS and not _has_recordings(benches, name, data, run.root):
-                continue
-            places = {"run": run.root, "checkpoints": checkpoints, "data": data}
-            benches.run(name, [part.format(**places) for part in options.split()])
+            if name in OF_RECORDINGS and loops is None:
+                why = no_recorded(str(data), run.root)
+                print(f"bench/{name} is left out: {why}", file=sys.stderr)
+            else:
+                given = [part.format(**places) for part in options.split()]
+                benches.run(name, [*given, *more.get(name, [])])
         benches.run("table")
     run.execute([LAST])
     training = training_record(run.root, checkpoints)
     return Made(run.folder / "figures", checkpoints, training, benches.folder)
-
-
-def _has_recordings(benches: Benches, name: str, data: Path, run_dir: Path) -> bool:
-    """Whether a benchmark of recorded loops can be run here; says so if it cannot."""
-    if not (benches.folder / f"{name}.py").is_file():
-        return False
-    if find_recorded(str(data), run_dir) is None:
-        print(f"bench/{name} is left out: {no_recorded(str(data), run_dir)}", file=sys.stderr)
-        return False
-    return True
 
 # %% ../../nbs/apps/06_publish.ipynb #0fb6daf6
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -385,6 +393,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument(
         "--start", default=NOTEBOOKS[0], choices=NOTEBOOKS, help="begin at this notebook"
+    )
+    parser.add_argument(
+        "--waveforms", default="", help="folder of ATS waveforms that are judged as well (none)"
     )
     parser.add_argument(
         "--rehearse",
@@ -420,7 +431,8 @@ def _work(args: argparse.Namespace) -> None:
         data = check_needs(args.data)
         parameters["data_dir"] = str(data)
         run = Run(root / "nbs", run_dir, recipe.name, parameters, recipe.only)
-        made = make_run(root, run, recipe, data, args.start)
+        waveforms = str(Path(args.waveforms).resolve()) if args.waveforms else ""
+        made = make_run(root, run, recipe, data, args.start, waveforms)
     if args.rehearse:
         print(f"every part ran; {len(planned(root, made))} files would be published")
         return

@@ -74,11 +74,12 @@ __all__ = ['STYLE', 'LABELS', 'SINGLE', 'DOUBLE', 'BLUE', 'RED', 'GREEN', 'PINK'
            'FOOT_LETTERS', 'GUIDE', 'BAND', 'SIDE_NOTE', 'UNDATED', 'ARROW', 'UPPER_ROW', 'LOWER_ROW', 'FIRST_BOX',
            'BOX_STEP', 'UPPER_Y', 'LOWER_Y', 'SAMPLE', 'EVEN_BINS', 'LEAST_ERROR', 'CODES', 'QUANTILES', 'SHADES',
            'FANS', 'WANTED', 'TWO_SIDED', 'CALIBRATION_COLUMNS', 'BOOSTED', 'MARKERS', 'OWN', 'METHODS', 'OTHERS',
-           'LABEL_LETTERS', 'ERROR_TICKS', 'ABLATION', 'PHYSICS', 'SAMPLERS', 'CALL_TICKS', 'WORST_SHOWN', 'AIM',
-           'FALSE_POSITIVES', 'LOOPS_SHOWN', 'WINDOWS', 'CAPTIONS', 'sheet', 'save_figure', 'figure_pipeline',
-           'clock_errors', 'figure_clock', 'figure_codec', 'figure_conditional', 'pit_excess', 'calibration_rows',
-           'figure_calibration', 'errors_by_method', 'coverage_rows', 'figure_reconstruction', 'reconstruction_note',
-           'figure_ablation', 'ablation_note', 'figure_privacy', 'saliency_shares', 'figure_judge', 'captions_markdown']
+           'RECORDED_ERRORS', 'LABEL_LETTERS', 'ERROR_TICKS', 'ABLATION', 'PHYSICS', 'SAMPLERS', 'CALL_TICKS',
+           'WORST_SHOWN', 'AIM', 'FALSE_POSITIVES', 'LOOPS_SHOWN', 'WINDOWS', 'CAPTIONS', 'sheet', 'save_figure',
+           'figure_pipeline', 'clock_errors', 'figure_clock', 'figure_codec', 'figure_conditional', 'pit_excess',
+           'calibration_rows', 'figure_calibration', 'errors_by_method', 'recorded_cuts', 'coverage_rows',
+           'figure_reconstruction', 'reconstruction_note', 'figure_ablation', 'ablation_note', 'figure_privacy',
+           'saliency_shares', 'figure_judge', 'captions_markdown']
 
 # %% ../../nbs/metrics/09_figures.ipynb #22e0c84c
 def _write_foot(fig: Figure, note: str, width: float = DOUBLE) -> None:
@@ -546,6 +547,34 @@ def errors_by_method(record: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+RECORDED_ERRORS = {
+    "median error mL": OWN,
+    "best extrapolation mL": "best extrapolation",
+    "ridge mL": "ridge regression on other recorded people",
+}
+"""Errors that the record has of recorded blows, and whose they are."""
+
+
+def recorded_cuts(table: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """The rows "FVC from 2 s" of the record's part on recorded blows, as its cuts of simulated ones
+    are: errors of FVC, and how often intervals cover each volume.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, row in table.items():
+        volume, _, seconds, unit = name.split()
+        cut = found.setdefault(
+            f"cut at {seconds} {unit}", {"fvc": {}, "in_90": {}, "in_90_people_low_high": {}}
+        )
+        cut["in_90"][volume] = row["in 90 %"]
+        cut["in_90_people_low_high"][volume] = [row["people"], row["from"], row["to"]]
+        if volume == "FVC":
+            cut["fvc"] = {
+                method: {"median_abs_l": row[column] / 1000}
+                for column, method in RECORDED_ERRORS.items()
+            }
+    return found
+
+
 def _cuts(record: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
     """The parts of the record by seconds known: keys such as "cut at 1.5 s"."""
     return {float(key.split()[2]): record[key] for key in record if key.startswith("cut at ")}
@@ -592,7 +621,7 @@ ERROR_TICKS = (5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def coverage_rows(
-    record: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
+    record: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> dict[float, pd.DataFrame]:
     """By seconds known a row a group: `n` people, `share` in the 90 % interval, `low`, `high`.
 
@@ -600,7 +629,7 @@ def coverage_rows(
     """
     found: dict[float, pd.DataFrame] = {}
     for prefix, one in (("recorded: ", recorded), ("", record)):
-        for seconds, cut in _cuts(one or {}).items():
+        for seconds, cut in _cuts(one).items():
             rows = _coverage_of(cut, prefix)
             before = found.get(seconds)
             found[seconds] = rows if before is None else pd.concat([before, rows])
@@ -631,23 +660,21 @@ def _draw_coverage(ax: Axes, by_cut: Mapping[float, pd.DataFrame]) -> None:
     names = [name if np.isnan(n) else f"{name} ({n:.0f})" for name, n in first["n"].items()]
     labels = [textwrap.fill(name, LABEL_LETTERS) for name in names]
     ax.set_yticks(y, labels, fontsize=5.5)
-    ax.set(xlabel="share of true FVC covered (aim 0.9)", title="90 % interval covers (people)")
+    ax.set(xlabel="share of true volumes covered (aim 0.9)", title="90 % interval covers (people)")
     ax.set_xlim(right=1)
     handles, _ = ax.get_legend_handles_labels()
     ax.figure.legend(handles=handles, loc="outside upper right", fontsize=5.5)
 
 
 @plt.style.context(STYLE)
-def figure_reconstruction(
-    record: Mapping[str, Any], note: str, recorded: Mapping[str, Any] | None = None
-) -> Figure:
+def figure_reconstruction(record: Mapping[str, Any], note: str) -> Figure:
     """Figure 6, of what bench/reconstruction.py writes.
 
     For each key "cut at 2 s" of record: `fvc` (method: `median_abs_l`, L), `in_90` (group: share
-    covered), `in_90_people_low_high` (group: people, low, high; bars). recorded: the same of
-    recorded blows, or that under the key "recorded" of record if there is one.
+    covered), `in_90_people_low_high` (group: people, low, high; bars). The record's part
+    "recorded", if there is one, is as `recorded_cuts` takes it.
     """
-    recorded = recorded or record.get("recorded")
+    recorded = recorded_cuts(record.get("recorded", {}))
     panels = {"simulated blows": record} | ({"recorded blows": recorded} if recorded else {})
     ratios = {"width_ratios": (1,) * len(panels) + (1.1,)}
     fig, axes = sheet(1, len(panels) + 1, 3.6, note, gridspec_kw=ratios)
@@ -662,9 +689,10 @@ def reconstruction_note(record: Mapping[str, Any]) -> str:
     note = (
         f"n = {record['blows']:,} whole simulated blows of split test, {record['draws']} draws each"
     )
-    if recorded := record.get("recorded"):
-        people = f" of {recorded['people']} people" if "people" in recorded else ""
-        note += f", and {recorded['blows']:,} recorded blows{people}"
+    if rows := record.get("recorded"):
+        blows = max(row["manoeuvres"] for row in rows.values())
+        people = max(row["people"] for row in rows.values())
+        note += f"; up to {blows:.0f} recorded blows of {people:.0f} people"
     return f"{note}; seed {record.get('seed', 0)}; bench/reconstruction.py"
 
 # %% ../../nbs/metrics/09_figures.ipynb #39153f5e
