@@ -147,13 +147,15 @@ class Benches:
 
 
 def benches_of(root: Path, run: Run) -> Benches:
-    """The benchmarks of a run, with the repository's scripts and its other results copied there."""
+    """The benchmarks of a run, with the repository's scripts and the results of those benchmarks
+    that no recipe runs copied there.
+    """
     benches = Benches(run.folder / "bench", _hashes_of(run.root))
     benches.results.mkdir(parents=True, exist_ok=True)
     for script in (root / "bench").glob("*.py"):
         copy_whole(script, benches.folder / script.name)
     for old in (root / "bench" / "results").glob("*.json"):
-        if not (benches.results / old.name).exists():
+        if old.stem not in PAPER.benches:
             copy_whole(old, benches.results / old.name)
     return benches
 
@@ -302,9 +304,8 @@ def planned(root: Path, made: Made) -> dict[str, bytes]:
     """What publishing writes, by name in the repository `root`. Raises DataError as `publish`."""
     need_dir(made.figures, "run the notebooks first")
     need_dir(made.checkpoints, "run the notebooks first")
-    records = bench_records(root / "bench") | bench_records(root / "bench" / "results")
-    if made.bench is not None:
-        records |= bench_records(made.bench / "results")
+    results = root / "bench" / "results" if made.bench is None else made.bench / "results"
+    records = bench_records(root / "bench") | bench_records(results)
     records |= {m: read_json(made.checkpoints / m / "config.json") for m in MODELS}
     records |= {
         "metrics": read_json(made.figures / "metrics.json"),
@@ -340,6 +341,10 @@ def publish(root: str | Path, made: Made) -> Path:
     for old in (root / "figures").iterdir():
         if f"figures/{old.name}" not in plan:
             old.unlink()
+    if made.bench is not None:
+        for name in PAPER.benches:
+            if (result := f"bench/results/{name}.json") not in plan:
+                (root / result).unlink(missing_ok=True)
     write_json(root / "figures" / RECORD, published_state(root))
     return root / "figures" / RECORD
 

@@ -531,7 +531,7 @@ METHODS = {
 }
 """Methods that figures call otherwise than the record does."""
 
-OTHERS = (BLUE, GREEN, PINK, AMBER, "#56B4E9", "0.15", "0.5")
+OTHERS = (BLUE, GREEN, PINK, AMBER, "#56B4E9", "0.15", "0.5", "#8B5A2B")
 """Colours of methods that are not this project's."""
 
 
