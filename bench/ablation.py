@@ -42,7 +42,8 @@ from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.learning.curves import AlignedBlow, volume_of
 from spiro_diffusion.learning.training import TrainConfig, train
-from spiro_diffusion.metrics.scores import ks_table
+from spiro_diffusion.metrics.scores import HEADLINE
+from spiro_diffusion.metrics.tables import chance_table
 from spiro_diffusion.spirometry.clock import N_BINS
 from spiro_diffusion.spirometry.indices import indices_on_clock
 from spiro_diffusion.spirometry.quality import acceptability_on_clock
@@ -183,16 +184,14 @@ def judge(
     flow = np.maximum(flow, 0)
     table = indices_on_clock(flow)
     acceptable = acceptability_on_clock(flow)["acceptable"].to_numpy()
-    persons = held.people["SEQN"].to_numpy()
-    distances = ks_table(
-        held.truth.assign(person=persons), table.assign(person=np.repeat(persons, held.draws))
-    )
+    drawn = {name: table[name].to_numpy().reshape(-1, held.draws) for name in HEADLINE}
+    distances = chance_table(held.truth, drawn)
     miss = 1000 * np.abs(table["fev1"].to_numpy() - held.fev1)  # mL
     row = {
         "physics": name,
         "flow_not_negative": float(not_negative.mean()),
         "acceptable": float((acceptable & not_negative).mean()),
-        "ks_over_noise": float(distances["ratio"].mean()),
+        "ks_over_chance": float(distances["ks_ratio"].mean()),
         "fev1_miss_median_ml": float(np.median(miss)),
         "fev1_miss_p95_ml": float(np.quantile(miss, 0.95)),
     }

@@ -38,7 +38,7 @@ def test_every_aim_is_printed_as_met_or_missed(met):
     """Whatever the verdicts are, each row of the table says so: a miss cannot be hidden."""
     verdicts = [verdict | {"met": met} for verdict in METRICS["verdicts"]]
     lines = metrics_markdown(METRICS | {"verdicts": verdicts}).splitlines()
-    ends = [line.split(" | ")[-1].strip("| ") for line in lines if line.count(" | ") == 3]
+    ends = [line.split(" | ")[-1].strip("| ") for line in lines]
     wanted = "met" if met else "**missed**"
     assert [end for end in ends if end in ("met", "**missed**")] == [wanted] * len(verdicts)
 
