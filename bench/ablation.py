@@ -47,13 +47,8 @@ from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.learning.curves import AlignedBlow, volume_of
 from spiro_diffusion.learning.training import TrainConfig, train
-from spiro_diffusion.metrics.scores import (
-    classifier_auc,
-    crps,
-    ks_distance,
-    null_distribution,
-    ratio_to_null,
-)
+from spiro_diffusion.metrics.scores import HEADLINE, classifier_auc, crps
+from spiro_diffusion.metrics.tables import chance_table
 from spiro_diffusion.spirometry.clock import N_BINS
 from spiro_diffusion.spirometry.indices import indices_on_clock
 from spiro_diffusion.spirometry.quality import acceptability_on_clock
@@ -195,16 +190,6 @@ def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.nd
     return vqvae.decode_latents(sample(denoise, torch.from_numpy(noise))).numpy()
 
 
-def ks_ratio(held: HeldOut, table: pd.DataFrame, index: str) -> float:
-    """KS distance of an index of draws to people's own, over the 95th percentile under the model.
-
-    table: a row a draw, a person's together.
-    """
-    draws = table[index].to_numpy().reshape(len(held.people), -1)
-    distance = ks_distance(held.truth[index].to_numpy(), draws)
-    return float(ratio_to_null(distance, null_distribution(ks_distance, draws)))
-
-
 def judge(
     name: str, model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool = False
 ) -> dict[str, Any]:
@@ -214,12 +199,14 @@ def judge(
     flow = np.maximum(flow, 0)
     table = indices_on_clock(flow)
     acceptable = acceptability_on_clock(flow)["acceptable"].to_numpy()
+    drawn = {name: table[name].to_numpy().reshape(-1, held.draws) for name in HEADLINE}
+    distances = chance_table(held.truth, drawn)
     miss = 1000 * np.abs(table["fev1"].to_numpy() - held.fev1)  # mL
     row = {
         "physics": name,
         "flow_not_negative": float(not_negative.mean()),
         "acceptable": float((acceptable & not_negative).mean()),
-        "ks_ratio": float(np.mean([ks_ratio(held, table, index) for index in NAMES])),
+        "ks_over_chance": float(distances["ks_ratio"].mean()),
         "fev1_miss_median_ml": float(np.median(miss)),
         "fev1_miss_p95_ml": float(np.quantile(miss, 0.95)),
     }

@@ -699,7 +699,7 @@ def reconstruction_note(record: Mapping[str, Any]) -> str:
 ABLATION = {
     "flow_not_negative": ("no negative\nflow", "share of curves", True),
     "acceptable": ("acceptable\n(ATS/ERS)", "share of curves", True),
-    "ks_ratio": ("KS / chance,\nmean of indices", "ratio", False),
+    "ks_over_chance": ("KS / chance,\nmean of indices", "ratio", False),
     "fev1_miss_median_ml": ("FEV1 off a\nperson's own", "median (mL)", False),
 }
 """What the ablation measured: what is written over it and under it, and whether more is better."""

@@ -16,10 +16,10 @@ from ..spirometry.clock import N_BINS, WIDTHS, volume_on_clock
 
 # %% auto #0
 __all__ = ['TITLES', 'HEADLINE', 'KS_NOISE', 'NULL_TIMES', 'NULL_LEVEL', 'NULL_DRAWS', 'LIMB_MARGIN', 'TINY', 'TREES', 'FOLDS',
-           'SLOPE_TOLERANCE', 'ks_distance', 'null_distribution', 'ratio_to_null', 'p_value', 'crps', 'pit', 'covered',
-           'pit_distance', 'calibration', 'bootstrap', 'correlation_gaps', 'energy_score', 'energy_distance', 'mmd',
-           'frechet', 'density_coverage', 'collapse_angle', 'loop_shape', 'auc', 'classifier_auc', 'physical_validity',
-           'volumes_at', 'nearest']
+           'SLOPE_TOLERANCE', 'ks_distance', 'null_distribution', 'ratio_to_null', 'p_value', 'beside_chance', 'crps',
+           'pit', 'covered', 'pit_distance', 'calibration', 'bootstrap', 'correlation_gaps', 'energy_score',
+           'energy_distance', 'mmd', 'frechet', 'density_coverage', 'collapse_angle', 'loop_shape', 'auc',
+           'classifier_auc', 'physical_validity', 'volumes_at', 'nearest']
 
 # %% ../../nbs/metrics/00_scores.ipynb #8497798c
 TITLES = {
@@ -105,12 +105,27 @@ def ratio_to_null(value: ArrayLike, null: np.ndarray) -> np.ndarray:
 
 
 def p_value(value: ArrayLike, null: np.ndarray) -> np.ndarray:
-    """The chance of a score as high as value (...) in null (times, ...) (Davison and Hinkley 1997).
-
-    So for many scores at once: their ratios as value (K,), and as null (times, 1) the largest ratio
-    of each time (Westfall and Young 1993).
+    """The chance of a score as high as value (...) in null (times, ...) (Davison and Hinkley
+    1997).
     """
     return (1 + (null >= np.asarray(value)).sum(axis=0)) / (1 + len(null))
+
+
+def beside_chance(values: ArrayLike, null: np.ndarray) -> dict[str, np.ndarray]:
+    """A family of scores (K,) beside null (times, K), what they are when the model draws the truth.
+
+    Of each score `ratio` and `p`, see `ratio_to_null` and `p_value`; and as members of the family
+    `family_ratio`, the ratio over the 95th percentile of the largest ratio, and `family_p`, the
+    chance that any score has so large a ratio (Westfall and Young 1993): (K,) each.
+    """
+    ratio = ratio_to_null(values, null)
+    largest = ratio_to_null(null, null).max(axis=1, keepdims=True)
+    return {
+        "ratio": ratio,
+        "p": p_value(values, null),
+        "family_ratio": ratio / np.quantile(largest, NULL_LEVEL),
+        "family_p": p_value(ratio, largest),
+    }
 
 # %% ../../nbs/metrics/00_scores.ipynb #e746e18f
 def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -153,21 +168,14 @@ def pit_distance(truth: np.ndarray, draws: np.ndarray) -> float:
     return float(max((steps[1:] - share).max(), (share - steps[:-1]).max()))
 
 
-def calibration(
-    draws: np.ndarray, truth: np.ndarray, level: float = 0.90, times: int = NULL_TIMES
-) -> dict[str, float]:
+def calibration(draws: np.ndarray, truth: np.ndarray, level: float = 0.90) -> dict[str, float]:
     """How well draws (P, D) are calibrated to truth (P,).
 
-    Mean `crps`, `coverage` of the central interval, and `pit_ratio` and `pit_p`, the distance of
-    the PIT from uniform beside its null distribution under the model (of `NULL_DRAWS` draws).
+    Mean `crps`, and `coverage` of the central interval.
     """
-    distance = pit_distance(truth, draws)
-    null = null_distribution(pit_distance, draws[:, :NULL_DRAWS], times)
     return {
         "crps": float(crps(draws, truth).mean()),
         "coverage": float(covered(draws, truth, level).mean()),
-        "pit_ratio": float(ratio_to_null(distance, null)),
-        "pit_p": float(p_value(distance, null)),
     }
 
 # %% ../../nbs/metrics/00_scores.ipynb #06dc5090

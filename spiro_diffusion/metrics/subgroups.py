@@ -14,12 +14,11 @@ from ..base.seeds import rng_for
 from spiro_diffusion.metrics.scores import (
     NULL_DRAWS,
     NULL_LEVEL,
+    beside_chance,
     covered,
     crps,
     ks_distance,
     null_distribution,
-    p_value,
-    ratio_to_null,
 )
 
 # %% auto #0
@@ -108,8 +107,9 @@ def subgroup_table(
     Columns: `n`, `crps_ratio` to `yard`, `coverage` of the 90 % interval, and `noise`, how far from
     its mean a coverage is once in twenty under the model itself; `bias`, the mean share of draws
     below the truth minus 0.5 (positive: draws are too small), `bias_ratio` of its size to what it
-    exceeds once in twenty under the model, and `bias_p`, the chance that any of the subgroups has
-    so large a ratio. People of whom no index is known are in none.
+    exceeds once in twenty under the model, and `bias_family_ratio` and `bias_family_p`, the same
+    for the worst of all subgroups, see `scores.beside_chance`. People of whom no index is known are
+    in none.
     """
     known = people[list(draws)].notna().any(axis=1).to_numpy()
     people = people[known]
@@ -125,9 +125,7 @@ def subgroup_table(
 
     bias, coverage = scores(numbers.truth, numbers.draws)
     null = numbers.null(scores, seed)
-    null_bias = np.abs(null[:, 0])
-    ratio = ratio_to_null(np.abs(bias), null_bias)
-    largest = ratio_to_null(null_bias, null_bias).max(axis=1, keepdims=True)
+    of_bias = beside_chance(np.abs(bias), np.abs(null[:, 0]))
     apart = np.abs(null[:, 1] - null[:, 1].mean(axis=0))
     each = {name: crps(draws[name][known], people[name].to_numpy()) for name in draws}
     relative = [
@@ -140,8 +138,9 @@ def subgroup_table(
         "coverage": coverage,
         "noise": np.quantile(apart, NULL_LEVEL, axis=0),
         "bias": bias,
-        "bias_ratio": ratio,
-        "bias_p": p_value(ratio, largest),
+        "bias_ratio": of_bias["ratio"],
+        "bias_family_ratio": of_bias["family_ratio"],
+        "bias_family_p": of_bias["family_p"],
     }
     return pd.DataFrame(columns, index=list(groups))
 
@@ -163,8 +162,9 @@ def by_sex_and_age(
 ) -> pd.DataFrame:
     """A row a sex and age band of at least `least` people: `n`, for each index the KS distance over
     the 95th percentile of its null distribution under the model, and `<index>_w`, the Wasserstein
-    distance (L, L/s); and `p`, the chance that in any band any index is so far off as the worst of
-    the row. People who lack an index are left out.
+    distance (L, L/s); and of the row's worst index `family_ratio` and `family_p`, see
+    `scores.beside_chance`, the family being all indices of all rows. People who lack an index are
+    left out.
     """
     known = people[list(draws)].notna().all(axis=1).to_numpy()
     people = people[known]
@@ -188,9 +188,12 @@ def by_sex_and_age(
             ]
         )
 
+    found = distances(numbers.truth, numbers.draws)
     null = numbers.null(distances, seed)
-    ratio = ratio_to_null(distances(numbers.truth, numbers.draws), null)
-    largest = ratio_to_null(null, null).max(axis=(1, 2))[:, None]
+    chance = beside_chance(found.ravel(), null.reshape(len(null), -1))
+    ratio = chance["ratio"].reshape(found.shape)
+    family_ratio = chance["family_ratio"].reshape(found.shape).max(axis=1)
+    family_p = chance["family_p"].reshape(found.shape).min(axis=1)
     rows = {}
     for cell, (name, mask) in enumerate(cells.items()):
         moved = {
@@ -200,6 +203,6 @@ def by_sex_and_age(
             for k, index in enumerate(draws)
         }
         of_index = dict(zip(draws, ratio[cell], strict=True))
-        p = float(p_value(ratio[cell].max(), largest)[0])
-        rows[name] = {"n": int(mask.sum())} | of_index | moved | {"p": p}
+        rows[name] = {"n": int(mask.sum())} | of_index | moved
+        rows[name] |= {"family_ratio": family_ratio[cell], "family_p": family_p[cell]}
     return pd.DataFrame.from_dict(rows, orient="index")

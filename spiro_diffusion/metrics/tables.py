@@ -15,6 +15,7 @@ from spiro_diffusion.metrics.scores import (
     HEADLINE,
     NULL_DRAWS,
     NULL_LEVEL,
+    beside_chance,
     bootstrap,
     calibration,
     classifier_auc,
@@ -29,15 +30,14 @@ from spiro_diffusion.metrics.scores import (
     loop_shape,
     mmd,
     null_distribution,
-    p_value,
-    ratio_to_null,
+    pit_distance,
     volumes_at,
 )
 from ..spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['BOOTSTRAP_DRAWS', 'SHAPE', 'yardstick', 'index_row', 'index_table', 'spread_ratios', 'crps_ratios', 'joint_scores',
-           'joint_row', 'correlation_table', 'described', 'drawn_shapes', 'pair_chance', 'set_row']
+__all__ = ['BOOTSTRAP_DRAWS', 'SHAPE', 'yardstick', 'index_row', 'chance_table', 'index_table', 'spread_ratios', 'crps_ratios',
+           'joint_scores', 'joint_row', 'correlation_table', 'described', 'drawn_shapes', 'pair_chance', 'set_row']
 
 # %% ../../nbs/metrics/04_tables.ipynb #fc09dae7
 def yardstick(
@@ -90,17 +90,11 @@ def _intervals(
 
 
 def _distances(truth: np.ndarray, draws: np.ndarray) -> dict[str, float]:
-    """Medians and distances of truth (P,) and draws (P, D), the KS distance beside its null
-    distribution under the model.
-    """
-    ks = ks_distance(truth, draws)
-    null = null_distribution(ks_distance, draws[:, :NULL_DRAWS])
+    """Medians and distances of truth (P,) and draws (P, D)."""
     return {
         "real": float(np.median(truth)),
         "made": float(np.median(draws)),
-        "ks": ks,
-        "ks_ratio": float(ratio_to_null(ks, null)),
-        "ks_p": float(p_value(ks, null)),
+        "ks": ks_distance(truth, draws),
         "wasserstein": float(wasserstein_distance(truth, draws.ravel())),
     }
 
@@ -118,6 +112,38 @@ def index_row(
     return row | {"n": len(truth)}
 
 
+def chance_table(
+    people: pd.DataFrame, draws: Mapping[str, np.ndarray], seed: int = 0
+) -> pd.DataFrame:
+    """A row an index of draws (P, D): its KS distance and its PIT beside chance.
+
+    Columns: what `scores.beside_chance` says of both, as `ks_ratio` and `pit_ratio`; the family is
+    all indices. A pretended truth is one curve of each person with all its indices.
+    """
+    truth = people[list(draws)].to_numpy(dtype=float)
+    drawn = np.stack([values[:, :NULL_DRAWS] for values in draws.values()], axis=2)
+    known = np.isfinite(truth)
+
+    def distances(truth: np.ndarray, draws: np.ndarray) -> list[list[float]]:
+        pairs = [(truth[here, k], draws[here, :, k]) for k, here in enumerate(known.T)]
+        return [
+            [distance(one, others) for one, others in pairs]
+            for distance in (ks_distance, pit_distance)
+        ]
+
+    null = null_distribution(distances, drawn, rng=rng_for(seed, "distances"))
+    columns = {}
+    for which, name in enumerate(("ks", "pit")):
+        distance = (ks_distance, pit_distance)[which]
+        found = [
+            distance(truth[here, k], values[here])
+            for k, (here, values) in enumerate(zip(known.T, draws.values(), strict=True))
+        ]
+        for column, values in beside_chance(found, null[:, which]).items():
+            columns[f"{name}_{column}"] = values
+    return pd.DataFrame(columns, index=list(draws))
+
+
 def index_table(
     people: pd.DataFrame,
     draws: Mapping[str, np.ndarray],
@@ -128,17 +154,17 @@ def index_table(
     """A row an index: people's own values (P,) against draws (P, D) of each, with 95 % intervals
     over participants.
 
-    Columns: medians `real` and `made`; `ks` with `ks_ratio` to the 95th percentile of its null
-    distribution under the model and `ks_p`; `wasserstein` (in the unit of the index); those of
-    `calibration`; `crps_ratio` to `yard`; `<score>_low`, `<score>_high` (for `wasserstein` moved to
-    lie around the score, which resampling alone makes larger).
+    Columns: medians `real` and `made`; distances `ks`, and `wasserstein` (in the unit of the
+    index); those of `calibration` and of `chance_table`; `crps_ratio` to `yard`; `<score>_low`,
+    `<score>_high` (for `wasserstein` moved to lie around the score, which resampling alone makes
+    larger).
     """
     rows = {}
     for name, drawn in draws.items():
         here = people[name].notna().to_numpy()
         truth = people[name].to_numpy()[here]
         rows[name] = index_row(truth, drawn[here], yard[name][here], seed, times)
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index").join(chance_table(people, draws, seed))
 
 # %% ../../nbs/metrics/04_tables.ipynb #29c36049
 def spread_ratios(
@@ -231,10 +257,9 @@ def correlation_table(
 ) -> pd.DataFrame:
     """A row a pair of indices ("pef ~ fvc"), the largest gap first; draws (P, D) of each index.
 
-    Columns: rank correlations `real`, and `made` of the first `NULL_DRAWS` draws; their `gap`;
-    `chance`, which the pair's gap exceeds once in twenty if the model is right; `ratio` to what the
-    largest gap of all pairs exceeds once in twenty, and `p` of that. People who lack an index are
-    left out.
+    Columns: rank correlations `real`, and `made` of the first `NULL_DRAWS` draws; their `gap`, and
+    what `scores.beside_chance` says of its size; the family is that of all pairs. People who lack
+    an index are left out.
     """
     known = people[list(names)].notna().all(axis=1).to_numpy()
     truth = people.loc[known, list(names)].to_numpy(dtype=float)
@@ -246,18 +271,10 @@ def correlation_table(
         return correlation_gaps(truth, draws)[one, other]
 
     null = np.abs(null_distribution(gaps, null_draws, rng=rng_for(seed, "correlations")))
-    largest = null.max(axis=1, keepdims=True)
     found = gaps(truth, drawn)
     real = pd.DataFrame(truth).corr(method="spearman").to_numpy()[one, other]
     table = pd.DataFrame(
-        {
-            "real": real,
-            "made": real + found,
-            "gap": found,
-            "chance": np.quantile(null, NULL_LEVEL, axis=0),
-            "ratio": ratio_to_null(np.abs(found), largest),
-            "p": p_value(np.abs(found), largest),
-        },
+        {"real": real, "made": real + found, "gap": found, **beside_chance(np.abs(found), null)},
         index=[f"{names[i]} ~ {names[j]}" for i, j in zip(one, other, strict=True)],
     )
     return table.sort_values("gap", key=np.abs, ascending=False)
