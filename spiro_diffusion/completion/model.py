@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from spiro_diffusion.completion.truncation import (
     Seen,
     cut_blows,
     ease_off,
-    edge_at,
+    last_edge,
     look,
     stretch,
     tail,
@@ -45,14 +46,18 @@ from spiro_diffusion.completion.truncation import (
 )
 from ..learning.conditions import Variable, encode_patients, stored_variables
 from ..learning.training import TrainConfig, fill_model, load_model_state, train
-from ..spirometry.clock import N_BINS, volume_on_clock
+from ..simulator.recorded import Recorded
+from ..spirometry.clock import CLOCK, N_BINS, rows_to_clock, volume_on_clock
+from ..spirometry.indices import measure_rows
+from ..spirometry.quality import acceptability_of_rows
 
 # %% auto #0
 __all__ = ['LOG_SPREAD', 'CLINICAL', 'DEGREE', 'FARTHEST', 'FARTHEST_LEARNT', 'LEAST_VARIANCE', 'UNUSUAL', 'CALIBRATED_AT',
            'FORECAST_TOKENS', 'FARTHEST_INPUT', 'NOISE_LAYOUT', 'FARTHEST_ERROR', 'DESCRIBED', 'WANTED_COVERAGE',
            'LEAST_ERROR', 'CALIBRATION_BATCH', 'FEWEST_BLOWS', 'FEWEST_HELD', 'MOST_CALIBRATED', 'LARGE', 'Expected',
            'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening', 'draw_errors', 'tails_of',
-           'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'needed_factors', 'train_completion']
+           'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'needed_factors', 'factors_needed', 'widths_of',
+           'recorded_blows', 'widened', 'train_completion']
 
 # %% ../../nbs/completion/02_model.ipynb #74f8f7a2
 LOG_SPREAD = (-6.0, 2.0)
@@ -129,7 +134,7 @@ class CompletionSettings:
     hide_rest: float = 0.4  # share with weight, ethnicity and test hidden together
     gaps: float = 0.25  # share of blows with a gap
     wide: float = 0.45  # share of training blows that are drawn from the wide prior
-    sooner: float = 0.4  # share of blows whose persons stop sooner than they did
+    sooner: float = 0.3  # share of blows whose persons stop sooner than they did
     forecast: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=6000, batch=256, ema=0.998, weight_decay=2e-2)
     )
@@ -242,6 +247,7 @@ class Completion(nn.Module):
     x_mean: Tensor  # (32,)
     x_std: Tensor  # (32,)
     widen: Tensor  # (3, 32)
+    widen_simulated: Tensor  # (3, 32), what simulated blows alone ask for
 
     def __init__(self, settings: CompletionSettings, features: int = FEATURES):
         super().__init__()
@@ -253,6 +259,7 @@ class Completion(nn.Module):
         self.register_buffer("x_mean", torch.zeros(POSITIONS))
         self.register_buffer("x_std", torch.ones(POSITIONS))
         self.register_buffer("widen", torch.ones(len(CALIBRATED_AT), POSITIONS))
+        self.register_buffer("widen_simulated", torch.ones(len(CALIBRATED_AT), POSITIONS))
         self.usual = Usual(features)
         self.conditioner = Conditioner(s.variables, s.mean, s.std, s.token)
         inputs = features + PAST_CHANNELS * POSITIONS + 2 * len(s.variables)
@@ -500,23 +507,70 @@ def needed_factors(drawn: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _calibrate(model: Completion, volume: Tensor, values: Tensor, draws: int = 20) -> None:
-    """Set `widen` so that intervals cover `WANTED_COVERAGE` of true tails after each cut.
+def factors_needed(
+    model: Completion, volume: Tensor, values: Tensor, draws: int = 20
+) -> np.ndarray:
+    """`needed_factors` (N, 3, 32) after each cut of blows that the model was not trained on.
 
-    volume (N, 513) L and values (N, K) of blows that the model was not trained on.
+    volume (N, 513) L, values (N, K).
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(volume), draws, POSITIONS, generator=generator)
-    volume = ease_off(volume, model.settings.sooner, generator)
     everything = torch.ones(len(volume), N_BINS)
-    for i, stop in enumerate(CALIBRATED_AT):
-        cut = torch.full((len(volume),), edge_at(stop))
+    zero = torch.from_numpy(measure_rows(volume.double().numpy(), CLOCK, "2019")["t0"]).float()
+    found = []
+    for stop in CALIBRATED_AT:
+        cut = last_edge(zero + stop)
         seen = look(volume, cut, everything)
         expected = model.expect(seen, values)
         drawn = _errors_in_batches(model, seen, values, noise)
         true = (model.standardise(tail(volume, cut, seen)) - expected.middle) / expected.spread
-        factors = needed_factors(drawn.numpy(), true.numpy())
-        model.widen[i] = torch.from_numpy(np.quantile(factors, WANTED_COVERAGE, axis=0))
+        found.append(needed_factors(drawn.numpy(), true.numpy()))
+    return np.stack(found, 1)
+
+
+def widths_of(factors: np.ndarray, people: int) -> Tensor:
+    """Factors (3, 32) with which intervals cover `WANTED_COVERAGE` of the next person's tails.
+
+    factors (N, 3, 32): as `factors_needed` gives them, of blows of so many people.
+    """
+    rank = min(WANTED_COVERAGE * (people + 1) / people, 1.0)
+    return torch.from_numpy(np.quantile(factors, rank, axis=0)).float()
+
+
+def recorded_blows(recorded: Recorded) -> tuple[Tensor, pd.DataFrame]:
+    """Volume (N, 513) L and people (person, age, height, sex) of recordings with a plateau.
+
+    Acceptable ones only, as `whole_blows` has them of simulated people.
+    """
+    criteria = acceptability_of_rows(recorded.rows, recorded.time, recorded.end)
+    chosen = recorded.take(recorded.acceptable & criteria["plateau"].to_numpy())
+    volume = volume_on_clock(rows_to_clock(chosen.rows, chosen.time))
+    return torch.from_numpy(volume).float(), chosen.people[["person", "age", "height", "sex"]]
+
+
+def widened(model: Completion, factors: np.ndarray, people: int) -> Completion:
+    """A copy of the model with intervals as wide as recordings ask for.
+
+    factors (N, 3, 32) of recordings of so many people. Never narrower than simulated blows ask.
+    """
+    wider = deepcopy(model)
+    wider.widen.copy_(torch.maximum(model.widen_simulated, widths_of(factors, people)))
+    return wider
+
+
+@torch.no_grad()
+def _calibrate(model: Completion, volume: Tensor, rows: pd.DataFrame) -> None:
+    """Set the widths that simulated blows ask for.
+
+    volume (N, 513) L and rows (N) of blows that the model was not trained on.
+    """
+    eased = ease_off(volume, model.settings.sooner, torch.Generator().manual_seed(0))
+    values = torch.from_numpy(encode_patients(rows, model.settings.variables))
+    people = rows["SEQN"].nunique() if "SEQN" in rows else len(rows)
+    widths = widths_of(factors_needed(model, eased, values), people)
+    model.widen_simulated.copy_(widths)
+    model.widen.copy_(widths)
 
 # %% ../../nbs/completion/02_model.ipynb #a2c32e0e
 FEWEST_BLOWS = 8
@@ -573,10 +627,12 @@ def train_completion(
     settings: CompletionSettings,
     folder: str | Path,
     resume: bool = True,
+    recorded: Recorded | None = None,
 ) -> tuple[Completion, dict[str, Any]]:
     """Train on the whole blows of split train; the checkpoint goes to `folder`.
 
-    flow (N, 512) L/s and its metadata. Returns the model (averaged weights) and the history of its
+    flow (N, 512) L/s and its metadata; recorded: manoeuvres that say how wide intervals have to be,
+    and nothing else. Returns the model (averaged weights) and the history of its
     U-Net. Each stage runs on its settings' device; the model comes back on the CPU.
     Raises DataError if hardly a blow is whole.
     """
@@ -601,9 +657,12 @@ def train_completion(
     if enough_held:
         order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))
         some = order[:MOST_CALIBRATED]
-        table = held_rows.iloc[some.numpy()]
-        values = torch.from_numpy(encode_patients(table, settings.variables))
-        _calibrate(model, held[some], values)
-        _save(folder, model)
+        _calibrate(model, held[some], held_rows.iloc[some.numpy()])
+    if recorded is not None:
+        volume, who = recorded_blows(recorded)
+        values = torch.from_numpy(encode_patients(who, settings.variables))
+        factors = factors_needed(model, volume, values)
+        model = widened(model, factors, who["person"].nunique())
+    _save(folder, model)
     write_provenance(folder / "model.safetensors", {"signals": array_sha256(flow)})
     return model, history

@@ -14,7 +14,13 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..completion.model import Completion, draw_tails
+from spiro_diffusion.completion.model import (
+    Completion,
+    draw_tails,
+    factors_needed,
+    recorded_blows,
+    widened,
+)
 from ..completion.reconstruction import extrapolated_fvc
 from ..completion.truncation import OFFSETS, POSITIONS, look
 from ..learning.conditions import encode_patients
@@ -49,6 +55,16 @@ class CutBlows:
 
     def __len__(self) -> int:
         return len(self.volume)
+
+    def take(self, i: np.ndarray) -> CutBlows:
+        """The manoeuvres at index or mask i."""
+        return CutBlows(
+            volume=self.volume[i],
+            who=self.who[i].reset_index(drop=True),
+            person=self.person[i],
+            zero=self.zero[i],
+            cut=self.cut[i],
+        )
 
     @property
     def seen(self) -> np.ndarray:
@@ -192,6 +208,25 @@ RESAMPLES = 1000
 """Of people, for the interval of a coverage."""
 
 
+@dataclass(frozen=True)
+class _Widths:
+    """By how much intervals have to be widened to reach what each recording went on to."""
+
+    factors: np.ndarray  # (N, 3, 32)
+    person: np.ndarray  # (N,)
+
+    def fold_of(self, person: np.ndarray) -> np.ndarray:
+        """The fold (N,) of each person, the same for whoever sorts between two of them."""
+        known = np.unique(self.person)
+        return np.searchsorted(known, person) % FOLDS
+
+
+def _widths_of(model: Completion, recorded: Recorded) -> _Widths:
+    volume, who = recorded_blows(recorded)
+    values = torch.from_numpy(encode_patients(who, model.settings.variables))
+    return _Widths(factors_needed(model, volume, values), who["person"].to_numpy())
+
+
 def _covered_between(inside: np.ndarray, person: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of the share of `inside` (N,), bootstrapped over persons."""
     table = pd.DataFrame({"person": person, "inside": inside})
@@ -238,23 +273,43 @@ def beside_others(blows: CutBlows, until: float, own: float) -> dict[str, float]
     }
 
 
+def _crossfitted(
+    model: Completion, blows: CutBlows, until: float, draws: int, widths: _Widths
+) -> np.ndarray:
+    """`drawn_volume` with intervals as wide as recordings of the other people ask for."""
+    made = np.empty((len(blows), draws))
+    for fold in range(FOLDS):
+        own = widths.fold_of(blows.person) == fold
+        others = widths.fold_of(widths.person) != fold
+        if own.any():
+            people = len(np.unique(widths.person[others]))
+            wider = widened(model, widths.factors[others], people)
+            made[own] = drawn_volume(wider, blows.take(own), until, draws)
+    return made
+
+
 def recorded_table(
     model: Completion,
     recorded: Recorded,
     cuts: tuple[float, ...] = CUTS,
     draws: int = 40,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Recorded manoeuvres cut at `cuts` s: scores of FVC and FEV3, a row a volume and cut.
 
-    Nothing of the recordings has been used for the model's intervals.
+    Where the model's intervals were widened on recordings, each person's are here as wide as the
+    recordings of other people ask for.
     """
+    was_widened = not torch.equal(model.widen, model.widen_simulated)
+    widths = _widths_of(model, recorded) if was_widened else None
     asked = [("FVC", np.inf, cut) for cut in cuts]
     asked += [("FEV3", FIXED, cut) for cut in cuts if cut < FIXED]
     rows = {}
     for name, until, cut in asked:
         blows = cut_recorded(recorded, cut, until)
-        drawn = drawn_volume(model, blows, until, draws, seed)
+        if widths is None:
+            drawn = drawn_volume(model, blows, until, draws)
+        else:
+            drawn = _crossfitted(model, blows, until, draws, widths)
         scores = volume_scores(drawn, blows.truth(until), blows.person)
         others = beside_others(blows, until, scores["median error mL"])
         rows[f"{name} from {cut:g} s"] = scores | others
