@@ -274,13 +274,17 @@ PEAK_CHANGE = (0.8, 1.5)
 
 
 def with_peak(flow: Tensor, peak: Tensor) -> Tensor:
-    """Flow (N, 512) L/s whose highest bin is `peak` (N,) L/s; half-way up, hardly anything changes.
+    """Flow (N, 512) L/s whose highest bin is `peak` (N,) L/s, of the same volume.
 
-    f (1 + (r - 1) (f / max f)^4), r = peak / max f within `PEAK_CHANGE`.
+    f (1 + c (u - a)), where u = (f / max f)^4 is 1 at the top and hardly anything half-way up, a is
+    the mean of u over the volume, and c (1 - a) = peak / max f - 1 within `PEAK_CHANGE`.
     """
     top = flow.amax(1, keepdim=True)
-    change = (peak[:, None] / top).clamp(*PEAK_CHANGE) - 1
-    return flow * (1 + change * (flow / top) ** 4)
+    near_top = (flow / top) ** 4
+    exhaled = flow * BIN_WIDTHS.to(flow.device)
+    mean = (exhaled * near_top).sum(1, keepdim=True) / exhaled.sum(1, keepdim=True)
+    change = ((peak[:, None] / top).clamp(*PEAK_CHANGE) - 1) / (1 - mean)
+    return flow * (1 + change * (near_top - mean))
 
 
 class Decoder(nn.Module):
@@ -451,9 +455,9 @@ class LossWeights:
     """Weights of the terms of the loss."""
 
     flow: float = 1.0
-    volume: float = 3.0
-    end: float = 1.0
-    peak: float = 1.0
+    volume: float = 6.0
+    end: float = 2.0
+    peak: float = 0.5
     start: float = 5.0
     duration: float = 0.5
     normal: float = 0.1

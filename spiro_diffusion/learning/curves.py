@@ -183,7 +183,7 @@ def marks(blow: AlignedBlow) -> Tensor:
 
 N_FEATURES = N_BINS + N_BINS // 8 + N_MARKS
 """Numbers that a linear model sees of a curve: flow, volume and marks."""
-MARK_WEIGHTS = (3.0, 1.5, 1.0, 32.0)
+MARK_WEIGHTS = (3.0, 1.5, 1.0, 16.0)
 """Weights of the marks among the features."""
 RISE_AND_PEAK = 60
 """Bins of an aligned curve that hold its rise and its peak and count twice."""
