@@ -293,7 +293,8 @@ def calibration_aims(results: Mapping[str, Any]) -> list[Aim]:
         f"p = {rows[off]['pit_family_p']:.3f})",
         "coverage": f"90 % interval covers (worst of {len(rows)}: {_short(wide)})",
         "spread": f"spread of draws / of people around the spline regression (worst: "
-        f"{_short(uneven)}, 95 % interval {spread})",
+        f"{_short(uneven)}, 95 % interval {spread}; of people's own curves "
+        f"{rows[uneven]['spread_own']:.2f})",
     }
     return [
         Aim(titles["ks"], rows[far]["ks_family_ratio"], BY_CHANCE, about),

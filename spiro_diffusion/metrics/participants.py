@@ -25,7 +25,8 @@ from ..spirometry.indices import Rule, indices_on_clock
 
 # %% auto #0
 __all__ = ['AGES', 'GOOD_GRADES', 'PERSON_COLUMNS', 'TRUTH', 'RULE', 'NEAREST_IN_AGE', 'SEXES', 'best_rows', 'published',
-           'Survey', 'Group', 'drawn_indices', 'draw_for', 'gather', 'conditions_of', 'on_device', 'people_over_age']
+           'Survey', 'Group', 'indices_by_person', 'draw_for', 'gather', 'conditions_of', 'on_device',
+           'people_over_age']
 
 # %% ../../nbs/metrics/03_participants.ipynb #da93e8ad
 AGES = (6, 79)
@@ -135,11 +136,11 @@ class Group:
         return self.made.flow[:: len(self.made) // len(self.people)]
 
 
-def drawn_indices(cohort: Cohort, people: int) -> dict[str, np.ndarray]:
-    """Each index of `TRUTH` of curves drawn for so many people, a person's together: (people,
+def indices_by_person(flow: np.ndarray, people: int) -> dict[str, np.ndarray]:
+    """Each index of `TRUTH` of curves (people * draws, 512) L/s, a person's together: (people,
     draws), by the rule of the published values.
     """
-    table = indices_on_clock(cohort.flow, RULE)
+    table = indices_on_clock(flow, RULE)
     return {name: table[name].to_numpy().reshape(people, -1) for name in TRUTH}
 
 

@@ -171,24 +171,26 @@ def spread_ratios(
     train: pd.DataFrame,
     people: pd.DataFrame,
     draws: Mapping[str, np.ndarray],
-    extra: bool = False,
+    own: Mapping[str, np.ndarray],
     seed: int = 0,
     times: int = 300,
 ) -> pd.DataFrame:
     """How much draws (P, D) of each index vary for a person, over how much people vary around the
     spline regression fitted to `train`: `spread`, with its 95 % interval over participants.
 
-    Both are root mean squares of logarithms; people, or draws, without a positive value are left
-    out.
+    And `spread_own`: how much what was measured on people's own curves, own (P, 1), varies around
+    that regression, over the same. All are root mean squares of logarithms; people without a
+    positive value are left out.
     """
     rows = {}
     for name, drawn in draws.items():
         known = train[train[name] > 0]
-        law = SplineRegression(extra).fit(known, np.log(known[name].to_numpy()))
-        usable = (people[name] > 0).to_numpy() & (drawn > 0).all(axis=1)
+        law = SplineRegression().fit(known, np.log(known[name].to_numpy()))
+        usable = (people[name] > 0).to_numpy() & (drawn > 0).all(axis=1) & (own[name][:, 0] > 0)
         mean, _ = law.parts(people[usable])
         residual = (np.log(people[name].to_numpy()[usable]) - mean) ** 2
         within = np.log(drawn[usable]).var(axis=1, ddof=1)
+        measured = (np.log(own[name][usable, 0]) - mean) ** 2
 
         def ratio(rows: np.ndarray, within=within, residual=residual) -> float:
             return float(np.sqrt(within[rows].mean() / residual[rows].mean()))
@@ -196,6 +198,7 @@ def spread_ratios(
         low, high = bootstrap(ratio, len(within), times, seed)
         everyone = np.arange(len(within))
         rows[name] = {"spread": ratio(everyone), "spread_low": low, "spread_high": high}
+        rows[name]["spread_own"] = ratio(everyone, measured)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/metrics/04_tables.ipynb #b9923889
@@ -275,7 +278,7 @@ def correlation_table(
     real = pd.DataFrame(truth).corr(method="spearman").to_numpy()[one, other]
     table = pd.DataFrame(
         {"real": real, "made": real + found, "gap": found, **beside_chance(np.abs(found), null)},
-        index=[f"{names[i]} ~ {names[j]}" for i, j in zip(one, other, strict=True)],
+        index=[f"{names[int(i)]} ~ {names[int(j)]}" for i, j in zip(one, other, strict=True)],
     )
     return table.sort_values("gap", key=np.abs, ascending=False)
 
