@@ -356,6 +356,125 @@ def reconstruction(results: Results) -> str:
     return "\n".join(parts)
 
 
+def codec_on_recordings(results: Results) -> str:
+    """Errors of the codec on recorded manoeuvres and on others."""
+    sizes = {"recorded": results["acceptable"], **results["codec_curves"]}
+    rows = []
+    for name in results["codec"]["recorded"]:
+        row = {"": name}
+        for curves, errors in results["codec"].items():
+            both = (errors[name]["median"], errors[name]["95 %"])
+            row[f"{curves} (n = {sizes[curves]:,})"] = " / ".join(cell(value) for value in both)
+        rows.append(row)
+    return "**Codec**, absolute error: median / 95th percentile\n\n" + markdown(rows)
+
+
+def shapes_at_equal_indices(results: Results) -> str:
+    """Where recorded shapes lie among those drawn for the same people."""
+    rows = []
+    for comparison, table in results["ranks"].items():
+        for shape, row in table.items():
+            of_chance = (row["chance_outside_low"], row["chance_outside_high"])
+            chance_rank = (row["chance_rank_low"], row["chance_rank_high"])
+            rows.append(
+                {
+                    "": comparison,
+                    "shape": shape,
+                    "outside": f"{row['outside']:.0%}",
+                    "a right model": f"{row['expected']:.0%}",
+                    "95 % of chance": f"{of_chance[0]:.0%} to {of_chance[1]:.0%}",
+                    "mean rank": f"{row['rank']:.2f}",
+                    "95 % of chance, rank": f"{chance_rank[0]:.2f} to {chance_rank[1]:.2f}",
+                    "median recorded": row["median_recorded"],
+                    "median drawn": row["median_simulated"],
+                }
+            )
+    head = (
+        f"**Shapes of {results['best']} recorded people's best manoeuvres among {results['kept']} "
+        f"draws** steered to the same FVC, FEV1 and PEF, of {results['draws']} each those nearest "
+        "in BEV/FVC, or the first ones (plain): share outside the 5-95 % range of the draws, and "
+        "mean rank\n\n"
+    )
+    return head + markdown(rows)
+
+
+APART = {
+    "trees": "trees",
+    "trees_with_noise": "trees, device noise added",
+    "network": "network",
+    "network_with_noise": "network, device noise added",
+    "trees_chance_mean": "trees, chance (mean)",
+    "trees_chance_largest": "trees, chance (largest)",
+}
+"""How the judges are called in the table."""
+
+
+def told_apart(results: Results) -> str:
+    """AUCs of the judges, and how near the draws are in BEV."""
+    rows = []
+    for comparison, found in results["apart"].items():
+        row = {"": comparison}
+        row |= {title: found.get(name) for name, title in APART.items()}
+        row["median of ln BEV/FVC over the person's"] = results["bev"][comparison]["bev_median"]
+        rows.append(row)
+    head = (
+        "**Told apart**: AUC of random forests on shapes and of a convolutional network on curves, "
+        "on people whom they have not seen\n\n"
+    )
+    return head + markdown(rows)
+
+
+def learnt(results: Results) -> str:
+    """What was learnt from which curves about recorded ones."""
+    rows = []
+    for task, table in results["use"].items():
+        for teacher, row in table.items():
+            ends = ""
+            if "difference" in row:
+                low, high = row["difference_low"], row["difference_high"]
+                ends = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+            rows.append(
+                {
+                    "": task,
+                    "learnt from": teacher,
+                    "curves": row["curves"],
+                    "score (95 % interval)": (
+                        f"{row['score']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+                    ),
+                    "minus that of recorded": ends,
+                }
+            )
+    head = (
+        f"**Utility** on {results['whole']} whole recorded manoeuvres, weak efforts on all "
+        f"{results['trials']} trials: mean absolute error in L or L/s, AUROC of weak efforts\n\n"
+    )
+    return head + markdown(rows)
+
+
+def recorded(results: Results) -> str:
+    """The models on recorded manoeuvres."""
+    aims = [
+        {
+            "": aim["title"],
+            "from": aim["low"],
+            "to": aim["high"],
+            "measured": aim["value"],
+            "met": "yes" if aim["low"] <= aim["value"] <= aim["high"] else "**no**",
+        }
+        for aim in results["aims"]
+    ]
+    parts = [
+        f"{results['people']} recorded people, {results['trials']} trials, "
+        f"{results['acceptable']} acceptable; seed {results['seed']}.\n",
+        codec_on_recordings(results),
+        shapes_at_equal_indices(results),
+        told_apart(results),
+        learnt(results),
+        "**Aims**\n\n" + markdown(aims),
+    ]
+    return "\n".join(parts)
+
+
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "prepare": prepare,
     "peers": peers,
@@ -364,6 +483,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "cohort_growth": cohort_growth,
     "ablation": ablation,
     "reconstruction": reconstruction,
+    "recorded": recorded,
 }
 
 
