@@ -49,7 +49,7 @@ class Recipe:
 
     only: parameters of single notebooks other than the profile's own; benches: options of scripts
     in bench/, in whose text {run}, {checkpoints}, {data} and {loops} (recorded ones) stand for
-    folders.
+    folders, {device} for the device.
     """
 
     name: str
@@ -70,7 +70,7 @@ PAPER = Recipe(
         "samplers": "--run-dir {run} --people 200 --draws 10",
         "ablation": "--run-dir {run} --people 150 --draws 4 --codec-steps 300 --steps 400"
         " --more 800",
-        "recorded": "--run_dir {run} --loops {loops}",
+        "recorded": "--run_dir {run} --loops {loops} --device {device}",
     },
 )
 REHEARSAL = Recipe(
@@ -374,6 +374,7 @@ def make_run(
         benches = benches_of(root, run)
         loops = find_recorded(str(data), run.root)
         places = {"run": run.root, "checkpoints": checkpoints, "data": data, "loops": loops}
+        places["device"] = run.parameters["device"]
         for name, options in recipe.benches.items():
             if name in OF_RECORDINGS and loops is None:
                 why = no_recorded(str(data), run.root)
