@@ -19,6 +19,7 @@ from spiro_diffusion.apps.publish import (
 )
 from spiro_diffusion.evaluation import metrics_markdown
 from spiro_diffusion.metrics.figures import CAPTIONS
+from spiro_diffusion.vqvae import settings_for
 
 ROOT = Path(__file__).parent.parent
 METRICS = json.loads((ROOT / "figures" / "metrics.json").read_text(encoding="utf-8"))
@@ -47,6 +48,14 @@ def test_training_and_benchmarks_are_of_the_weights_in_the_package():
         said = records.get(name, {}).get("weights_sha256", {})
         said = {"completion": said} if isinstance(said, str) else said
         assert said == {m: weights[m] for m in said}, name
+
+
+def test_the_command_on_the_card_trains_as_many_steps():
+    stages = published_records(ROOT)["training"]["stages"]
+    codec_steps = settings_for(PAPER.profile, steps=PAPER.only.get("01_vqvae", {}).get("steps", 0))
+    assert stages["vqvae"]["steps"] == codec_steps.train.steps
+    assert stages["cldm"]["steps"] == PAPER.only["03_cldm"]["steps"]
+    assert stages["completion/forecast"]["steps"] == PAPER.only["03_cldm"]["completion_steps"]
 
 
 def test_tables_and_numbers_are_those_of_the_records():
