@@ -4,8 +4,11 @@
 # make types       mypy on the exported package
 # make coverage    which lines of the package pytest does not reach
 # make bench       how fast it is: bench/README.md and bench/results/ (peers only where installed)
-# make paper       the published run: needs DATA=folder with DEMO_G, BMX_G and SPX_G; two hours on
-#                  two cores, minutes with a GPU; rewrites figures/, tables, weights and model card
+# make paper       the published run: needs DATA=folder with DEMO_G, BMX_G and SPX_G; about two hours
+#                  on two cores, a GPU trains in minutes; rewrites figures/, bench/results, weights,
+#                  and the tables and numbers of READMEs and cards. Stopped, it goes on when given
+#                  again. START=03_cldm begins there, DEVICE=cpu or cuda, RUN_DIR=folder works there,
+#                  WAVEFORMS=folder judges ATS waveforms too; recorded loops are found beside DATA
 
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 VENV    := .venv
@@ -14,6 +17,10 @@ PROFILE ?= default
 NAME    ?= $(PROFILE)
 SEED    ?= 0
 DATA    ?=
+DEVICE  ?= auto
+START   ?= 00_data
+RUN_DIR ?= .
+WAVEFORMS ?=
 
 .PHONY: reproduce paper test exported lint types notebooks pytest coverage bench install clean
 
@@ -21,7 +28,8 @@ reproduce: install
 	$(BIN)/spiro_run all --profile $(PROFILE) --name $(NAME) -p seed $(SEED) $(if $(DATA),--data "$(DATA)")
 
 paper: install
-	$(BIN)/python -c "from spiro_diffusion.apps.publish import main; raise SystemExit(main())" --data "$(DATA)"
+	$(BIN)/python -c "from spiro_diffusion.apps.publish import main; raise SystemExit(main())" --data "$(DATA)" \
+		--device $(DEVICE) --start $(START) --run-dir "$(RUN_DIR)" --waveforms "$(WAVEFORMS)"
 
 # the notebooks' tests and pytest run side by side, each on one core
 test: install exported lint types

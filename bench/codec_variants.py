@@ -4,7 +4,7 @@
 
 RUN_DIR holds data/processed as 00_data writes it. Every variant has the same network, data, seed
 and number of steps; errors are of people of split test (at most 2,000 blows), medians and 95th
-percentiles, mL and mL/s. A variant is added by an entry in `variants`.
+percentiles, mL, mL/s and ms (FET). A variant is added by an entry in `variants`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from ablation import random_turn
+from samplers import source_of
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -29,9 +31,11 @@ from spiro_diffusion.learning.training import TrainConfig, train
 from spiro_diffusion.vqvae import (
     VQVAE,
     LossWeights,
+    Turn,
     VQConfig,
     code_usage,
     codec_loss,
+    local_turn,
     reconstruction_errors,
 )
 
@@ -140,6 +144,7 @@ class Variant:
     config: VQConfig
     weights: LossWeights = LossWeights()
     codebook: CodebookConfig | None = None
+    turn: Turn = local_turn  # of the components
     straight: bool = True  # the closed-form linear paths
     learn: bool = True
 
@@ -155,6 +160,7 @@ def variants(width: int, blocks: int) -> list[Variant]:
     four = (2,) * 4  # four dimensions: their levels are not used
     return [
         Variant("scalar, 512 levels (the choice)", base),
+        Variant("... components turned at random", base, turn=random_turn),
         Variant("... straight paths only, no network", base, learn=False),
         Variant("... network only, no straight paths", base, straight=False),
         Variant("... without the volume terms", base, flow_only),
@@ -182,11 +188,11 @@ def new_model(variant: Variant, rows: Tensor) -> VQVAE:
     if variant.codebook:
         model.quantiser = Codebook(variant.codebook)
         fitted = align(rows[:FITTED_ROWS])
-        model.encoder.fit(fitted, fitted)
+        model.encoder.fit(fitted, fitted, variant.turn)
         for _ in range(SETTLING):
             some = rows[torch.randint(len(rows), (512,))]
             model.quantiser(model.encoder(align(some)).detach())
-    model.fit(rows)
+    model.fit(rows, turn=variant.turn)
     if not variant.straight:
         for weights in (model.encoder.weight, model.encoder.bias, model.decoder.weight):
             weights.zero_()
@@ -229,7 +235,7 @@ def run(variant: Variant, parts: dict[str, np.ndarray], steps: int, seed: int) -
 
 
 def measure(model: VQVAE, held: np.ndarray) -> dict[str, float]:
-    """Errors of the clinical indices in mL and mL/s, and how many codes are used."""
+    """Errors of the clinical indices in mL, mL/s and ms, and how many codes are used."""
     z = torch.from_numpy(model.latents(held))
     with torch.no_grad():
         codes = model.quantiser.codes(model.quantiser.digits(z))
@@ -273,7 +279,9 @@ def main() -> None:
         "blocks": args.blocks,
         "train": len(parts["train"]),
         "test": len(parts["test"]),
-        "units": "mL and mL/s",
+        "units": "mL, mL/s; FET in ms",
+        "seed": args.seed,
+        "source": source_of(args.run_dir),
     }
     table = []
     for variant in variants(args.width, args.blocks):

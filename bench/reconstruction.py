@@ -1,11 +1,13 @@
 """Reconstruction against what else one could do.
 
-    python bench/reconstruction.py --run_dir runs/all [--waveforms FOLDER]
+    python bench/reconstruction.py --run_dir runs/all [--data_dir NHANES] [--waveforms FOLDER]
         [--draws 100] [--most 1200]
 
 Whole simulated blows of split test, cut at 1.5, 2 and 3 s; blows of the wide prior; whole blows;
-and recorded ATS waveforms, if a folder of them is given. `run_dir` holds data/processed of the data
-set whose split test the weights have not seen. Writes bench/results/reconstruction.json.
+recorded loops, where there is a table of them among the NHANES files or beside; and recorded ATS
+waveforms, if a folder of them is given. `run_dir` holds data/processed of the data set whose split
+test the weights have not seen. Writes bench/results/reconstruction.json; of recordings only
+summaries.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from spiro_diffusion.completion.model import Completion, draw_tails, whole_blows
 from spiro_diffusion.completion.prior import wide_blows
 from spiro_diffusion.completion.reconstruction import doubts, extrapolated_fvc, reconstruct
 from spiro_diffusion.completion.truncation import POSITIONS, edge_at, look
-from spiro_diffusion.data import load_prepared
+from spiro_diffusion.data import find_recorded, load_prepared
 from spiro_diffusion.formats.waveform import read_waveform
 from spiro_diffusion.learning.conditions import encode_patients
+from spiro_diffusion.metrics.completions import recorded_table, volume_scores
 from spiro_diffusion.metrics.scores import bootstrap, covered
+from spiro_diffusion.simulator.recorded import read_recorded
 from spiro_diffusion.spirometry.clock import CLOCK, N_BINS, WIDTHS, to_clock, volume_on_clock
 from spiro_diffusion.spirometry.indices import INDICES, indices_on_clock
 from spiro_diffusion.spirometry.reference import predicted
@@ -294,11 +298,17 @@ def cut_at(stop: float, model: Completion, train: Blows, test: Blows, draws: int
     groups = groups_of(test.who, index["fev1_fvc"].to_numpy() < lln)
     groups["obstruction in the forecast (median)"] = fev1 / drawn.median < lln
     person = test.who["SEQN"].to_numpy()
+    obstruction = {
+        name: volume_scores(drawn.fvc[rows], test.fvc[rows], person[rows])
+        for name, rows in groups.items()
+        if "obstruction" in name and rows.any()
+    }
     return {
         "fvc": table,
         "ratios": ratios(table),
         "in_90": coverage(drawn, test.fvc, groups),
         "in_90_people_low_high": coverage_interval(drawn, test.fvc, groups, person),
+        "obstruction": obstruction,
         "right_would_hold_of_obstruction": held_of_chosen(drawn, fev1, lln),
         "trust": trust(drawn, test.fvc),
     }
@@ -418,6 +428,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run_dir", default="..")
+    parser.add_argument("--data_dir", default="", help="of NHANES, where loops are looked for too")
     parser.add_argument("--waveforms")
     parser.add_argument("--weights")
     parser.add_argument("--draws", type=int, default=100)
@@ -451,6 +462,10 @@ def main() -> None:
     first = Blows(test.volume[:GIVEN_WHOLE], test.who.iloc[:GIVEN_WHOLE])
     result["given whole"] = given_whole(first, model)
     print(result["given whole"], flush=True)
+    if loops := find_recorded(args.data_dir, args.run_dir):
+        table = recorded_table(model, read_recorded(loops), draws=args.draws)
+        result["recorded"] = table.to_dict("index")
+        print(table.round(3).to_string(), flush=True)
     if args.waveforms:
         result["ats24"] = on_waveforms(Path(args.waveforms), model, train)
         print(result["ats24"])

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spiro_diffusion.base.files import write_json
+from spiro_diffusion.base.files import read_json, write_json
 from spiro_diffusion.cldm import sample
 from spiro_diffusion.data import load_prepared
 from spiro_diffusion.generation.drawing import (
@@ -65,6 +65,7 @@ NAMES = ["fvc", "fev1", "pef", "fef2575"]
 TIMED_CURVES = 256
 TURNS = 3
 RESAMPLES = 1000  # of the bootstrap over people
+SEED = 0  # of the draws
 
 
 @dataclass
@@ -101,6 +102,12 @@ class Quality:
     spread: np.ndarray
 
 
+def source_of(run_dir: str | Path) -> str:
+    """What the blows of a run are: "simulated blows for real people"."""
+    processed = Path(run_dir) / "data" / "processed"
+    return str(read_json(processed / "preparation.json")["source"])
+
+
 def held_out(metadata: pd.DataFrame, people: int) -> pd.DataFrame:
     """The best blow of at most so many people of split test; the index says its row in the signals.
 
@@ -128,7 +135,7 @@ def task_of(run_dir: str, people: int, draws: int) -> Task:
     noise = starting_noise(
         held["SEQN"].repeat(draws).tolist(),
         np.tile(np.arange(draws), len(held)).tolist(),
-        0,
+        SEED,
         (settings.channels, settings.positions),
     )
     return Task(
@@ -225,6 +232,8 @@ def main() -> None:
     record = {
         "people": task.people,
         "draws": args.draws,
+        "seed": SEED,
+        "source": source_of(args.run_dir),
         "threads": torch.get_num_threads(),
         "weights_sha256": task.models.sha256,
         "rows": rows,

@@ -44,7 +44,9 @@ def cell(value: Any) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table."""
+    """Rows with the same keys as a Markdown table; none are nothing."""
+    if not rows:
+        return ""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     for row in rows:
         lines.append("| " + " | ".join(cell(value) for value in row.values()) + " |")
@@ -203,7 +205,31 @@ def ablation(results: Results) -> str:
     rows = [
         {name.replace("_", " "): value for name, value in row.items()} for row in results["rows"]
     ]
-    return head + markdown(rows)
+    return head + markdown(rows) + turns(results.get("turns", []))
+
+
+def turns(rows: list[Results]) -> str:
+    """The codec's components turned at random and so that each latent has a window."""
+    if not rows:
+        return ""
+    units = {"fvc": (1000, "mL"), "fev1": (1000, "mL"), "pef": (1, "L/s"), "fef2575": (1, "L/s")}
+    table = []
+    for row in rows:
+        line = {"turn": row["turn"]}
+        for index, (factor, unit) in units.items():
+            errors = [cell(factor * row[f"{index}_{what}"]) for what in ("median", "p95")]
+            line[f"{index} ({unit})"] = " / ".join(errors)
+        line |= {"codes used": row["used"], "perplexity": row["perplexity"]}
+        line |= {"validation loss": row["validation_loss"], "trees (AUC)": row["trees_auc"]}
+        line |= {f"CRPS {index}": row[f"crps_{index}"] for index in units}
+        table.append(line)
+    head = (
+        "\nThe codec's components turned at random, or so that each latent has a window of the "
+        "curve: small runs with the same bits, steps and seeds. Errors of the codec on split test "
+        "(median / 95th percentile), loss of the denoiser on split val, and the indices of what is "
+        "drawn.\n\n"
+    )
+    return head + markdown(table)
 
 
 def fvc_errors(methods: Results) -> str:
@@ -236,6 +262,49 @@ def coverage_of(results: Results, cuts: list[str]) -> str:
         rows.append(row)
     head = "**True FVC in the 90 % interval** (95 % interval over participants)\n\n"
     return head + markdown(rows)
+
+
+def recorded_people(table: Results) -> str:
+    """What came of recorded manoeuvres of people whom nothing was fitted to but the simulator."""
+    rows = []
+    for name, row in table.items():
+        rows.append(
+            {
+                "": name,
+                "manoeuvres (people)": f"{row['manoeuvres']:.0f} ({row['people']:.0f})",
+                "in 90 % interval": f"{row['in 90 %']:.1%} "
+                f"({100 * row['from']:.0f} to {100 * row['to']:.0f})",
+                "bias (%)": row["bias %"],
+                "median error (mL)": row["median error mL"],
+                "ridge (mL)": row["ridge mL"],
+                "best extrapolation (mL)": row["best extrapolation mL"],
+                "to extrapolation": row["to extrapolation"],
+            }
+        )
+    head = (
+        "**Recorded manoeuvres of healthy adults**, cut after time zero; FVC of those with a "
+        "plateau, FEV3 of all that last so long (95 % interval over people; the ridge regression "
+        "learns from the same recordings, of other people)\n\n"
+    )
+    return head + markdown(rows)
+
+
+def obstruction(results: Results, cuts: list[str]) -> str:
+    """Coverage and errors of FVC of the obstructed, at each cut."""
+    rows = []
+    for cut in cuts:
+        for group, scores in results[cut]["obstruction"].items():
+            rows.append(
+                {
+                    "": f"{sentence(cut)}, {group}",
+                    "blows": scores["manoeuvres"],
+                    "people": scores["people"],
+                    "in 90 % interval": f"{scores['in 90 %']:.1%}",
+                    "bias (%)": scores["bias %"],
+                    "median error (mL)": scores["median error mL"],
+                }
+            )
+    return "**Simulated blows with obstruction**, FVC\n\n" + markdown(rows)
 
 
 def recorded_waveforms(recorded: Results, cuts: list[str]) -> list[str]:
@@ -278,8 +347,131 @@ def reconstruction(results: Results) -> str:
         "10 mL; of those taken as whole, "
         f"{whole['within_10_ml_of_those_taken_as_whole']:.0%}.\n"
     )
+    if "obstruction" in results[cuts[0]]:
+        parts.append(obstruction(results, cuts))
+    if "recorded" in results:
+        parts.append(recorded_people(results["recorded"]))
     if recorded := results.get("ats24"):
         parts += recorded_waveforms(recorded, cuts)
+    return "\n".join(parts)
+
+
+def codec_on_recordings(results: Results) -> str:
+    """Errors of the codec on recorded manoeuvres and on others."""
+    sizes = {"recorded": results["acceptable"], **results["codec_curves"]}
+    rows = []
+    for name in results["codec"]["recorded"]:
+        row = {"": name}
+        for curves, errors in results["codec"].items():
+            both = (errors[name]["median"], errors[name]["95 %"])
+            row[f"{curves} (n = {sizes[curves]:,})"] = " / ".join(cell(value) for value in both)
+        rows.append(row)
+    return "**Codec**, absolute error: median / 95th percentile\n\n" + markdown(rows)
+
+
+def shapes_at_equal_indices(results: Results) -> str:
+    """Where recorded shapes lie among those drawn for the same people."""
+    rows = []
+    for comparison, table in results["ranks"].items():
+        for shape, row in table.items():
+            of_chance = (row["chance_outside_low"], row["chance_outside_high"])
+            chance_rank = (row["chance_rank_low"], row["chance_rank_high"])
+            rows.append(
+                {
+                    "": comparison,
+                    "shape": shape,
+                    "outside": f"{row['outside']:.0%}",
+                    "a right model": f"{row['expected']:.0%}",
+                    "95 % of chance": f"{of_chance[0]:.0%} to {of_chance[1]:.0%}",
+                    "mean rank": f"{row['rank']:.2f}",
+                    "95 % of chance, rank": f"{chance_rank[0]:.2f} to {chance_rank[1]:.2f}",
+                    "median recorded": row["median_recorded"],
+                    "median drawn": row["median_simulated"],
+                }
+            )
+    head = (
+        f"**Shapes of {results['best']} recorded people's best manoeuvres among {results['kept']} "
+        f"draws** steered to the same FVC, FEV1 and PEF, of {results['draws']} each those nearest "
+        "in BEV/FVC, or the first ones (plain): share outside the 5-95 % range of the draws, and "
+        "mean rank\n\n"
+    )
+    return head + markdown(rows)
+
+
+APART = {
+    "trees": "trees",
+    "trees_with_noise": "trees, device noise added",
+    "network": "network",
+    "network_with_noise": "network, device noise added",
+    "trees_chance_mean": "trees, chance (mean)",
+    "trees_chance_largest": "trees, chance (largest)",
+}
+"""How the judges are called in the table."""
+
+
+def told_apart(results: Results) -> str:
+    """AUCs of the judges, and how near the draws are in BEV."""
+    rows = []
+    for comparison, found in results["apart"].items():
+        row = {"": comparison}
+        row |= {title: found.get(name) for name, title in APART.items()}
+        row["median of ln BEV/FVC over the person's"] = results["bev"][comparison]["bev_median"]
+        rows.append(row)
+    head = (
+        "**Told apart**: AUC of random forests on shapes and of a convolutional network on curves, "
+        "on people whom they have not seen\n\n"
+    )
+    return head + markdown(rows)
+
+
+def learnt(results: Results) -> str:
+    """What was learnt from which curves about recorded ones."""
+    rows = []
+    for task, table in results["use"].items():
+        for teacher, row in table.items():
+            ends = ""
+            if "difference" in row:
+                low, high = row["difference_low"], row["difference_high"]
+                ends = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+            rows.append(
+                {
+                    "": task,
+                    "learnt from": teacher,
+                    "curves": row["curves"],
+                    "score (95 % interval)": (
+                        f"{row['score']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+                    ),
+                    "minus that of recorded": ends,
+                }
+            )
+    head = (
+        f"**Utility** on {results['whole']} whole recorded manoeuvres, weak efforts on all "
+        f"{results['trials']} trials: mean absolute error in L or L/s, AUROC of weak efforts\n\n"
+    )
+    return head + markdown(rows)
+
+
+def recorded(results: Results) -> str:
+    """The models on recorded manoeuvres."""
+    aims = [
+        {
+            "": aim["title"],
+            "from": aim["low"],
+            "to": aim["high"],
+            "measured": aim["value"],
+            "met": "yes" if aim["low"] <= aim["value"] <= aim["high"] else "**no**",
+        }
+        for aim in results["aims"]
+    ]
+    parts = [
+        f"{results['people']} recorded people, {results['trials']} trials, "
+        f"{results['acceptable']} acceptable; seed {results['seed']}.\n",
+        codec_on_recordings(results),
+        shapes_at_equal_indices(results),
+        told_apart(results),
+        learnt(results),
+        "**Aims**\n\n" + markdown(aims),
+    ]
     return "\n".join(parts)
 
 
@@ -291,6 +483,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "cohort_growth": cohort_growth,
     "ablation": ablation,
     "reconstruction": reconstruction,
+    "recorded": recorded,
 }
 
 

@@ -9,14 +9,23 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.zh-CN.md")
-CARDS = ("DATASET_CARD.md", "spiro_diffusion/weights/MODEL_CARD.md")
+CARDS = (
+    "DATASET_CARD.md",
+    "spiro_diffusion/weights/MODEL_CARD.md",
+    "spiro_diffusion/weights/DATA_CARD.md",
+)
+
+
+@pytest.mark.parametrize("name", [*READMES, *CARDS])
+def test_links_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / name).parent / link).exists(), link
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_links_and_commands_exist(name):
+def test_commands_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / link).exists(), link
     setup = configparser.ConfigParser(delimiters=["="])
     setup.read(ROOT / "settings.ini")
     scripts = {

@@ -4,30 +4,90 @@
 from __future__ import annotations
 
 import argparse
-import re
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spiro_diffusion.apps.cards import (
+    MODELS,
+    NUMBER,
+    between_marks,
+    data_table,
+    filled,
+    filled_notebook,
+    shapes_table,
+    training_record,
+    weights_table,
+)
 from .console import Command
 from .run import NOTEBOOKS, Run
 from ..base.errors import DataError, need_dir
-from ..base.files import read_json, sha256_of, write_json, writing
+from ..base.files import locked, read_json, sha256_of, write_json, writing
+from ..base.provenance import check_provenance, write_provenance
+from ..data import find_recorded, no_recorded
+from ..formats.prepared import SIGNALS_FILE
 from ..formats.tables import find_table
 
 # %% auto #0
-__all__ = ['RECIPE', 'NAME', 'NEEDED', 'MODELS', 'READMES', 'CARD', 'WEIGHTS', 'RECORD', 'OF_PERSONS', 'COMMAND', 'check_needs',
-           'between_marks', 'weights_table', 'published_state', 'copy_whole', 'write_tables', 'publish', 'main']
+__all__ = ['NEEDED', 'PAPER', 'REHEARSAL', 'OF_RECORDINGS', 'OF_WAVEFORMS', 'READMES', 'WEIGHTS', 'CARD', 'DATA_CARD', 'TRAINING',
+           'RECORD', 'OF_PERSONS', 'LAST', 'COMMAND', 'Recipe', 'check_needs', 'Benches', 'benches_of', 'copy_whole',
+           'published_state', 'pages', 'notebooks', 'bench_records', 'published_records', 'rewrite_pages', 'Made',
+           'check_same_weights', 'planned', 'publish', 'make_run', 'main']
 
 # %% ../../nbs/apps/06_publish.ipynb #6de6b165
-RECIPE: dict[str, dict[str, Any]] = {
-    "03_cldm": {"steps": 12_000, "completion_steps": 8_000},
-    "05_evaluation": {"draws": 200},
-}
-"""By notebook: parameters of the published run other than the profile's own."""
-NAME = "paper"
 NEEDED = ("DEMO", "BMX", "SPX")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run that can be published.
+
+    only: parameters of single notebooks other than the profile's own; benches: options of scripts
+    in bench/, in whose text {run}, {checkpoints}, {data} and {loops} (recorded ones) stand for
+    folders, {device} for the device.
+    """
+
+    name: str
+    profile: str = "default"
+    only: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    benches: Mapping[str, str] = field(default_factory=dict)
+
+
+PAPER = Recipe(
+    name="paper",
+    only={
+        "03_cldm": {"steps": 12_000, "completion_steps": 8_000},
+        "05_evaluation": {"draws": 200},
+    },
+    benches={
+        "reconstruction": "--run_dir {run} --data_dir {data} --weights {checkpoints}/completion"
+        " --draws 30 --most 2400",
+        "samplers": "--run-dir {run} --people 200 --draws 10",
+        "ablation": "--run-dir {run} --people 150 --draws 4 --codec-steps 300 --steps 400"
+        " --more 800",
+        "recorded": "--run_dir {run} --loops {loops} --device {device}",
+    },
+)
+REHEARSAL = Recipe(
+    name="rehearsal",
+    profile="smoke",
+    benches={
+        "reconstruction": "--run_dir {run} --data_dir {data} --weights {checkpoints}/completion"
+        " --draws 10 --most 50",
+        "samplers": "--run-dir {run} --people 10 --draws 2 --skip-ddpm",
+        "ablation": "--run-dir {run} --people 10 --draws 2 --codec-steps 5 --steps 5 --more 5",
+        "recorded": "--run_dir {run} --loops {loops} --draws 50 --simulated 2 --trials 60",
+    },
+)
+OF_RECORDINGS = ("recorded",)
+"""Benchmarks that need a table of recorded loops, and are left out where there is none."""
+OF_WAVEFORMS = ("reconstruction", "recorded")
+"""Benchmarks that judge ATS waveforms as well, where a folder of them is given."""
 
 
 def check_needs(data: str | Path | None) -> Path:
@@ -44,43 +104,67 @@ def check_needs(data: str | Path | None) -> Path:
         raise DataError(f"{folder} has no {' and no '.join(missing)}: {wanted}")
     return folder.resolve()
 
-# %% ../../nbs/apps/06_publish.ipynb #a5d8194b
-MODELS = ("vqvae", "cldm", "completion")
-READMES = ("README.md", "README.zh-CN.md")
-CARD = "spiro_diffusion/weights/MODEL_CARD.md"
-WEIGHTS = "spiro_diffusion/weights"
+# %% ../../nbs/apps/06_publish.ipynb #415e0b0c
+@dataclass(frozen=True)
+class Benches:
+    """The benchmarks of a run. folder: `bench` in its folder, with a copy of the repository's."""
+
+    folder: Path
+    made_with: Mapping[str, str]  # hashes of weights and signals by name
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    def made(self, name: str, options: Sequence[str]) -> dict[str, str]:
+        """What the result of a script is made from."""
+        script = sha256_of(self.folder / f"{name}.py")
+        return {**self.made_with, "script": script, "options": " ".join(options)}
+
+    def is_made(self, name: str, options: Sequence[str]) -> bool:
+        """Whether there is a result of a script with these options, weights and data."""
+        result = self.results / f"{name}.json"
+        if not result.is_file():
+            return False
+        try:
+            check_provenance(result, self.made(name, options), name)
+        except DataError:
+            return False
+        return True
+
+    def run(self, name: str, options: Sequence[str] = ()) -> None:
+        """Run a script, unless its result is there. Raises DataError if it fails."""
+        if self.is_made(name, options):
+            print(f"bench/{name}: made before with the same weights", file=sys.stderr)
+            return
+        print(f"bench/{name}", file=sys.stderr)
+        script = self.folder / f"{name}.py"
+        done = subprocess.run([sys.executable, str(script), *options], check=False)
+        if done.returncode:
+            raise DataError(f"bench/{name}.py stopped with status {done.returncode}: see above")
+        if (result := self.results / f"{name}.json").is_file():
+            write_provenance(result, self.made(name, options))
 
 
-def between_marks(text: str, mark: str, new: str) -> str:
-    """`text` with what stands between `<!-- mark -->` and `<!-- /mark -->` replaced by `new`.
-
-    Raises DataError unless there is one such place.
+def benches_of(root: Path, run: Run) -> Benches:
+    """The benchmarks of a run, with the repository's scripts and the results of those benchmarks
+    that no recipe runs copied there.
     """
-    start = rf"<!-- {mark}\b[^>]*-->"
-    stop = rf"<!-- /{mark} -->"
-    pattern = re.compile(rf"({start}\n).*?(\n{stop})", flags=re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise DataError(f"there is not one place marked {mark!r}: put <!-- {mark} --> around it")
-    return pattern.sub(lambda found: f"{found[1]}\n{new.strip()}\n{found[2]}", text)
+    benches = Benches(run.folder / "bench", _hashes_of(run.root))
+    benches.results.mkdir(parents=True, exist_ok=True)
+    for script in (root / "bench").glob("*.py"):
+        copy_whole(script, benches.folder / script.name)
+    for old in (root / "bench" / "results").glob("*.json"):
+        if old.stem not in PAPER.benches:
+            copy_whole(old, benches.results / old.name)
+    return benches
 
 
-def weights_table(sha256: Mapping[str, str]) -> str:
-    """The model card's table of weights: SHA-256 by model."""
-    rows = [f"| {model} | `{sha256[model]}` |" for model in MODELS]
-    return "\n".join(["| model | SHA-256 of model.safetensors |", "|---|---|", *rows])
-
-# %% ../../nbs/apps/06_publish.ipynb #157e5938
-RECORD = "published.json"
-OF_PERSONS = ("data_loops_beside_recorded.png",)
-"""Figures that show recorded persons, which stay with whoever has the recordings."""
-
-
-def published_state(root: str | Path) -> dict[str, Any]:
-    """SHA-256 of the weights in the package and of the files in `figures/`, as they are."""
-    root = Path(root)
-    files = sorted(p for p in (root / "figures").iterdir() if p.name != RECORD)
-    weights = {m: sha256_of(root / WEIGHTS / m / "model.safetensors") for m in MODELS}
-    return {"weights": weights, "figures": {p.name: sha256_of(p) for p in files}}
+def _hashes_of(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of the weights and signals of a run."""
+    weights = {m: run_dir / "checkpoints" / m / "model.safetensors" for m in MODELS}
+    files = {**weights, "signals": run_dir / "data" / "processed" / SIGNALS_FILE}
+    return {name: sha256_of(path) for name, path in files.items()}
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -88,75 +172,292 @@ def copy_whole(source: Path, target: Path) -> None:
     with writing(target) as tmp:
         shutil.copyfile(source, tmp)
 
+# %% ../../nbs/apps/06_publish.ipynb #157e5938
+READMES = ("README.md", "README.zh-CN.md")
+WEIGHTS = "spiro_diffusion/weights"
+CARD = f"{WEIGHTS}/MODEL_CARD.md"
+DATA_CARD = f"{WEIGHTS}/DATA_CARD.md"
+TRAINING = f"{WEIGHTS}/training.json"
+RECORD = "published.json"
+OF_PERSONS = (
+    "data_loops_beside_recorded.png",
+    "data_loops_recorded_simulated_generated.png",
+)
+"""Figures that show recorded persons, which stay with whoever has the recordings."""
 
-def write_tables(root: Path, metrics: Mapping[str, Any], weights: Mapping[str, str]) -> None:
-    """Put the tables of `metrics` into READMEs and model card, and the hashes into the card."""
-    from spiro_diffusion.evaluation import metrics_markdown
 
-    table = metrics_markdown(metrics)
-    for name in (*READMES, CARD):
-        path = root / name
-        text = between_marks(path.read_text(encoding="utf-8"), "metrics", table)
-        if name == CARD:
-            text = between_marks(text, "weights", weights_table(weights))
-        with writing(path) as tmp:
-            tmp.write_text(text, encoding="utf-8")
-
-
-def publish(root: str | Path, figures: str | Path, checkpoints: str | Path) -> Path:
-    """Make the run of these `figures` and `checkpoints` the published one; returns the record.
-
-    root: the repository. Raises DataError if something is missing or of another run.
+def published_state(root: str | Path) -> dict[str, Any]:
+    """SHA-256 of the weights in the package, of the files in `figures/` and of the results of the
+    run's benchmarks, as they are.
     """
     root = Path(root)
-    figures = need_dir(figures, "run the notebooks first")
-    checkpoints = need_dir(checkpoints, "run the notebooks first")
-    metrics = read_json(figures / "metrics.json")
-    for model, sha256 in metrics["weights_sha256"].items():
-        if sha256_of(checkpoints / model / "model.safetensors") != sha256:
-            raise DataError(
-                f"{figures} was not drawn with the {model} in {checkpoints}: run 05 again"
-            )
-    for old in (root / "figures").iterdir():
-        old.unlink()
-    for path in figures.iterdir():
-        if path.name not in OF_PERSONS:
-            copy_whole(path, root / "figures" / path.name)
+    figures = sorted(p for p in (root / "figures").iterdir() if p.name != RECORD)
+    weights = {m: sha256_of(root / WEIGHTS / m / "model.safetensors") for m in MODELS}
+    results = [root / "bench" / "results" / f"{name}.json" for name in PAPER.benches]
+    return {
+        "weights": weights,
+        "figures": {path.name: sha256_of(path) for path in figures},
+        "bench": {path.name: sha256_of(path) for path in results if path.is_file()},
+    }
+
+
+def pages(root: Path, records: Mapping[str, Any]) -> dict[str, str]:
+    """READMEs, cards, and notebooks whose prose names numbers, by name, with the tables and numbers
+    of `records`: `metrics`, `training`, the models' settings and the benchmarks' results by name.
+
+    Raises DataError if a place is missing, or a sentence names a number that is not there.
+    """
+    from spiro_diffusion.evaluation import metrics_markdown
+
+    metrics = metrics_markdown(records["metrics"])
+    tables = {
+        **{name: {"metrics": metrics} for name in READMES},
+        CARD: {"metrics": metrics, "weights": weights_table(records["training"])},
+        DATA_CARD: {
+            "data": data_table(records["training"]),
+            "shapes": shapes_table(records.get("recorded")),
+        },
+    }
+    done = {}
+    for name, by_mark in tables.items():
+        text = (root / name).read_text(encoding="utf-8")
+        try:
+            for mark, table in by_mark.items():
+                text = between_marks(text, mark, table)
+            done[name] = filled(text, records)
+        except DataError as err:
+            raise DataError(f"{name}: {err}") from err
+    return done | notebooks(root, records)
+
+
+def notebooks(root: Path, records: Mapping[str, Any]) -> dict[str, str]:
+    """The notebooks of `root` whose prose names numbers, by name, with those of `records`."""
+    done = {}
+    for path in sorted((root / "nbs").rglob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        if NUMBER.search(text):
+            name = path.relative_to(root).as_posix()
+            try:
+                done[name] = filled_notebook(text, records)
+            except DataError as err:
+                raise DataError(f"{name}: {err}") from err
+    return done
+
+
+def bench_records(folder: Path) -> dict[str, Any]:
+    """The benchmarks' results in a folder, by name."""
+    return {p.stem: read_json(p) for p in sorted(folder.glob("*.json")) if p.suffixes == [".json"]}
+
+# %% ../../nbs/apps/06_publish.ipynb #1cac17c4
+def published_records(root: Path) -> dict[str, Any]:
+    """The records that the published pages are made of, as they are in the repository `root`."""
+    return {
+        **bench_records(root / "bench"),
+        **bench_records(root / "bench" / "results"),
+        **{m: read_json(root / WEIGHTS / m / "config.json") for m in MODELS},
+        "metrics": read_json(root / "figures" / "metrics.json"),
+        "training": read_json(root / TRAINING),
+    }
+
+
+def rewrite_pages(root: Path) -> list[str]:
+    """Write the pages of `root` anew from its own records; the names of those that changed."""
+    changed = []
+    for name, text in pages(root, published_records(root)).items():
+        if text != (root / name).read_text(encoding="utf-8"):
+            changed.append(name)
+            with writing(root / name) as tmp:
+                tmp.write_text(text, encoding="utf-8")
+    return changed
+
+# %% ../../nbs/apps/06_publish.ipynb #5fb7327b
+@dataclass(frozen=True)
+class Made:
+    """What a run made: folders of figures, checkpoints and bench, and the `training_record`."""
+
+    figures: Path
+    checkpoints: Path
+    training: Mapping[str, Any]
+    bench: Path | None = None  # none: the repository's results stay
+
+
+def check_same_weights(made: Made, records: Mapping[str, Any]) -> None:
+    """Raise DataError unless figures, benchmarks and training are of the weights in `made`."""
+    now = {m: sha256_of(made.checkpoints / m / "model.safetensors") for m in MODELS}
+    said = {"the figures": records["metrics"], "the training record": records["training"]}
+    if made.bench is not None:
+        of_run = {name: records[name] for name in PAPER.benches if name in records}
+        said |= {f"bench/{name}": record for name, record in of_run.items()}
+    for what, record in said.items():
+        hashes = record.get("weights_sha256", {}) if isinstance(record, dict) else {}
+        if isinstance(hashes, str):
+            hashes = {"completion": hashes}
+        for model, sha256 in hashes.items():
+            if now[model] != sha256:
+                raise DataError(
+                    f"{what} were not made with the {model} in {made.checkpoints}:"
+                    " give the same command again"
+                )
+
+
+def planned(root: Path, made: Made) -> dict[str, bytes]:
+    """What publishing writes, by name in the repository `root`. Raises DataError as `publish`."""
+    need_dir(made.figures, "run the notebooks first")
+    need_dir(made.checkpoints, "run the notebooks first")
+    results = root / "bench" / "results" if made.bench is None else made.bench / "results"
+    records = bench_records(root / "bench") | bench_records(results)
+    records |= {m: read_json(made.checkpoints / m / "config.json") for m in MODELS}
+    records |= {
+        "metrics": read_json(made.figures / "metrics.json"),
+        "training": dict(made.training),
+    }
+    check_same_weights(made, records)
+    drawn = [path for path in sorted(made.figures.iterdir()) if path.name not in OF_PERSONS]
+    sources = {f"figures/{path.name}": path for path in drawn}
     for model in MODELS:
-        for file in ("model.safetensors", "config.json"):
-            copy_whole(checkpoints / model / file, root / WEIGHTS / model / file)
-    state = published_state(root)
-    write_tables(root, metrics, state["weights"])
-    write_json(root / "figures" / RECORD, state)
+        for name in ("model.safetensors", "config.json"):
+            sources[f"{WEIGHTS}/{model}/{name}"] = made.checkpoints / model / name
+    if made.bench is not None:
+        sources["bench/README.md"] = made.bench / "README.md"
+        for name in PAPER.benches:
+            if (result := made.bench / "results" / f"{name}.json").is_file():
+                sources[f"bench/results/{name}.json"] = result
+    texts = pages(root, records)
+    texts[TRAINING] = json.dumps(records["training"], indent=1, ensure_ascii=False) + "\n"
+    written = {name: text.encode() for name, text in texts.items()}
+    return written | {name: path.read_bytes() for name, path in sources.items()}
+
+
+def publish(root: str | Path, made: Made) -> Path:
+    """Make what a run `made` the published one in the repository `root`; returns the record.
+
+    Raises DataError, before anything is changed, if something is missing or of another run.
+    """
+    root = Path(root)
+    plan = planned(root, made)
+    for name, content in plan.items():
+        with writing(root / name) as tmp:
+            tmp.write_bytes(content)
+    for old in (root / "figures").iterdir():
+        if f"figures/{old.name}" not in plan:
+            old.unlink()
+    if made.bench is not None:
+        for name in PAPER.benches:
+            if (result := f"bench/results/{name}.json") not in plan:
+                (root / result).unlink(missing_ok=True)
+    write_json(root / "figures" / RECORD, published_state(root))
     return root / "figures" / RECORD
 
 # %% ../../nbs/apps/06_publish.ipynb #deb25c66
+LAST = NOTEBOOKS[-1]
+"""The notebook that draws what the benchmarks measured."""
+
+
+def make_run(
+    root: Path,
+    run: Run,
+    recipe: Recipe,
+    data: Path,
+    start: str = NOTEBOOKS[0],
+    waveforms: str = "",
+) -> Made:
+    """Execute notebooks and benchmarks of a recipe, from notebook `start` on; what was made.
+
+    root: the repository; run: where the notebooks run; waveforms: a folder of ATS waveforms, if
+    they are to be judged too. Raises DataError as `Run.execute` does.
+    """
+    more = dict.fromkeys(OF_WAVEFORMS, ["--waveforms", waveforms] if waveforms else [])
+    books = NOTEBOOKS[NOTEBOOKS.index(start) :]
+    run.execute([book for book in books if book != LAST])
+    checkpoints = run.root / "checkpoints"
+    with locked(run.folder):
+        benches = benches_of(root, run)
+        loops = find_recorded(str(data), run.root)
+        places = {"run": run.root, "checkpoints": checkpoints, "data": data, "loops": loops}
+        places["device"] = run.parameters["device"]
+        for name, options in recipe.benches.items():
+            if name in OF_RECORDINGS and loops is None:
+                why = no_recorded(str(data), run.root)
+                print(f"bench/{name} is left out: {why}", file=sys.stderr)
+            else:
+                given = [part.format(**places) for part in options.split()]
+                benches.run(name, [*given, *more.get(name, [])])
+        benches.run("table")
+    run.execute([LAST])
+    training = training_record(run.root, checkpoints)
+    return Made(run.folder / "figures", checkpoints, training, benches.folder)
+
+# %% ../../nbs/apps/06_publish.ipynb #0fb6daf6
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="", help="folder with DEMO_G, BMX_G and SPX_G")
     parser.add_argument("--root", default=".", help="the repository (default: here)")
+    parser.add_argument(
+        "--run-dir",
+        default="",
+        help="folder for data, checkpoints and runs (default: the repository)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument(
+        "--start", default=NOTEBOOKS[0], choices=NOTEBOOKS, help="begin at this notebook"
+    )
+    parser.add_argument(
+        "--waveforms", default="", help="folder of ATS waveforms that are judged as well (none)"
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="a few people in runs/rehearsal, to see that every part runs; publishes nothing",
+    )
+    parser.add_argument(
         "--copy-only", action="store_true", help="publish runs/paper as it is, without running it"
+    )
+    parser.add_argument(
+        "--pages-only",
+        action="store_true",
+        help="fill READMEs and cards again from what is published, after a sentence was edited",
     )
 
 
 def _work(args: argparse.Namespace) -> None:
     root = Path(args.root).resolve()
-    if not args.copy_only:
+    if args.pages_only:
+        print("changed: " + (", ".join(rewrite_pages(root)) or "nothing"))
+        return
+    run_dir = Path(args.run_dir or root).resolve()
+    recipe = REHEARSAL if args.rehearse else PAPER
+    if args.rehearse:
+        run_dir = run_dir / "runs" / recipe.name
+    parameters = {"profile": recipe.profile, "device": args.device}
+    if args.copy_only:
+        run = Run(root / "nbs", run_dir, recipe.name, parameters, recipe.only)
+        checkpoints = run_dir / "checkpoints"
+        training = training_record(run_dir, checkpoints)
+        made = Made(run.folder / "figures", checkpoints, training, run.folder / "bench")
+    else:
         data = check_needs(args.data)
-        parameters = {"profile": "default", "data_dir": str(data), "device": args.device}
-        Run(root / "nbs", root, NAME, parameters, RECIPE).execute(NOTEBOOKS)
-    record = publish(root, root / "runs" / NAME / "figures", root / "checkpoints")
+        parameters["data_dir"] = str(data)
+        run = Run(root / "nbs", run_dir, recipe.name, parameters, recipe.only)
+        waveforms = str(Path(args.waveforms).resolve()) if args.waveforms else ""
+        made = make_run(root, run, recipe, data, args.start, waveforms)
+    if args.rehearse:
+        print(f"every part ran; {len(planned(root, made))} files would be published")
+        return
+    record = publish(root, made)
     print(f"published: figures, tables and weights, as {record} says; look at git diff")
+
+
+def _when_stopped(args: argparse.Namespace) -> str:
+    return "nothing was published; the same command again goes on from there"
 
 
 COMMAND = Command(
     name="make paper",
     description="Make the published run, from data to weights to figures, and put its figures,"
-    " tables and weights in their places. Two hours on two cores, minutes with a GPU.",
-    examples=("make paper DATA=data/raw/nhanes",),
+    " tables and weights in their places. About two hours on two cores; a GPU trains in minutes.",
+    examples=("make paper DATA=data/raw/nhanes", "make paper DATA=data/raw/nhanes START=03_cldm"),
     add_options=_add_options,
     work=_work,
+    when_stopped=_when_stopped,
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,27 @@ from spiro_diffusion.completion.truncation import (
     POSITIONS,
     Seen,
     cut_blows,
-    edge_at,
+    ease_off,
+    last_edge,
     look,
     stretch,
+    tail,
     tail_volume,
 )
 from ..learning.conditions import Variable, encode_patients, stored_variables
 from ..learning.training import TrainConfig, fill_model, load_model_state, train
-from ..spirometry.clock import N_BINS, volume_on_clock
+from ..simulator.recorded import Recorded
+from ..spirometry.clock import CLOCK, N_BINS, rows_to_clock, volume_on_clock
+from ..spirometry.indices import measure_rows
+from ..spirometry.quality import acceptability_of_rows
 
 # %% auto #0
 __all__ = ['LOG_SPREAD', 'CLINICAL', 'DEGREE', 'FARTHEST', 'FARTHEST_LEARNT', 'LEAST_VARIANCE', 'UNUSUAL', 'CALIBRATED_AT',
            'FORECAST_TOKENS', 'FARTHEST_INPUT', 'NOISE_LAYOUT', 'FARTHEST_ERROR', 'DESCRIBED', 'WANTED_COVERAGE',
-           'FACTORS', 'CALIBRATION_BATCH', 'FEWEST_BLOWS', 'FEWEST_HELD', 'MOST_CALIBRATED', 'LARGE', 'Expected',
+           'LEAST_ERROR', 'CALIBRATION_BATCH', 'FEWEST_BLOWS', 'FEWEST_HELD', 'MOST_CALIBRATED', 'LARGE', 'Expected',
            'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening', 'draw_errors', 'tails_of',
-           'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'train_completion']
+           'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'needed_factors', 'factors_needed', 'widths_of',
+           'recorded_blows', 'widened', 'train_completion']
 
 # %% ../../nbs/completion/02_model.ipynb #74f8f7a2
 LOG_SPREAD = (-6.0, 2.0)
@@ -127,6 +134,7 @@ class CompletionSettings:
     hide_rest: float = 0.4  # share with weight, ethnicity and test hidden together
     gaps: float = 0.25  # share of blows with a gap
     wide: float = 0.45  # share of training blows that are drawn from the wide prior
+    sooner: float = 0.3  # share of blows whose persons stop sooner than they did
     forecast: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=6000, batch=256, ema=0.998, weight_decay=2e-2)
     )
@@ -196,7 +204,7 @@ class Usual(nn.Module):
     @staticmethod
     def _powers(features: Tensor) -> Tensor:
         """Powers 0 to 3 (N, 4) of the log of the time observed."""
-        return features[:, LOG_DURATION, None] ** torch.arange(DEGREE + 1)
+        return features[:, LOG_DURATION, None] ** torch.arange(DEGREE + 1, device=features.device)
 
     def _rest(self, features: Tensor) -> Tensor:
         return features - self._powers(features) @ self.course
@@ -238,7 +246,8 @@ class Completion(nn.Module):
     feature_std: Tensor  # (F,)
     x_mean: Tensor  # (32,)
     x_std: Tensor  # (32,)
-    widen: Tensor  # (3,)
+    widen: Tensor  # (3, 32)
+    widen_simulated: Tensor  # (3, 32), what simulated blows alone ask for
 
     def __init__(self, settings: CompletionSettings, features: int = FEATURES):
         super().__init__()
@@ -249,7 +258,8 @@ class Completion(nn.Module):
         self.register_buffer("feature_std", torch.ones(features))
         self.register_buffer("x_mean", torch.zeros(POSITIONS))
         self.register_buffer("x_std", torch.ones(POSITIONS))
-        self.register_buffer("widen", torch.ones(len(CALIBRATED_AT)))
+        self.register_buffer("widen", torch.ones(len(CALIBRATED_AT), POSITIONS))
+        self.register_buffer("widen_simulated", torch.ones(len(CALIBRATED_AT), POSITIONS))
         self.usual = Usual(features)
         self.conditioner = Conditioner(s.variables, s.mean, s.std, s.token)
         inputs = features + PAST_CHANNELS * POSITIONS + 2 * len(s.variables)
@@ -264,7 +274,8 @@ class Completion(nn.Module):
         features = (seen.features - self.feature_mean) / self.feature_std
         features = features.clamp(-FARTHEST_INPUT, FARTHEST_INPUT)
         inputs = [features, seen.past.flatten(1), clinical, known.float()]
-        return self.forecast(torch.cat(inputs, 1))
+        with torch.autocast(features.device.type, enabled=False):  # a tail needs four digits
+            return self.forecast(torch.cat(inputs, 1))
 
     def all_tokens(self, hidden: Tensor, values: Tensor) -> Tensor:
         """One token (N, ., width) for each clinical variable, and four for what was seen."""
@@ -295,7 +306,7 @@ def denoiser(
     """D as a function of x (N, 1, 32) and sigma, a number or (N,)."""
 
     def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
-        level = torch.as_tensor(sigma, dtype=x.dtype).expand(len(x))
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         c_skip, c_out, c_in, c_noise = precondition(level)
         inputs = torch.cat([c_in[:, None, None] * x, past], 1)
         f = model.unet(inputs, c_noise, tokens)
@@ -305,13 +316,13 @@ def denoiser(
 
 
 def widening(model: Completion, seen: Seen) -> Tensor:
-    """The factor on the drawn error, (N,)."""
-    known = torch.tensor(CALIBRATED_AT).log()
+    """The factor on the drawn error at each position, (N, 32)."""
     observed = seen.log_duration.clamp(math.log(CALIBRATED_AT[0]), math.log(CALIBRATED_AT[-1]))
+    known = torch.tensor(CALIBRATED_AT, device=observed.device).log()
     left = torch.searchsorted(known, observed, right=True) - 1
     left = left.clamp(0, len(known) - 2)
     share = (observed - known[left]) / (known[left + 1] - known[left])
-    return model.widen[left] + share * (model.widen[left + 1] - model.widen[left])
+    return torch.lerp(model.widen[left], model.widen[left + 1], share[:, None])
 
 # %% ../../nbs/completion/02_model.ipynb #7e307ccf
 NOISE_LAYOUT = (10.0, 0.04, 1.0)
@@ -335,7 +346,7 @@ def draw_errors(
 def tails_of(model: Completion, seen: Seen, expected: Expected, errors: Tensor) -> Tensor:
     """Volume (N, D, 32) L after the cut, of what was expected and errors (N, D, 32)."""
     n, draws = errors.shape[:2]
-    factor = widening(model, seen)[:, None, None]
+    factor = widening(model, seen)[:, None]
     z = expected.middle[:, None] + expected.spread[:, None] * factor * errors
     x = z * model.x_std + model.x_mean
     volume = tail_volume(x.flatten(0, 1), seen.repeat(draws))
@@ -358,13 +369,17 @@ FARTHEST_ERROR = 8.0
 """Spreads that an error of the forecast counts for at most in training the U-Net."""
 
 
-def _hide_and_stretch(
+def _vary(
     model: Completion, batch: tuple[Tensor, ...], generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """A batch with some clinical values hidden, and the volumes of hidden persons stretched."""
+    """A batch with some clinical values hidden and volumes varied.
+
+    Some persons stop sooner; blows of persons who are hidden are stretched.
+    """
     s = model.settings
     volume, values = batch
     values = hide_values(values, s.variables, s.hide_all, s.hide_rest, generator)
+    volume = ease_off(volume, s.sooner, generator)
     unknown = values.isnan().all(1, keepdim=True)
     return torch.where(unknown, stretch(volume, generator), volume), values
 
@@ -379,7 +394,7 @@ def forecast_loss(
 
     batch: volume (N, 513) L and clinical values (N, K).
     """
-    volume, values = _hide_and_stretch(model, batch, generator)
+    volume, values = _vary(model, batch, generator)
     seen, x = cut_blows(volume, model.settings.gaps, generator)
     expected = model.expect(seen, values)
     error = (model.standardise(x) - expected.middle).abs()
@@ -398,15 +413,16 @@ def tail_loss(
     batch: volume (N, 513) L and clinical values (N, K).
     """
     s = model.settings
-    volume, values = _hide_and_stretch(model, batch, generator)
+    volume, values = _vary(model, batch, generator)
     model.forecast.eval()
     with torch.no_grad():
         seen, x = cut_blows(volume, s.gaps, generator)
         expected = model.expect(seen, values)
         error = (model.standardise(x) - expected.middle) / expected.spread
         z = error.clamp(-FARTHEST_ERROR, FARTHEST_ERROR)[:, None]
-    sigma = training_sigmas(s.p_mean, s.p_std, len(volume), generator)
-    noisy = z + sigma[:, None, None] * torch.randn(z.shape, generator=generator)
+    sigma = training_sigmas(s.p_mean, s.p_std, len(z), generator, z.device)
+    noise = torch.randn(z.shape, generator=generator, device=z.device)
+    noisy = z + sigma[:, None, None] * noise
     tokens = model.all_tokens(expected.hidden, values)
     guess = denoiser(model, seen.past, tokens)(noisy, sigma)
     loss = weighted_error(guess, z, sigma)
@@ -461,9 +477,9 @@ def _learn_usual(model: Completion, volume: Tensor, held: Tensor) -> None:
 
 # %% ../../nbs/completion/02_model.ipynb #7f0b1dce
 WANTED_COVERAGE = 0.91
-"""Share of split val that the 90 % intervals of FVC shall cover."""
-FACTORS: np.ndarray = np.arange(0.8, 1.41, 0.05)
-"""Factors on the drawn error that are tried."""
+"""Share of split val that the 90 % intervals shall cover, at each position of the tail."""
+LEAST_ERROR = 1e-3
+"""Spreads from the middle that the ends of a drawn interval are at least taken to be."""
 CALIBRATION_BATCH = 40
 """Blows drawn at a time, few enough for the processor's cache."""
 
@@ -477,31 +493,84 @@ def _errors_in_batches(model: Completion, seen: Seen, values: Tensor, noise: Ten
     return torch.cat(errors)
 
 
-def _coverage(fvc: np.ndarray, truth: np.ndarray) -> float:
-    """Share of truths (N,) L in the 90 % intervals of draws (N, D) L."""
-    low, high = np.quantile(fvc, [0.05, 0.95], axis=1, method="weibull")
-    return float(((low <= truth) & (truth <= high)).mean())
+def needed_factors(drawn: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The factors (N, 32) on drawn errors (N, D, 32) with which 90 % intervals just reach `true`.
+
+    true (N, 32): the forecast's own errors. The p-quantile of these factors over people who are
+    not trained on is the factor with which intervals cover p of such people (split conformal
+    prediction; Vovk 2005).
+    """
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=1, method="weibull")
+    below = true / np.minimum(low, -LEAST_ERROR)
+    above = true / np.maximum(high, LEAST_ERROR)
+    return np.maximum(below, above)
 
 
 @torch.no_grad()
-def _calibrate(model: Completion, volume: Tensor, values: Tensor, draws: int = 20) -> None:
-    """Set `widen` so that intervals cover `WANTED_COVERAGE` of true FVC at each cut.
+def factors_needed(
+    model: Completion, volume: Tensor, values: Tensor, draws: int = 20
+) -> np.ndarray:
+    """`needed_factors` (N, 3, 32) after each cut of blows that the model was not trained on.
 
-    volume (N, 513) L and values (N, K) of blows that the model was not trained on.
+    volume (N, 513) L, values (N, K).
     """
-    noise = torch.randn(len(volume), draws, POSITIONS, generator=torch.Generator().manual_seed(0))
-    truth = volume[:, -1].numpy()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(volume), draws, POSITIONS, generator=generator)
     everything = torch.ones(len(volume), N_BINS)
-    for i, stop in enumerate(CALIBRATED_AT):
-        seen = look(volume, torch.full((len(volume),), edge_at(stop)), everything)
-        errors = _errors_in_batches(model, seen, values, noise)
+    zero = torch.from_numpy(measure_rows(volume.double().numpy(), CLOCK, "2019")["t0"]).float()
+    found = []
+    for stop in CALIBRATED_AT:
+        cut = last_edge(zero + stop)
+        seen = look(volume, cut, everything)
         expected = model.expect(seen, values)
-        misses = []
-        for factor in FACTORS:
-            model.widen[i:].fill_(float(factor))
-            fvc = seen.volume + tails_of(model, seen, expected, errors)[..., -1]
-            misses.append(abs(_coverage(fvc.numpy(), truth) - WANTED_COVERAGE))
-        model.widen[i:].fill_(float(FACTORS[np.argmin(misses)]))
+        drawn = _errors_in_batches(model, seen, values, noise)
+        true = (model.standardise(tail(volume, cut, seen)) - expected.middle) / expected.spread
+        found.append(needed_factors(drawn.numpy(), true.numpy()))
+    return np.stack(found, 1)
+
+
+def widths_of(factors: np.ndarray, people: int) -> Tensor:
+    """Factors (3, 32) with which intervals cover `WANTED_COVERAGE` of the next person's tails.
+
+    factors (N, 3, 32): as `factors_needed` gives them, of blows of so many people.
+    """
+    rank = min(WANTED_COVERAGE * (people + 1) / people, 1.0)
+    return torch.from_numpy(np.quantile(factors, rank, axis=0)).float()
+
+
+def recorded_blows(recorded: Recorded) -> tuple[Tensor, pd.DataFrame]:
+    """Volume (N, 513) L and people (person, age, height, sex) of recordings with a plateau.
+
+    Acceptable ones only, as `whole_blows` has them of simulated people.
+    """
+    criteria = acceptability_of_rows(recorded.rows, recorded.time, recorded.end)
+    chosen = recorded.take(recorded.acceptable & criteria["plateau"].to_numpy())
+    volume = volume_on_clock(rows_to_clock(chosen.rows, chosen.time))
+    return torch.from_numpy(volume).float(), chosen.people[["person", "age", "height", "sex"]]
+
+
+def widened(model: Completion, factors: np.ndarray, people: int) -> Completion:
+    """A copy of the model with intervals as wide as recordings ask for.
+
+    factors (N, 3, 32) of recordings of so many people. Never narrower than simulated blows ask.
+    """
+    wider = deepcopy(model)
+    wider.widen.copy_(torch.maximum(model.widen_simulated, widths_of(factors, people)))
+    return wider
+
+
+@torch.no_grad()
+def _calibrate(model: Completion, volume: Tensor, rows: pd.DataFrame) -> None:
+    """Set the widths that simulated blows ask for.
+
+    volume (N, 513) L and rows (N) of blows that the model was not trained on.
+    """
+    eased = ease_off(volume, model.settings.sooner, torch.Generator().manual_seed(0))
+    values = torch.from_numpy(encode_patients(rows, model.settings.variables))
+    people = rows["SEQN"].nunique() if "SEQN" in rows else len(rows)
+    widths = widths_of(factors_needed(model, eased, values), people)
+    model.widen_simulated.copy_(widths)
+    model.widen.copy_(widths)
 
 # %% ../../nbs/completion/02_model.ipynb #a2c32e0e
 FEWEST_BLOWS = 8
@@ -542,7 +611,8 @@ def _save(folder: Path, model: Completion) -> None:
     """Write model.safetensors and config.json; `model` then has the file's hash."""
     large = {name for name, p in model.named_parameters() if p.numel() > LARGE}
     state = {
-        name: value.half() if name in large else value for name, value in model.state_dict().items()
+        name: (value.half() if name in large else value).cpu()
+        for name, value in model.state_dict().items()
     }
     file = folder / "model.safetensors"
     save_safetensors(file, state)
@@ -557,11 +627,14 @@ def train_completion(
     settings: CompletionSettings,
     folder: str | Path,
     resume: bool = True,
+    recorded: Recorded | None = None,
 ) -> tuple[Completion, dict[str, Any]]:
     """Train on the whole blows of split train; the checkpoint goes to `folder`.
 
-    flow (N, 512) L/s and its metadata. Returns the model (averaged weights) and the history of its
-    U-Net. Runs on the CPU. Raises DataError if hardly a blow is whole.
+    flow (N, 512) L/s and its metadata; recorded: manoeuvres that say how wide intervals have to be,
+    and nothing else. Returns the model (averaged weights) and the history of its
+    U-Net. Each stage runs on its settings' device; the model comes back on the CPU.
+    Raises DataError if hardly a blow is whole.
     """
     folder = Path(folder)
     rows = _training_rows(flow, metadata, settings)
@@ -575,20 +648,21 @@ def train_completion(
     own = rows.volume[: rows.survey]
     _learn_usual(model, own, held if enough_held else own)
 
-    on_cpu = replace(settings.forecast, device="cpu")
-    train(model, forecast_loss, data, on_cpu, folder / "forecast", resume)
+    train(model, forecast_loss, data, settings.forecast, folder / "forecast", resume)
     model.forecast.requires_grad_(False)
-    on_cpu = replace(settings.train, device="cpu")
-    history = train(model, tail_loss, data, on_cpu, folder, resume)
+    history = train(model, tail_loss, data, settings.train, folder, resume)
     _save(folder, model)
 
     model = Completion.from_pretrained(folder)
     if enough_held:
         order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))
         some = order[:MOST_CALIBRATED]
-        table = held_rows.iloc[some.numpy()]
-        values = torch.from_numpy(encode_patients(table, settings.variables))
-        _calibrate(model, held[some], values)
-        _save(folder, model)
+        _calibrate(model, held[some], held_rows.iloc[some.numpy()])
+    if recorded is not None:
+        volume, who = recorded_blows(recorded)
+        values = torch.from_numpy(encode_patients(who, settings.variables))
+        factors = factors_needed(model, volume, values)
+        model = widened(model, factors, who["person"].nunique())
+    _save(folder, model)
     write_provenance(folder / "model.safetensors", {"signals": array_sha256(flow)})
     return model, history

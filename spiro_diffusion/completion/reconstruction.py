@@ -495,26 +495,30 @@ POWER_ENDS = 15.0
 """s, where a power law, whose integral may be infinite, is taken to end."""
 
 
-def _exponential_rest(flow: np.ndarray, fall: np.ndarray) -> np.ndarray:
-    """Volume (N,) L still to come if flow (N,) L/s of the last half second continues to fall so."""
+def _exponential_rest(flow: np.ndarray, fall: np.ndarray, seconds: float) -> np.ndarray:
+    """Volume (N,) L to come in `seconds` if flow (N,) L/s of the last half second falls on so."""
     at_stop = flow * np.exp(-fall / 2)
-    return at_stop * np.minimum(HALF_SECOND / fall, LONGEST_TIME_CONSTANT)
+    time_constant = np.minimum(HALF_SECOND / fall, LONGEST_TIME_CONSTANT)
+    return at_stop * time_constant * (1 - np.exp(-seconds / time_constant))
 
 
-def _power_rest(flow: np.ndarray, fall: np.ndarray, stop: float) -> np.ndarray:
-    """The same if flow falls as a power of time, up to 15 s."""
+def _power_rest(flow: np.ndarray, fall: np.ndarray, stop: float, until: float) -> np.ndarray:
+    """The same from `stop` to `until` (s), 15 s at most, if flow falls as a power of time."""
     middle = stop - 0.5 * HALF_SECOND
     earlier = stop - 1.5 * HALF_SECOND
     power = np.clip(fall / np.log(middle / earlier), *POWERS)
     power = np.where(np.abs(power - 1) < 1e-3, 1.001, power)  # its integral is not a logarithm
     factor = flow * middle**power
-    return factor * (POWER_ENDS ** (1 - power) - stop ** (1 - power)) / (1 - power)
+    return factor * (min(until, POWER_ENDS) ** (1 - power) - stop ** (1 - power)) / (1 - power)
 
 
-def extrapolated_fvc(flow: np.ndarray, stop: float, method: str) -> np.ndarray:
+def extrapolated_fvc(
+    flow: np.ndarray, stop: float, method: str, until: float = np.inf
+) -> np.ndarray:
     """FVC (N,) L guessed from flow (N, 512) L/s on the clock up to `stop` s.
 
-    method: "carried", "exponential" or "power". Raises DataError on another name.
+    method: "carried", "exponential" or "power". until: s, with it the volume by then instead.
+    Raises DataError on another name.
     """
     times = [max(stop - 2 * HALF_SECOND, 0.0), stop - HALF_SECOND, stop]
     before, half, end = np.transpose([np.interp(times, CLOCK, v) for v in volume_on_clock(flow)])
@@ -524,9 +528,9 @@ def extrapolated_fvc(flow: np.ndarray, stop: float, method: str) -> np.ndarray:
     if method == "carried":
         return end
     if method == "exponential":
-        return end + _exponential_rest(last, fall)
+        return end + _exponential_rest(last, fall, until - stop)
     if method == "power":
-        return end + _power_rest(last, fall, stop)
+        return end + _power_rest(last, fall, stop, until)
     raise DataError(f'method is "carried", "exponential" or "power", not {method!r}')
 
 # %% ../../nbs/completion/03_reconstruction.ipynb #66e92dae

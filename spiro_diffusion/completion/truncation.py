@@ -20,9 +20,9 @@ from ..spirometry.clock import END, FINE, N_BINS
 __all__ = ['SHORTEST', 'POSITIONS', 'FIRST_STEP', 'REACH', 'OFFSETS', 'LEAST_RISE', 'BRIDGE_WINDOW', 'STEEPEST', 'SHARES',
            'SINCE', 'WINDOWS', 'GUESS_WINDOWS', 'FEATURES', 'LOG_DURATION', 'PAST_CHANNELS', 'FLOOR', 'PEAK_BINS',
            'PEAK_WITHIN', 'LEAST_VOLUME', 'LEAST_DURATION', 'SHORTEST_STEP', 'LEAST_FLOW', 'HIGHEST_LOG', 'EARLY_SHARE',
-           'EARLY_SPAN', 'LATEST', 'HESITATION_SHARE', 'SMALLEST_STRETCH', 'toy_blows', 'volume_at', 'time_at',
-           'last_edge', 'edge_at', 'bridge', 'Seen', 'look', 'tail', 'tail_volume', 'random_cuts', 'random_gaps',
-           'stretch', 'cut_blows']
+           'EARLY_SPAN', 'LATEST', 'HESITATION_SHARE', 'SMALLEST_STRETCH', 'EASE_FLOW', 'EASE_TIME', 'EASE_WINDOW',
+           'toy_blows', 'volume_at', 'time_at', 'last_edge', 'edge_at', 'bridge', 'Seen', 'look', 'tail', 'tail_volume',
+           'random_cuts', 'random_gaps', 'stretch', 'ease_off', 'cut_blows']
 
 # %% ../../nbs/completion/00_truncation.ipynb #31ad3e36
 def toy_blows(n: int = 256, seed: int = 1) -> tuple[Tensor, pd.DataFrame]:
@@ -72,26 +72,28 @@ LEAST_RISE = 1e-6
 
 def volume_at(volume: Tensor, time: Tensor) -> Tensor:
     """Volume (N, K) L of volume (N, 513) L at each row's own times (N, K) s."""
-    left = torch.searchsorted(EDGES, time.contiguous(), right=True) - 1
+    edges = EDGES.to(time.device)
+    left = torch.searchsorted(edges, time.contiguous(), right=True) - 1
     left = left.clamp(0, N_BINS - 1)
     low = volume.gather(1, left)
     high = volume.gather(1, left + 1)
-    share = (time - EDGES[left]) / (EDGES[left + 1] - EDGES[left])
+    share = (time - edges[left]) / (edges[left + 1] - edges[left])
     return low + (high - low) * share.clamp(0, 1)
 
 
 def time_at(volume: Tensor, level: Tensor) -> Tensor:
     """Time (N, K) s at which volume (N, 513) L first reaches each row's own levels (N, K) L."""
+    edges = EDGES.to(volume.device)
     right = torch.searchsorted(volume.contiguous(), level.contiguous()).clamp(1, N_BINS)
     low = volume.gather(1, right - 1)
     high = volume.gather(1, right)
     share = (level - low) / (high - low).clamp(min=LEAST_RISE)
-    return EDGES[right - 1] + (EDGES[right] - EDGES[right - 1]) * share.clamp(0, 1)
+    return edges[right - 1] + (edges[right] - edges[right - 1]) * share.clamp(0, 1)
 
 
 def last_edge(time: Tensor) -> Tensor:
     """Number of the last edge of the clock that is not after each time (s), -1 before the first."""
-    return torch.searchsorted(EDGES, time, right=True) - 1
+    return torch.searchsorted(EDGES.to(time.device), time, right=True) - 1
 
 
 def edge_at(stop: float) -> int:
@@ -110,23 +112,24 @@ def bridge(volume: Tensor, start: Tensor, stop: Tensor) -> Tensor:
 
     A row in which stop is not after start + 1 (-1 and -1 for no gap) stays as it is.
     """
+    edges = EDGES.to(volume.device)
     left = start.clamp(min=0)[:, None]
     right = stop.clamp(min=1)[:, None]
     left_volume = volume.gather(1, left)
     right_volume = volume.gather(1, right)
-    duration = (EDGES[right] - EDGES[left]).clamp(min=1e-3)
+    duration = (edges[right] - edges[left]).clamp(min=1e-3)
     rise = right_volume - left_volume
-    before = left_volume - volume_at(volume, EDGES[left] - BRIDGE_WINDOW)
-    after = volume_at(volume, EDGES[right] + BRIDGE_WINDOW) - right_volume
+    before = left_volume - volume_at(volume, edges[left] - BRIDGE_WINDOW)
+    after = volume_at(volume, edges[right] + BRIDGE_WINDOW) - right_volume
     limit = STEEPEST * rise / duration
     first = (before / BRIDGE_WINDOW).clamp(min=0).minimum(limit)
     last = (after / BRIDGE_WINDOW).clamp(min=0).minimum(limit)
-    share = ((EDGES - EDGES[left]) / duration).clamp(0, 1)
+    share = ((edges - edges[left]) / duration).clamp(0, 1)
     ease = 3 * share**2 - 2 * share**3
     from_first = share - 2 * share**2 + share**3
     from_last = share**3 - share**2
     smooth = left_volume + rise * ease + duration * (first * from_first + last * from_last)
-    edge = torch.arange(N_BINS + 1)
+    edge = torch.arange(N_BINS + 1, device=volume.device)
     inside = (edge > start[:, None]) & (edge < stop[:, None])
     return torch.where(inside, smooth, volume)
 
@@ -205,12 +208,14 @@ def _past(volume: Tensor, cut_time: Tensor, unit: Tensor, observed: Tensor) -> T
     volume (N, 513) L, constant after the cut at cut_time (N, 1) s; unit (N, 1) s/L, what flow is
     multiplied by; observed (N, 512), 1 for a bin that was observed.
     """
-    edges = (cut_time - OFFSETS).clamp(min=0)
+    edges = (cut_time - OFFSETS.to(volume.device)).clamp(min=0)
     width = edges[:, :-1] - edges[:, 1:]
     inside = (width > SHORTEST_STEP).float()
     at_edges = volume_at(volume, edges)
     flow = -at_edges.diff(dim=1) / width.clamp(min=1e-3)
-    seconds_observed = nn.functional.pad(torch.cumsum(observed * EDGES.diff(), 1), (1, 0))
+    seconds_observed = nn.functional.pad(
+        torch.cumsum(observed * EDGES.diff().to(volume.device), 1), (1, 0)
+    )
     share = -volume_at(seconds_observed, edges).diff(dim=1) / width.clamp(min=1e-3)
     channels = [
         torch.log(flow * unit + LEAST_FLOW) * inside,
@@ -227,7 +232,7 @@ def _start_and_peak(volume: Tensor) -> tuple[Tensor, Tensor]:
     flow = rise / (PEAK_BINS * FINE)
     peak = flow.amax(1, keepdim=True)
     half = (flow >= 0.5 * peak).float().argmax(1)
-    return (EDGES[half] - 0.075)[:, None], peak
+    return (EDGES.to(volume.device)[half] - 0.075)[:, None], peak
 
 
 def look(volume: Tensor, cut: Tensor, observed: Tensor) -> Seen:
@@ -235,14 +240,16 @@ def look(volume: Tensor, cut: Tensor, observed: Tensor) -> Seen:
 
     observed (N, 512): 1 for bins that were observed, 0 for those of a bridged gap.
     """
-    cut_time = EDGES[cut][:, None]
+    device = volume.device
+    cut_time = EDGES.to(device)[cut][:, None]
     exhaled = volume.gather(1, cut[:, None]).clamp(min=LEAST_VOLUME)
     volume = torch.minimum(volume, exhaled)
     start, peak = _start_and_peak(volume)
     duration = (cut_time - start).clamp(min=LEAST_DURATION)
-    flow = (exhaled - volume_at(volume, (cut_time - WINDOWS).clamp(min=0))) / WINDOWS
-    course = volume_at(volume, torch.minimum(start + SINCE, cut_time)) / exhaled
-    times = (time_at(volume, SHARES * exhaled) - start + 0.1).clamp(min=0.02)
+    windows = WINDOWS.to(device)
+    flow = (exhaled - volume_at(volume, (cut_time - windows).clamp(min=0))) / windows
+    course = volume_at(volume, torch.minimum(start + SINCE.to(device), cut_time)) / exhaled
+    times = (time_at(volume, SHARES.to(device) * exhaled) - start + 0.1).clamp(min=0.02)
     features = [
         exhaled.log(),
         duration.log(),
@@ -254,7 +261,8 @@ def look(volume: Tensor, cut: Tensor, observed: Tensor) -> Seen:
         (times / duration).log(),
     ]
     flow_now = flow[:, GUESS_WINDOWS].mean(1, keepdim=True)
-    to_come = flow_now * duration * OFFSETS[1:] / (duration + OFFSETS[1:])
+    ahead = OFFSETS[1:].to(device)
+    to_come = flow_now * duration * ahead / (duration + ahead)
     return Seen(
         features=torch.cat(features, 1),
         past=_past(volume, cut_time, duration / exhaled, observed),
@@ -269,7 +277,8 @@ HIGHEST_LOG = 3.0
 
 def tail(volume: Tensor, cut: Tensor, seen: Seen) -> Tensor:
     """The tail (N, 32) of volume (N, 513) L after the edges `cut` (N,), as the network draws it."""
-    time = (EDGES[cut][:, None] + OFFSETS[1:]).clamp(max=END)
+    device = volume.device
+    time = (EDGES.to(device)[cut][:, None] + OFFSETS[1:].to(device)).clamp(max=END)
     to_come = volume_at(volume, time) - volume.gather(1, cut[:, None])
     return torch.log(to_come.clamp(min=0) / seen.volume + FLOOR) - seen.guess
 
@@ -291,11 +300,19 @@ HESITATION_SHARE = 0.3
 """Share of gaps that begin with the record."""
 SMALLEST_STRETCH = (3 / 4, 2 / 3)
 """Factors of size and of time scale, down to which (and up to one over which) blows are varied."""
+EASE_FLOW = (0.02, 0.3)
+"""L/s, the flow from which on a person who stops sooner eases off (a choice, as the next)."""
+EASE_TIME = (0.1, 0.8)
+"""s, time constant with which flow then fades."""
+EASE_WINDOW = 0.5
+"""s, over which that flow is a mean."""
 
 
-def random_cuts(n: int, generator: torch.Generator | None = None) -> Tensor:
+def random_cuts(
+    n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
     """Edges of the clock (n,) at which to cut: most before 4.25 s, some up to 16 s."""
-    kind, early, late = torch.rand(3, n, generator=generator).unbind()
+    kind, early, late = torch.rand(3, n, generator=generator, device=device).unbind()
     early_time = SHORTEST + EARLY_SPAN * early
     late_time = SHORTEST * torch.exp(late * math.log(LATEST / SHORTEST))
     time = torch.where(kind < EARLY_SHARE, early_time, late_time)
@@ -309,8 +326,10 @@ def random_gaps(
 
     Gaps last 0.05 to 0.45 s and end 0.1 s or more before the cut.
     """
-    length, kind, place, chosen = torch.rand(4, len(cut), generator=generator).unbind()
-    cut_time = EDGES[cut]
+    length, kind, place, chosen = torch.rand(
+        4, len(cut), generator=generator, device=cut.device
+    ).unbind()
+    cut_time = EDGES.to(cut.device)[cut]
     seconds = 0.05 + 0.4 * length
     anywhere = 0.1 + place * (cut_time - seconds - 0.25).clamp(min=0)
     start = torch.where(kind < HESITATION_SHARE, 0.0, anywhere)
@@ -324,10 +343,35 @@ def stretch(volume: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
     Both factors are log-uniform.
     """
-    time, size = (torch.rand(2, len(volume), 1, generator=generator) * 2 - 1).unbind()
+    device = volume.device
+    draws = torch.rand(2, len(volume), 1, generator=generator, device=device)
+    time, size = (draws * 2 - 1).unbind()
     smallest_size, smallest_time = SMALLEST_STRETCH
-    at = (EDGES * (1 / smallest_time) ** time).clamp(max=END)
+    at = (EDGES.to(device) * (1 / smallest_time) ** time).clamp(max=END)
     return volume_at(volume, at) * (1 / smallest_size) ** size
+
+
+def ease_off(volume: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """Volume (N, 513) L of persons a `share` of whom stop sooner: from a low flow on it fades.
+
+    Both the flow at which that begins and the time constant are log-uniform.
+    """
+    device = volume.device
+    edges = EDGES.to(device)
+    level, fade, chosen = torch.rand(3, len(volume), 1, generator=generator, device=device).unbind()
+    lowest, highest = EASE_FLOW
+    quickest, slowest = EASE_TIME
+    level = lowest * (highest / lowest) ** level
+    fade = quickest * (slowest / quickest) ** fade
+    earlier = (edges - EASE_WINDOW).clamp(min=0).expand(len(volume), -1)
+    flow = (volume - volume_at(volume, earlier)) / EASE_WINDOW
+    late = edges > edges[flow.argmax(1)][:, None]
+    slow = late & (flow < level)
+    begins = edges[slow.int().argmax(1)][:, None]
+    kept = torch.exp(-(edges[1:] - begins).clamp(min=0) / fade)
+    rise = torch.cumsum(volume.diff(dim=1) * kept, 1)
+    eased = torch.cat([volume[:, :1], volume[:, :1] + rise], 1)
+    return torch.where(slow.any(1, keepdim=True) & (chosen < share), eased, volume)
 
 
 def cut_blows(
@@ -337,9 +381,9 @@ def cut_blows(
 
     rate: the share of blows that have a gap.
     """
-    cut = random_cuts(len(volume), generator)
+    cut = random_cuts(len(volume), generator, volume.device)
     start, stop = random_gaps(cut, rate, generator)
-    bins = torch.arange(N_BINS)
+    bins = torch.arange(N_BINS, device=volume.device)
     observed = ((bins < start[:, None]) | (bins >= stop[:, None])).float()
     seen = look(bridge(volume, start, stop), cut, observed)
     return seen, tail(volume, cut, seen)

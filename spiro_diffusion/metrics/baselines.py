@@ -152,8 +152,11 @@ def neighbours(
 # %% ../../nbs/metrics/01_baselines.ipynb #2ef48fc3
 @dataclass
 class CopulaBaseline:
-    """Draws sets of indices, and curves, given age, height and gender."""
+    """Draws sets of indices, and curves, given age, height and gender, with weight (kg) and
+    ethnicity too if `extra`.
+    """
 
+    extra: bool = False
     laws: dict[str, SplineRegression] = field(default_factory=dict)
     correlation: np.ndarray = field(default_factory=lambda: np.eye(len(CHAIN)))
 
@@ -169,7 +172,7 @@ class CopulaBaseline:
                 "give a table with these columns filled in"
             )
         y = to_chain(known)
-        self.laws = {name: SplineRegression().fit(known, y[name]) for name in CHAIN}
+        self.laws = {name: SplineRegression(self.extra).fit(known, y[name]) for name in CHAIN}
         ranks = np.stack([pd.Series(self.laws[name].scores).rank().to_numpy() for name in CHAIN])
         self.correlation = np.corrcoef(ndtri(ranks / (len(known) + 1)))
         return self

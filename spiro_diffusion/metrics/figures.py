@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.special import expit
 
 from ..base.files import writing
 from .scores import KS_NOISE
@@ -65,14 +66,20 @@ GUIDE: dict[str, Any] = {"color": "0.5", "lw": 0.6, "ls": ":"}
 BAND: dict[str, Any] = {"color": "0.9", "lw": 0}
 """An area of values that are as good as can be seen."""
 
+SIDE_NOTE: dict[str, Any] = {"fontsize": 5.5, "color": "0.35"}
+"""How a word inside the axes is written."""
+
 # %% auto #0
 __all__ = ['STYLE', 'LABELS', 'SINGLE', 'DOUBLE', 'BLUE', 'RED', 'GREEN', 'PINK', 'AMBER', 'REAL', 'GENERATED', 'FOOT',
-           'FOOT_LETTERS', 'GUIDE', 'BAND', 'UNDATED', 'ARROW', 'UPPER_ROW', 'LOWER_ROW', 'FIRST_BOX', 'BOX_STEP',
-           'UPPER_Y', 'LOWER_Y', 'SAMPLE', 'EVEN_BINS', 'LEAST_ERROR', 'CODES', 'QUANTILES', 'SHADES', 'FANS',
-           'BOOSTED', 'MARKERS', 'LINES', 'ABLATION', 'SAMPLERS', 'CALL_TICKS', 'WORST_SHOWN', 'AIM', 'LOOPS_SHOWN',
-           'CAPTIONS', 'sheet', 'save_figure', 'figure_pipeline', 'clock_errors', 'figure_clock', 'figure_codec',
-           'figure_conditional', 'figure_calibration', 'errors_by_method', 'figure_reconstruction', 'figure_ablation',
-           'figure_privacy', 'figure_judge', 'captions_markdown']
+           'FOOT_LETTERS', 'GUIDE', 'BAND', 'SIDE_NOTE', 'UNDATED', 'ARROW', 'UPPER_ROW', 'LOWER_ROW', 'FIRST_BOX',
+           'BOX_STEP', 'UPPER_Y', 'LOWER_Y', 'SAMPLE', 'EVEN_BINS', 'LEAST_ERROR', 'CODES', 'QUANTILES', 'SHADES',
+           'FANS', 'WANTED', 'TWO_SIDED', 'CALIBRATION_COLUMNS', 'BOOSTED', 'MARKERS', 'OWN', 'METHODS', 'OTHERS',
+           'RECORDED_ERRORS', 'LABEL_LETTERS', 'ERROR_TICKS', 'ABLATION', 'PHYSICS', 'SAMPLERS', 'CALL_TICKS',
+           'WORST_SHOWN', 'AIM', 'FALSE_POSITIVES', 'LOOPS_SHOWN', 'WINDOWS', 'CAPTIONS', 'sheet', 'save_figure',
+           'figure_pipeline', 'clock_errors', 'figure_clock', 'figure_codec', 'figure_conditional', 'pit_excess',
+           'calibration_rows', 'figure_calibration', 'errors_by_method', 'recorded_cuts', 'coverage_rows',
+           'figure_reconstruction', 'reconstruction_note', 'figure_ablation', 'ablation_note', 'figure_privacy',
+           'saliency_shares', 'figure_judge', 'captions_markdown']
 
 # %% ../../nbs/metrics/09_figures.ipynb #22e0c84c
 def _write_foot(fig: Figure, note: str, width: float = DOUBLE) -> None:
@@ -123,7 +130,7 @@ UPPER_ROW = (
     ("clock: 512 bins\nflow in L/s", BLUE),
     ("encoder", BLUE),
     ("32 codes\nof 512", GREEN),
-    ("decoder\n(flow > 0)", RED),
+    ("decoder\n(flow ≥ 0)", RED),
     ("new curve:\nindices, z-scores", RED),
 )
 """The way of a blow through the codec, from left to right."""
@@ -158,7 +165,7 @@ def _draw_parts(ax: Axes) -> None:
         x = FIRST_BOX + BOX_STEP * place
         _box(ax, x, UPPER_Y, text, color)
         if place:
-            _arrow(ax, (x - 0.97, UPPER_Y), (x - 0.62, UPPER_Y))
+            _arrow(ax, (x - BOX_STEP + 0.73, UPPER_Y), (x - 0.64, UPPER_Y))
     for x, text in LOWER_ROW:
         _box(ax, x, LOWER_Y, text, RED)
     _arrow(ax, (4.1, LOWER_Y), (4.75, LOWER_Y))
@@ -178,9 +185,9 @@ def figure_pipeline(held: np.ndarray, made: np.ndarray, note: str) -> Figure:
     left = fig.add_subplot(grid[1, 0])
     right = fig.add_subplot(grid[1, 1], sharex=left, sharey=left)
     plot_loops(held, left, aspect=False, color=REAL, alpha=0.45, lw=0.6)
-    left.set_title("held out")
+    left.set_title("blows of held-out people")
     plot_loops(made, right, aspect=False, color=GENERATED, alpha=0.45, lw=0.6)
-    right.set_title("generated for the same people")
+    right.set_title("generated for people of their age, height and sex")
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #f24f1c0c
@@ -228,11 +235,11 @@ def clock_errors(flow: np.ndarray, names: Sequence[str] = tuple(LABELS)) -> dict
 
 # %% ../../nbs/metrics/09_figures.ipynb #5f734775
 LEAST_ERROR = 1e-3
-"""Per cent: smaller errors are drawn as this on a log scale."""
+"""Per cent: the lower end of the axis; an error below it has no bar."""
 
 
 def _draw_bin_widths(ax: Axes) -> None:
-    ax.plot(CLOCK[:-1], 1000 * WIDTHS)
+    ax.plot(CLOCK[:-1], 1000 * WIDTHS, label="clock")
     ax.axhline(1000 * EVEN_BINS[1], color=RED, ls="--", label="even bins")
     ax.set(xlabel="time (s)", ylabel="width of a bin (ms)", title="512 bins to 20.48 s")
     ax.legend()
@@ -244,21 +251,27 @@ def _draw_start(ax: Axes, flow: np.ndarray) -> None:
     coarse = np.diff(np.interp(EVEN_BINS, CLOCK, volume)) / np.diff(EVEN_BINS)
     ax.stairs(flow, CLOCK, color=BLUE, label="clock")
     ax.stairs(coarse, EVEN_BINS, color=RED, label="even bins")
-    ax.set(xlim=(0, 0.6), title="the start of one blow")
+    begins = CLOCK[np.argmax(flow > flow.max() / 10)]
+    shown = (max(begins - 0.1, 0), max(begins - 0.1, 0) + 0.6)  # s
+    ax.set(xlim=shown, title="the start of one blow")
     ax.set(xlabel="time (s)", ylabel="flow (L/s)")
     ax.legend()
 
 
 def _draw_clock_errors(ax: Axes, errors: Mapping[str, pd.DataFrame]) -> None:
     places = np.arange(len(LABELS))
+    lowest = LEAST_ERROR * 1.5
     for i, (way, color) in enumerate(zip(errors, (BLUE, RED, AMBER), strict=True)):
         p95 = 100 * errors[way][list(LABELS)].abs().quantile(0.95)
         x = places + 0.27 * (i - 1)
-        ax.bar(x, np.maximum(p95, LEAST_ERROR), 0.25, color=color, label=way)
+        ax.bar(x, p95, 0.25, color=color, label=way)
+        for place in x[p95.to_numpy() < LEAST_ERROR]:
+            ax.text(place, lowest, f"< {LEAST_ERROR:g}", rotation=90, ha="center", **SIDE_NOTE)
     ax.set(yscale="log", ylabel="error, 95th percentile (%)", title="indices from 512 numbers")
     ax.set_xticks(places, list(LABELS.values()))
-    ax.set_ylim(LEAST_ERROR, 3000)
-    ax.legend(loc="upper left", ncols=3, columnspacing=0.8, handlelength=1)
+    ax.set_ylim(LEAST_ERROR, 1e5)  # room for the legend
+    ax.set_yticks([1e-3, 1e-1, 1e1, 1e3])
+    ax.legend(loc="upper left", ncols=1, handlelength=1)
 
 
 @plt.style.context(STYLE)
@@ -281,12 +294,13 @@ CODES = 512
 def _draw_errors(ax: Axes, errors: pd.DataFrame) -> None:
     """Cumulative distributions of absolute errors of indices (L, L/s)."""
     for name, title in LABELS.items():
+        unit = "mL" if name in ("fvc", "fev1") else "mL/s"
         size = np.sort(1000 * errors[name].abs().dropna())
         share = np.arange(1, len(size) + 1) / len(size)
-        ax.plot(np.maximum(size, 0.05), share, label=title)
+        ax.plot(np.maximum(size, 0.05), share, label=f"{title} ({unit})")
     ax.set(xscale="log", xlim=(0.05, 500), title="errors after 32 codes")
-    ax.set(xlabel="error (mL, mL/s)", ylabel="share of blows")
-    ax.legend()
+    ax.set(xlabel="absolute error (smaller is better)", ylabel="share of blows")
+    ax.legend(loc="upper left", fontsize=5.5)
 
 
 def _draw_use(ax: Axes, codes: np.ndarray) -> None:
@@ -294,7 +308,7 @@ def _draw_use(ax: Axes, codes: np.ndarray) -> None:
     use = np.sort(np.bincount(codes.ravel().astype(int), minlength=CODES))[::-1]
     ax.fill_between(np.arange(len(use)), use / use.sum() * len(use), step="mid", lw=0)
     ax.axhline(1, **GUIDE)
-    ax.set(xlabel="code, by frequency", ylabel="use / even use", ylim=(0, None))
+    ax.set(xlabel="code, the most frequent first", ylabel="use / even use", ylim=(0, None))
     ax.set_title(f"{(use > 0).sum()} of {len(use)} codes in use")
 
 
@@ -304,7 +318,8 @@ def _draw_mean_flow(ax: Axes, means: np.ndarray, position: int) -> None:
     for mean, color in zip(means, colors, strict=False):
         ax.plot(CLOCK[:N_FINE], mean[:N_FINE], lw=0.9, color=color)
     ax.set(xlabel="time (s)", ylabel="mean flow (L/s)")
-    ax.set_title(f"position {position}: low codes dark")
+    ax.set_title(f"by the code at position {position}")
+    ax.text(0.97, 0.93, "dark: low codes", transform=ax.transAxes, ha="right", **SIDE_NOTE)
 
 
 @plt.style.context(STYLE)
@@ -340,13 +355,13 @@ def _draw_fan(ax: Axes, table: pd.DataFrame, name: str, color: str) -> None:
     """Bands of an index of draws over age, its predicted value and its LLN."""
     bands = table.groupby("age")[name].quantile(QUANTILES).unstack()
     for low, high, alpha in SHADES:
-        label = f"central {high - low:.0%}"
+        label = f"central {100 * (high - low):.0f} % of draws"
         style: dict[str, Any] = {"color": color, "alpha": alpha, "lw": 0}
         ax.fill_between(bands.index, bands[low], bands[high], label=label, **style)
-    ax.plot(bands.index, bands[0.5], color=color, label="median generated")
+    ax.plot(bands.index, bands[0.5], color=color, label="median of draws")
     normal = table.drop_duplicates("age").sort_values("age")
-    ax.plot(normal["age"], normal[f"{name}_pred"], "k--", lw=0.9, label="predicted")
-    ax.plot(normal["age"], normal[f"{name}_lln"], "k:", lw=0.9, label="LLN")
+    ax.plot(normal["age"], normal[f"{name}_pred"], "k--", lw=0.9, label="predicted (GLI 2022)")
+    ax.plot(normal["age"], normal[f"{name}_lln"], "k:", lw=0.9, label="LLN (GLI 2022)")
 
 
 @plt.style.context(STYLE)
@@ -366,55 +381,158 @@ def figure_conditional(table: pd.DataFrame, note: str) -> Figure:
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #2daffc9f
-def _draw_pit(ax: Axes, shares: Mapping[str, np.ndarray], coverage: pd.Series) -> None:
-    """Distribution of the PIT (P,) of each index minus the uniform one, with the coverage of its
-    intervals.
+WANTED = 0.9
+"""Share that a 90 % interval should cover."""
+
+TWO_SIDED = 1.96
+"""Standard deviations on either side that hold 95 % of a normal distribution."""
+
+CALIBRATION_COLUMNS = (
+    "n",
+    "coverage",
+    "coverage_chance",
+    "bias",
+    "bias_chance",
+    "crps_ratio",
+    "crps_ratio_low",
+    "crps_ratio_high",
+)
+"""What is drawn of each index and subgroup; `_chance`: half of the interval of a right model."""
+
+
+def pit_excess(shares: np.ndarray, places: int = 101) -> np.ndarray:
+    """The share of PIT values (P,) below p, minus p, at so many even places p from 0 to 1."""
+    at = np.linspace(0, 1, places)
+    return np.searchsorted(np.sort(shares), at, side="right") / len(shares) - at
+
+
+def _draw_pit(ax: Axes, shares: Mapping[str, np.ndarray], null: np.ndarray | None) -> None:
+    """Distribution of the PIT (P,) of each index minus the uniform one, with what chance does.
+
+    null: (2, G), the lowest and highest difference at G even places from 0 to 1.
     """
-    fewest = min(map(len, shares.values()))
+    if null is None:
+        noise = KS_NOISE / np.sqrt(min(map(len, shares.values())))
+        null = np.array([[-noise, -noise], [noise, noise]])
+    ax.fill_between(np.linspace(0, 1, null.shape[1]), *null, label="chance", **BAND)
     for name, share in shares.items():
-        x = np.sort(share)
-        below = (np.arange(len(x)) + 0.5) / len(x)
-        short_name = name.split(" (")[0]
-        ax.plot(x, below - x, label=f"{short_name}: {coverage[name]:.0%}")
-    noise = KS_NOISE / np.sqrt(fewest)
-    ax.axhspan(-noise, noise, **BAND)
-    ax.set(xlim=(0, 1), ylim=(-0.2, 0.2), title="PIT, and coverage of 90 % intervals")
-    ax.set(xlabel="share of draws below the truth", ylabel="share of people minus that")
-    ax.legend(ncols=2, loc="upper center")
+        excess = pit_excess(share)
+        ax.plot(np.linspace(0, 1, len(excess)), excess, label=name.split(" (")[0])
+    reach = max(1.5 * np.abs(ax.get_ylim()).max(), 0.1)
+    ax.set(xlim=(0, 1), ylim=(-reach, reach))
+    ax.set_title("PIT minus uniform\nabove 0: draws too large, below: too small")
+    ax.set(xlabel="p, share of a person's draws below the truth")
+    ax.set_ylabel("share of people below p, minus p")
+    ax.legend(ncols=3, loc="lower center", fontsize=5.5, columnspacing=0.8, handlelength=1.2)
 
 
-def _draw_subgroups(middle: Axes, right: Axes, table: pd.DataFrame) -> None:
-    """Coverage and CRPS ratio of each subgroup, from top to bottom."""
-    y = -np.arange(len(table))
-    middle.errorbar(table["coverage"], y, xerr=table["noise"], fmt="o", ms=3, lw=0.7)
-    middle.axvline(0.9, **GUIDE)
-    middle.set_yticks(y, [f"{name} ({count})" for name, count in table["n"].items()])
-    middle.set(xlabel="90 % interval covers the truth", title="coverage by group (n)")
-    right.plot(table["crps_ratio"], y, "s", ms=3, color=RED)
-    right.axvline(1, **GUIDE)
-    right.set_yticks(y, [])
-    right.set(xlabel="CRPS / spline regression", title="score (smaller is better)")
+def calibration_rows(
+    shares: Mapping[str, np.ndarray], indices: pd.DataFrame, subgroups: pd.DataFrame
+) -> pd.DataFrame:
+    """A row for each index with PIT values (P,) in `shares` and each subgroup, with
+    `CALIBRATION_COLUMNS`; NaN where not known.
+
+    A subgroup's chance is its `noise` of the coverage, and its bias over its `bias_ratio`. Where
+    these are not given, and for the indices, it is that of n independent people.
+    """
+    named = indices.loc[[name for name in indices.index if name in shares]]
+    of_index = named.assign(
+        n=[len(shares[name]) for name in named.index],
+        bias=[np.mean(shares[name]) - 0.5 for name in named.index],
+    )
+    of_group = subgroups.rename(columns={"noise": "coverage_chance"})
+    if "bias_ratio" in subgroups:
+        of_group["bias_chance"] = (subgroups["bias"] / subgroups["bias_ratio"]).abs()
+    columns = list(CALIBRATION_COLUMNS)
+    tables = [table.reindex(columns=columns).astype(float) for table in (of_index, of_group)]
+    together = pd.concat(tables)
+    of_share = TWO_SIDED * np.sqrt(WANTED * (1 - WANTED) / together["n"])
+    of_mean = TWO_SIDED * np.sqrt(1 / 12 / together["n"])  # of numbers even between 0 and 1
+    return together.fillna({"coverage_chance": of_share, "bias_chance": of_mean})
+
+
+def _draw_against_chance(ax: Axes, value: pd.Series, chance: pd.Series, aim: float) -> None:
+    """A point a row, red where it is farther from `aim` than chance, with chance in grey."""
+    y = -np.arange(len(value))
+    ax.barh(y, 2 * chance, left=aim - chance, height=0.6, **BAND)
+    outside = ((value - aim).abs() > chance).to_numpy()
+    ax.scatter(value, y, s=10, c=np.where(outside, RED, BLUE), zorder=3)
+    ax.axvline(aim, **GUIDE)
+
+
+def _draw_informed(axes: Sequence[Axes], rows: pd.DataFrame, informed: pd.DataFrame) -> None:
+    """Hollow points for coverage, bias and score of subgroups whose ethnicity was given."""
+    known = informed.reindex(rows.index)
+    for ax, name in zip(axes, ("coverage", "bias", "crps_ratio"), strict=True):
+        points = ax.scatter(known[name], -np.arange(len(rows)), s=14, lw=0.7, zorder=4)
+        points.set(facecolor="none", edgecolor="black")
+    points.set_label("weight and ethnicity given")
+    axes[0].figure.legend(handles=[points], loc="outside lower right", handletextpad=0.1)
+
+
+def _draw_rows(axes: Sequence[Axes], rows: pd.DataFrame, indices: int) -> None:
+    """Coverage, bias and score of the rows, the first of which are so many indices."""
+    coverage, bias, score = axes
+    y = -np.arange(len(rows))
+    _draw_against_chance(coverage, rows["coverage"], rows["coverage_chance"], WANTED)
+    names = [f"{str(name).split(' (')[0]} ({n:,.0f})" for name, n in rows["n"].items()]
+    coverage.set_yticks(y, names)
+    coverage.set(xlabel="share covered\n(aim 0.9)", title="90 % interval\ncovers")
+    _draw_against_chance(bias, rows["bias"], rows["bias_chance"], 0)
+    bias.set(xlabel="← draws too large\ntoo small →", title="bias\n(mean PIT - 0.5)")
+    score.hlines(y, rows["crps_ratio_low"], rows["crps_ratio_high"], lw=0.7)
+    score.plot(rows["crps_ratio"], y, "s", ms=3)
+    score.axvline(1, **GUIDE)
+    score.set(xlabel="← better\nworse →", title="CRPS / spline\nregression")
+    for ax in axes:
+        ax.axhline(0.5 - indices, color="0.7", lw=0.6)
+        ax.set_ylim(0.6 - len(rows), 0.6)
+    bias.set_yticks(y, [])
+    score.set_yticks(y, [])
 
 
 @plt.style.context(STYLE)
 def figure_calibration(
-    shares: Mapping[str, np.ndarray], indices: pd.DataFrame, subgroups: pd.DataFrame, note: str
+    shares: Mapping[str, np.ndarray],
+    indices: pd.DataFrame,
+    subgroups: pd.DataFrame,
+    note: str,
+    null: np.ndarray | None = None,
+    informed: pd.DataFrame | None = None,
 ) -> Figure:
     """Figure 5: PIT values (P,) of each index, the table of `tables.index_table` and that of
     `subgroups.subgroup_table`.
+
+    null: (2, G), the lowest and highest "share of people below p, minus p" of the model's own draws
+    in place of the people, at G even places p from 0 to 1; 1.36 over the root of n if None.
+    informed: the table of subgroups of draws that know weight and ethnicity too.
     """
-    fig, axes = sheet(1, 3, 2.9, note, gridspec_kw={"width_ratios": (1.25, 1, 1)})
-    left, middle, right = axes[0]
-    _draw_pit(left, shares, indices["coverage"])
-    _draw_subgroups(middle, right, subgroups)
+    ratios = {"width_ratios": (1.5, 0.9, 0.75, 0.75)}
+    fig, axes = sheet(1, 4, 3.2, note, gridspec_kw=ratios)
+    _draw_pit(axes[0, 0], shares, null)
+    rows = calibration_rows(shares, indices, subgroups)
+    _draw_rows(list(axes[0, 1:]), rows, len(rows) - len(subgroups))
+    if informed is not None:
+        _draw_informed(list(axes[0, 1:]), rows, informed)
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #62d89e32
 BOOSTED = "gradient boosting, best"
 """One name for several boosted fits, of which the best is shown."""
 
-MARKERS = "os^"
-LINES = ("-", "--", ":")
+MARKERS = "os^Dv<>Ph"
+OWN = "this model"
+METHODS = {
+    "carried": "volume at the cut",
+    "exponential": "exponential tail",
+    "power": "power-law tail",
+    "nearest training blow": "nearest training blow",
+    "FEV6, had it been blown": "FEV6 (blown for 6 s)",
+}
+"""Methods that figures call otherwise than the record does."""
+
+OTHERS = (BLUE, GREEN, PINK, AMBER, "#56B4E9", "0.15", "0.5", "#8B5A2B")
+"""Colours of methods that are not this project's."""
 
 
 def errors_by_method(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -429,44 +547,123 @@ def errors_by_method(record: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+RECORDED_ERRORS = {
+    "median error mL": OWN,
+    "best extrapolation mL": "best extrapolation",
+    "ridge mL": "ridge regression on other recorded people",
+}
+"""Errors that the record has of recorded blows, and whose they are."""
+
+
+def recorded_cuts(table: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """The rows "FVC from 2 s" of the record's part on recorded blows, as its cuts of simulated ones
+    are: errors of FVC, and how often intervals cover each volume.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, row in table.items():
+        volume, _, seconds, unit = name.split()
+        cut = found.setdefault(
+            f"cut at {seconds} {unit}", {"fvc": {}, "in_90": {}, "in_90_people_low_high": {}}
+        )
+        cut["in_90"][volume] = row["in 90 %"]
+        cut["in_90_people_low_high"][volume] = [row["people"], row["from"], row["to"]]
+        if volume == "FVC":
+            cut["fvc"] = {
+                method: {"median_abs_l": row[column] / 1000}
+                for column, method in RECORDED_ERRORS.items()
+            }
+    return found
+
+
 def _cuts(record: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
     """The parts of the record by seconds known: keys such as "cut at 1.5 s"."""
     return {float(key.split()[2]): record[key] for key in record if key.startswith("cut at ")}
 
 
-def _draw_methods(ax: Axes, errors: pd.DataFrame) -> None:
-    for i, (name, row) in enumerate(errors.iterrows()):
-        grey = plt.get_cmap("Greys")(0.35 + 0.6 * i / len(errors))
-        style: dict[str, Any] = {"color": grey, "ls": LINES[i % len(LINES)]}
-        if name == "this model":
-            style = {"color": RED, "lw": 2, "zorder": 5}
-        ax.plot(errors.columns, row, marker="o", ms=3, label=name, **style)
-    ax.set(yscale="log", title="error of FVC")
-    ax.set(xlabel="seconds of the blow known", ylabel="error of FVC, median (mL)")
-    ax.set_xticks(list(errors.columns))
-    ax.legend(fontsize=5, ncols=2, loc="upper right")
-    ax.set_ylim(top=5 * ax.get_ylim()[1])  # room for the legend
+def _method_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and label of each method."""
+    styles: dict[str, dict[str, Any]] = {}
+    for name in names:
+        place = len(styles)
+        styles[name] = {"color": OTHERS[place % len(OTHERS)], "lw": 0.8, "ms": 3}
+        styles[name] |= {"marker": MARKERS[(place + 1) % len(MARKERS)]}
+        styles[name] |= {"label": METHODS.get(name, name)}
+    if OWN in styles:
+        styles[OWN] |= {"color": GENERATED, "lw": 2, "ms": 4, "marker": "o", "zorder": 5}
+    return styles
 
 
-def _draw_coverage(ax: Axes, cuts: Mapping[float, Mapping[str, Any]]) -> None:
-    first = next(iter(cuts.values()))
-    groups = [group for group in first["in_90"] if not group.endswith("_l")]
-    y = -np.arange(len(groups))
-    for i, (seconds, cut) in enumerate(cuts.items()):
-        covered = np.array([cut["in_90"].get(group, np.nan) for group in groups], dtype=float)
-        intervals = cut.get("in_90_people_low_high", {})
-        ends = [
-            intervals[group][1:] if group in intervals else (share, share)
-            for group, share in zip(groups, covered, strict=True)
-        ]
-        bars = np.abs(np.transpose(ends) - covered)
+def _draw_methods(axes: Sequence[Axes], panels: Mapping[str, pd.DataFrame]) -> None:
+    """Median error (mL) of each method over the seconds known, a panel a table."""
+    names = dict.fromkeys(str(name) for errors in panels.values() for name in errors.index)
+    styles = _method_styles(sorted(names, key=lambda name: name == OWN))
+    for ax, (title, errors) in zip(axes, panels.items(), strict=True):
+        ax.sharey(axes[0])
+        for name, row in errors.iterrows():
+            ax.plot(errors.columns, row, **styles[str(name)])
+        ax.set(yscale="log", title=title, xlabel="seconds of the blow known")
+        ax.set_xticks(list(errors.columns))
+    low, high = axes[0].get_ylim()
+    ticks = [tick for tick in ERROR_TICKS if low <= tick <= high]
+    axes[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    for ax in axes:
+        ax.minorticks_off()
+    axes[0].set_ylabel("error of FVC, median (mL)")
+    handles = [plt.Line2D([], [], **style) for style in styles.values()]
+    axes[0].figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=5.5)
+
+
+LABEL_LETTERS = 24
+"""Letters of a group's name on one line."""
+
+ERROR_TICKS = (5, 10, 20, 50, 100, 200, 500, 1000)
+"""mL, where an axis of errors may have a tick."""
+
+
+def coverage_rows(
+    record: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> dict[float, pd.DataFrame]:
+    """By seconds known a row a group: `n` people, `share` in the 90 % interval, `low`, `high`.
+
+    The recorded blows' groups come first, with "recorded: " before their names.
+    """
+    found: dict[float, pd.DataFrame] = {}
+    for prefix, one in (("recorded: ", recorded), ("", record)):
+        for seconds, cut in _cuts(one).items():
+            rows = _coverage_of(cut, prefix)
+            before = found.get(seconds)
+            found[seconds] = rows if before is None else pd.concat([before, rows])
+    return found
+
+
+def _coverage_of(cut: Mapping[str, Any], prefix: str) -> pd.DataFrame:
+    """The rows of `coverage_rows` of one cut; an interval that is not known is the share itself."""
+    intervals = cut.get("in_90_people_low_high", {})
+    rows = {}
+    for group, share in cut.get("in_90", {}).items():
+        if not group.endswith("_l"):
+            n, low, high = intervals.get(group, (np.nan, share, share))
+            rows[prefix + group] = {"n": n, "share": share, "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _draw_coverage(ax: Axes, by_cut: Mapping[float, pd.DataFrame]) -> None:
+    first = next(iter(by_cut.values()))
+    y = -np.arange(len(first))
+    for i, (seconds, table) in enumerate(by_cut.items()):
+        rows = table.reindex(first.index)
+        bars = np.abs(rows[["low", "high"]].T.to_numpy() - rows["share"].to_numpy())
         style: dict[str, Any] = {"fmt": MARKERS[i % len(MARKERS)], "ms": 3, "lw": 0.7}
         shifted = y + 0.2 * (1 - i)
-        ax.errorbar(covered, shifted, xerr=bars, label=f"{seconds:g} s known", **style)
-    ax.axvline(0.9, **GUIDE)
-    ax.set_yticks(y, groups)
-    ax.set(xlim=(0.65, 1), xlabel="90 % interval covers the truth", title="coverage")
-    ax.legend()
+        ax.errorbar(rows["share"], shifted, xerr=bars, label=f"{seconds:g} s known", **style)
+    ax.axvline(WANTED, **GUIDE)
+    names = [name if np.isnan(n) else f"{name} ({n:.0f})" for name, n in first["n"].items()]
+    labels = [textwrap.fill(name, LABEL_LETTERS) for name in names]
+    ax.set_yticks(y, labels, fontsize=5.5)
+    ax.set(xlabel="share of true volumes covered (aim 0.9)", title="90 % interval covers (people)")
+    ax.set_xlim(right=1)
+    handles, _ = ax.get_legend_handles_labels()
+    ax.figure.legend(handles=handles, loc="outside upper right", fontsize=5.5)
 
 
 @plt.style.context(STYLE)
@@ -474,22 +671,49 @@ def figure_reconstruction(record: Mapping[str, Any], note: str) -> Figure:
     """Figure 6, of what bench/reconstruction.py writes.
 
     For each key "cut at 2 s" of record: `fvc` (method: `median_abs_l`, L), `in_90` (group: share
-    covered), `in_90_people_low_high` (group: people, low, high; bars).
+    covered), `in_90_people_low_high` (group: people, low, high; bars). The record's part
+    "recorded", if there is one, is as `recorded_cuts` takes it.
     """
-    fig, axes = sheet(1, 2, 2.9, note)
-    left, right = axes[0]
-    _draw_methods(left, errors_by_method(record))
-    _draw_coverage(right, _cuts(record))
+    recorded = recorded_cuts(record.get("recorded", {}))
+    panels = {"simulated blows": record} | ({"recorded blows": recorded} if recorded else {})
+    ratios = {"width_ratios": (1,) * len(panels) + (1.1,)}
+    fig, axes = sheet(1, len(panels) + 1, 3.6, note, gridspec_kw=ratios)
+    tables = {title: errors_by_method(one) for title, one in panels.items()}
+    _draw_methods(list(axes[0, :-1]), tables)
+    _draw_coverage(axes[0, -1], coverage_rows(record, recorded))
     return fig
+
+
+def reconstruction_note(record: Mapping[str, Any]) -> str:
+    """How many, whose, which seed: the foot of figure 6, of what bench/reconstruction.py writes."""
+    note = (
+        f"n = {record['blows']:,} whole simulated blows of split test, {record['draws']} draws each"
+    )
+    if rows := record.get("recorded"):
+        blows = max(row["manoeuvres"] for row in rows.values())
+        people = max(row["people"] for row in rows.values())
+        note += f"; up to {blows:.0f} recorded blows of {people:.0f} people"
+    return f"{note}; seed {record.get('seed', 0)}; bench/reconstruction.py"
 
 # %% ../../nbs/metrics/09_figures.ipynb #39153f5e
 ABLATION = {
-    "flow_not_negative": "no negative\nflow",
-    "acceptable": "acceptable\n(ATS/ERS)",
-    "ks_over_noise": "KS / noise",
-    "fev1_miss_median_ml": "FEV1 requested:\nmiss (mL)",
+    "flow_not_negative": ("no negative\nflow", "share of curves", True),
+    "acceptable": ("acceptable\n(ATS/ERS)", "share of curves", True),
+    "ks_over_chance": ("KS / chance,\nmean of indices", "ratio", False),
+    "fev1_miss_median_ml": ("FEV1 off a\nperson's own", "median (mL)", False),
 }
-"""What the ablation measured, and what is written over it."""
+"""What the ablation measured: what is written over it and under it, and whether more is better."""
+
+PHYSICS = {
+    "none": "none",
+    "1": "construction",
+    "1 + 2": "construction, loss",
+    "1 + 3": "construction, steering",
+    "1 + 2 + 3": "all three",
+    "trained, 1": "trained: construction",
+    "trained, 1 + 2": "trained: construction, loss",
+}
+"""What the ablation's rows are."""
 
 SAMPLERS = {
     "dpmpp": "DPM-Solver++(2M)",
@@ -507,35 +731,54 @@ WORST_SHOWN = 1.1
 
 
 def _draw_ablation(axes: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A bar for each row on each of four axes."""
-    names = [row["physics"] for row in rows]
+    """A bar for each row on each of four axes, with its value at its end."""
+    names = [PHYSICS.get(row["physics"], row["physics"]) for row in rows]
     places = range(len(names))
-    for ax, (key, title) in zip(axes, ABLATION.items(), strict=True):
-        ax.barh(places, [row[key] for row in rows], color=BLUE, height=0.6)
+    for ax, (key, (title, unit, more)) in zip(axes, ABLATION.items(), strict=True):
+        values = [row.get(key, np.nan) for row in rows]
+        bars = ax.barh(places, values, color=BLUE, height=0.6)
+        labels = [f"{value:.3g}" for value in values]
+        ax.bar_label(bars, labels, padding=2, fontsize=5.5)
         ax.set(title=title, xscale="log" if key.endswith("_ml") else "linear")
+        ax.set_xlabel(f"{unit}\n{'more' if more else 'less'} is better")
         ax.set_yticks(places, names if ax is axes[0] else [])
+        ax.margins(x=0.3)
         ax.invert_yaxis()
-    axes[0].set_ylabel("physics")
+    axes[0].set_ylabel("where physics is in the model")
 
 
 def _draw_samplers(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """CRPS of each sampler over network calls."""
-    table = pd.DataFrame(list(rows), columns=["sampler", "calls", "crps_ratio"])
-    for name, one in table.groupby("sampler", sort=False):
+    """CRPS of each sampler over network calls, with its interval over people."""
+    columns = ["sampler", "calls", "crps_ratio", "crps_low_high"]
+    table = pd.DataFrame(list(rows), columns=columns)
+    for marker, (name, one) in zip(MARKERS, table.groupby("sampler", sort=False), strict=False):
         one = one.sort_values("calls")
-        ax.plot(one["calls"], one["crps_ratio"], "o-", ms=3, label=SAMPLERS.get(name, name))
+        line = ax.plot(one["calls"], one["crps_ratio"], marker=marker, ms=3, lw=0.8)[0]
+        line.set_label(SAMPLERS.get(str(name), str(name)))
+        for calls, ends in zip(one["calls"], one["crps_low_high"], strict=True):
+            if isinstance(ends, Sequence):
+                ax.plot([calls, calls], ends, color=line.get_color(), lw=0.6)
     ax.axhline(1, **GUIDE)
-    ax.set(xscale="log", title="samplers")
-    ax.set(xlabel="network calls a curve", ylabel="CRPS / the default's")
+    ax.set(xscale="log", title="samplers: score and cost")
+    ax.set(xlabel="calls of the network for a curve\nfewer is faster")
+    ax.set_ylabel("CRPS / the default's\n(less is better)")
     if table.empty:
         return
     shown = [calls for calls in CALL_TICKS if calls <= table["calls"].max()]
     ax.set_xticks(shown, [str(calls) for calls in shown])
     ax.minorticks_off()
-    ax.legend(frameon=True, framealpha=1, edgecolor="none")
-    if ax.get_ylim()[1] > WORST_SHOWN:
-        ax.set_ylim(top=WORST_SHOWN)
-        ax.set_title(f"samplers, up to {WORST_SHOWN:g}")
+    ax.legend(fontsize=5.5, loc="upper right", handlelength=1, borderaxespad=0)
+    _mark_cut_off(ax, table)
+
+
+def _mark_cut_off(ax: Axes, table: pd.DataFrame) -> None:
+    """Let the axis end at `WORST_SHOWN`, and write the values above it at their place."""
+    above = table[table["crps_ratio"] > WORST_SHOWN]
+    if above.empty:
+        return
+    ax.set_ylim(top=WORST_SHOWN)
+    for calls, ratio in zip(above["calls"], above["crps_ratio"], strict=True):
+        ax.annotate(f"{ratio:.2f} ↑", (calls, WORST_SHOWN), ha="right", va="top", **SIDE_NOTE)
 
 
 @plt.style.context(STYLE)
@@ -545,14 +788,32 @@ def figure_ablation(
     """Figure 7: rows of the ablation (`physics` and the keys of `ABLATION`) and of the samplers
     (`sampler`, `calls`, `crps_ratio`).
     """
-    fig, axes = sheet(1, 5, 2.3, note, gridspec_kw={"width_ratios": (1, 1, 1, 1, 2)})
+    fig, axes = sheet(1, 5, 2.7, note, gridspec_kw={"width_ratios": (1, 1, 1, 1, 1.9)})
     _draw_ablation(axes[0, :4], ablation)
     _draw_samplers(axes[0, 4], samplers)
     return fig
 
+
+def ablation_note(ablation: Any, samplers: Any) -> str:
+    """How many, whose, which seed: the foot of figure 7, of what bench/ablation.py and
+    bench/samplers.py write; None or bare rows say nothing.
+    """
+    records = {"ablation": ablation, "samplers": samplers}
+    known = {name: one for name, one in records.items() if isinstance(one, Mapping)}
+    parts = [
+        f"{name}: n = {one['people']} people, {one['draws']} draws each, seed {one.get('seed', 0)}"
+        for name, one in known.items()
+    ]
+    sources = dict.fromkeys(one.get("source", "simulated blows") for one in known.values())
+    of_whom = " and ".join(sources) or "simulated blows"
+    return "; ".join([*parts, f"{of_whom}, split test; bench/ablation.py, bench/samplers.py"])
+
 # %% ../../nbs/metrics/09_figures.ipynb #73285a6c
 AIM = (0.48, 0.52)
-"""AUCs of membership attacks that are as good as chance."""
+"""AUCs of membership attacks that count as chance where it was not computed."""
+
+FALSE_POSITIVES = 0.01
+"""Rate at which an attack's true positives are counted."""
 
 
 def _draw_distances(ax: Axes, distances: Mapping[str, np.ndarray]) -> None:
@@ -562,21 +823,40 @@ def _draw_distances(ax: Axes, distances: Mapping[str, np.ndarray]) -> None:
     farthest = max(np.quantile(gaps, 0.995) for gaps in distances.values())
     ax.set(xlim=(0, farthest), ylabel="share of curves")
     ax.set_xlabel("distance to the nearest training blow (L, RMS)")
-    ax.legend()
+    ax.set_title("copies would lie to the left")
+    ax.legend(loc="lower right")
 
 
 def _draw_attacks(ax: Axes, attacks: Mapping[str, Mapping[str, float]]) -> None:
     """The AUC of each attack with its interval, from top to bottom."""
-    ax.axvspan(*AIM, **BAND)
-    ax.axvline(0.5, **GUIDE)
     y = -np.arange(len(attacks))
     for place, one in zip(y, attacks.values(), strict=True):
+        low = one.get("chance_low", AIM[0])
+        high = one.get("chance_high", AIM[1])
+        ax.barh(place, high - low, left=low, height=0.6, **BAND)
         below = max(one["auc"] - one["low"], 0)
         above = max(one["high"] - one["auc"], 0)
         ax.errorbar(one["auc"], place, xerr=[[below], [above]], fmt="o", ms=4, color=RED)
+    ax.axvline(0.5, **GUIDE)
     ax.set_yticks(y, list(attacks))
     ax.set(xlim=(0.3, 0.7), ylim=(0.4 - len(attacks), 0.6))
-    ax.set(xlabel="AUC, 95 % interval (band: the aim)", title="membership inference")
+    ax.set(xlabel="AUC, 95 % interval\n(grey: chance)", title="membership inference")
+
+
+def _draw_sure_attacks(ax: Axes, attacks: Mapping[str, Mapping[str, float]]) -> None:
+    """The true-positive rate of each attack at 1 % false positives (Carlini et al. 2022)."""
+    for place, one in enumerate(attacks.values()):
+        if "tpr" in one:
+            ax.barh(-place, one.get("tpr_chance", FALSE_POSITIVES), height=0.6, **BAND)
+            low = one.get("tpr_low", one["tpr"])
+            high = one.get("tpr_high", one["tpr"])
+            ax.plot([low, high], [-place, -place], color=RED)
+            ax.plot(one["tpr"], -place, "o", ms=4, color=RED)
+    ax.axvline(FALSE_POSITIVES, **GUIDE)
+    ax.set_yticks(-np.arange(len(attacks)), [])
+    ax.set(xlim=(0, None), ylim=(0.4 - len(attacks), 0.6))
+    ax.set(xlabel="true-positive rate at 1 %\nfalse ones (grey: chance)")
+    ax.set_title("the surest guesses")
 
 
 @plt.style.context(STYLE)
@@ -584,71 +864,127 @@ def figure_privacy(
     distances: Mapping[str, np.ndarray], attacks: Mapping[str, Mapping[str, float]], note: str
 ) -> Figure:
     """Figure 8: distances (N,) L to the nearest training blow of each set of curves, and attacks
-    with `auc`, `low`, `high`.
+    with what `privacy.attack` says of each: `auc`, `low`, `high`, and where known `chance_low`,
+    `chance_high`, and `tpr`, `tpr_low`, `tpr_high`, `tpr_chance`: the share of members found when
+    1 % of the others are taken for members.
     """
-    fig, axes = sheet(1, 2, 2.2, note, gridspec_kw={"width_ratios": (1.3, 1)})
-    left, right = axes[0]
-    _draw_distances(left, distances)
-    _draw_attacks(right, attacks)
+    has_rates = any("tpr" in one for one in attacks.values())
+    widths = (1.3, 1, 0.8) if has_rates else (1.3, 1)
+    fig, axes = sheet(1, len(widths), 2.3, note, gridspec_kw={"width_ratios": widths})
+    _draw_distances(axes[0, 0], distances)
+    _draw_attacks(axes[0, 1], attacks)
+    if has_rates:
+        _draw_sure_attacks(axes[0, 2], attacks)
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #677167ce
-LOOPS_SHOWN = 12
-"""Loops on either side of the judge's figure."""
+LOOPS_SHOWN = 5
+"""Loops in either row of the judge's figure."""
+
+WINDOWS = (0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, END)
+"""s: ends of the windows of time in which the judge's attention is added up."""
+
+
+def saliency_shares(saliency: np.ndarray) -> np.ndarray:
+    """Of saliency (512,) that adds up to 1, the share in each of `WINDOWS` (8,)."""
+    edges = np.searchsorted(CLOCK, WINDOWS)
+    return np.array([saliency[a:b].sum() for a, b in zip(edges[:-1], edges[1:], strict=True)])
+
+
+def _draw_judged(axes: Sequence[Axes], flow: np.ndarray, odds: np.ndarray, color: str) -> None:
+    """A loop (N, 512) L/s on each of the axes, with the probability of its odds (N,)."""
+    for ax, row, odd in zip(axes, flow, odds, strict=True):
+        plot_loops(row[None], ax, aspect=False, color=color, lw=0.8)
+        ax.set_title(f"P = {expit(odd):.2f}")
+        ax.set(xlabel="", ylabel="")
+
+
+def _draw_saliency(ax: Axes, judgement: Judgement) -> None:
+    shares = saliency_shares(judgement.saliency)
+    names = [f"{a:g} to {b:g}" for a, b in zip(WINDOWS[:-1], WINDOWS[1:], strict=True)]
+    bars = ax.barh(range(len(shares)), shares, color=GREEN, height=0.7)
+    ax.bar_label(bars, [f"{100 * share:.0f} %" for share in shares], padding=2, fontsize=5.5)
+    ax.set_yticks(range(len(shares)), names)
+    ax.invert_yaxis()
+    ax.margins(x=0.25)
+    ax.set(xlabel="share of mean |gradient|", ylabel="time since the start (s)")
+    ax.set_title(f"where it looks (AUC {judgement.area:.2f})")
 
 
 @plt.style.context(STYLE)
 def figure_judge(held: np.ndarray, made: np.ndarray, judgement: Judgement, note: str) -> Figure:
-    """Loops (N, 512) L/s that the judge was surest of, and its saliency by time; row i of both is
-    one person's.
+    """Loops (N, 512) L/s that the judge was surest of, each with the probability "generated" that
+    it gave, and its saliency by time.
     """
-    fig, axes = sheet(1, 3, 2.2, note)
-    left, middle, right = axes[0]
+    fig = plt.figure(figsize=(DOUBLE, 3))
+    _write_foot(fig, note)
+    grid = fig.add_gridspec(2, LOOPS_SHOWN + 1, width_ratios=(1,) * LOOPS_SHOWN + (2.2,))
+    axes = np.array([[fig.add_subplot(grid[r, c]) for c in range(LOOPS_SHOWN)] for r in range(2)])
+    for ax in axes.ravel()[1:]:
+        ax.sharex(axes[0, 0])
+        ax.sharey(axes[0, 0])
     surest_held = np.argsort(judgement.odds[0])[:LOOPS_SHOWN]
     surest_made = np.argsort(-judgement.odds[1])[:LOOPS_SHOWN]
-    plot_loops(held[surest_held], left, aspect=False, color=REAL, lw=0.7)
-    left.set_title("held out, most confidently classified")
-    plot_loops(made[surest_made], middle, aspect=False, color=GENERATED, lw=0.7)
-    middle.set_title("generated, most confidently classified")
-    right.plot(CLOCK[:-1], judgement.saliency / WIDTHS, color=GREEN)
-    right.set(xscale="symlog", xlim=(0, 20.5), yscale="log")
-    right.set(xlabel="time (s)", ylabel="saliency (1/s)")
-    right.set_title(f"where it looks (AUC {judgement.area:.2f})")
+    _draw_judged(axes[0], held[surest_held], judgement.odds[0][surest_held], REAL)
+    _draw_judged(axes[1], made[surest_made], judgement.odds[1][surest_made], GENERATED)
+    for ax in axes[:, 1:].ravel():
+        ax.tick_params(labelleft=False)
+    for ax in axes[0]:
+        ax.tick_params(labelbottom=False)
+    axes[0, 0].set_ylabel("held out\nflow (L/s)")
+    axes[1, 0].set_ylabel("generated\nflow (L/s)")
+    axes[1, LOOPS_SHOWN // 2].set_xlabel('exhaled volume (L); P: probability of "generated"')
+    _draw_saliency(fig.add_subplot(grid[:, LOOPS_SHOWN]), judgement)
     return fig
 
 # %% ../../nbs/metrics/09_figures.ipynb #bafab618
 CAPTIONS = {
     "figure1_pipeline": (
-        "The models, and flow-volume loops of held-out and generated blows of the same people."
+        "The models: above the codec's way of a blow into codes and back, below what draws new "
+        "codes; and flow-volume loops of held-out people's blows and of curves generated for "
+        "people of the same age, height and sex."
     ),
     "figure2_clock": (
         "The clock's bin widths; the start of a blow on it and on even bins of 40 ms; errors of "
         "indices when a blow is kept in 512 numbers in three ways (blows read back from the clock "
-        "at 100 Hz, so that the clock's own error is left out)."
+        "at 100 Hz, so that the clock's own error is left out; own length: even points of each "
+        "blow's length, which is then forgotten)."
     ),
     "figure3_codec": (
-        "Errors of indices after 32 codes, how often codes are used, and mean flow by code at the "
-        "position that tells most."
+        "Absolute errors of indices after 32 codes (cumulative), how often each code is used, and "
+        "mean flow of blows by their code at the position that tells most."
     ),
     "figure4_conditional": (
         "Generated FEV1 and FEV1/FVC over age at the usual height, with predicted values and "
         "lower limits of normal (GLI Global 2022)."
     ),
     "figure5_calibration": (
-        "Probability integral transform of each index (grey: 1.36 over the root of n), and by "
-        "group of people the coverage of central 90 % intervals (bars: 1.96 SD) and the CRPS "
-        "beside a spline regression's."
+        "Left: distribution of the probability integral transform minus the uniform one, by index. "
+        "Right, by index and by group of people (number in brackets; means over the indices): how "
+        "often central 90 % intervals cover the truth, the mean share of draws below the truth "
+        "minus 0.5 (bias), and the CRPS beside a spline regression's; hollow: with weight and "
+        "ethnicity given. Grey: what chance does to a right model with so many people; red: "
+        "outside of that. Lines: 95 % intervals."
     ),
     "figure6_reconstruction": (
-        "Blows that stopped early: error of FVC by the seconds known, for the model (red) and for "
-        "simpler ways, and coverage of its 90 % intervals by group (bars: 95 % over participants)."
+        "Blows that stopped early: median error of FVC by the seconds known, for the model (red) "
+        "and for simpler ways, and how often its 90 % intervals cover the true FVC, by group "
+        "(bars: 95 % over participants)."
     ),
     "figure7_ablation": (
-        "What each kind of physics buys, and the score of samplers by network calls."
+        "Left: small models trained alike that have physics in more and more places (by "
+        "construction: no negative flow, the clock, losses on volume; in the loss: of the decoded "
+        "guess; steered: towards each person's FEV1 while sampling), and the trained model after "
+        "more steps. Right: the score of samplers by calls of the network (bars: 95 % over people)."
     ),
-    "figure8_privacy": "Distances to the nearest training blow, and membership attacks.",
+    "figure8_privacy": (
+        "Distances of generated and of held-out people's curves to the nearest training blow "
+        "(cumulative), and attacks that guess who was trained on (bars: 95 %; grey: chance)."
+    ),
     "figureS1_judge": (
-        "Curves that a convolutional judge was surest of, and where along a curve it looks."
+        "Curves that a convolutional judge classified most confidently, each with the probability "
+        'of "generated" that it gave (AUC over all curves at the right), and in which part of a '
+        "curve its output hangs on the flow most."
     ),
 }
 """A sentence for each figure, by the name of its file."""

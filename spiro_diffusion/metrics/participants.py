@@ -14,18 +14,19 @@ import torch
 
 from ..base.seeds import rng_for
 from ..formats.nhanes import read_best
-from ..formats.tables import find_table
+from ..formats.tables import find_table, is_simulated
 from ..generation.cohort import Cohort
 from ..generation.drawing import DEFAULT_CONDITIONS, Models
 from ..inference import generate
 from ..learning.conditions import Variable, encode_patients
 from ..learning.devices import device_for
 from ..simulator.people import BEST_INDICES
-from ..spirometry.indices import indices_on_clock
+from ..spirometry.indices import Rule, indices_on_clock
 
 # %% auto #0
-__all__ = ['AGES', 'GOOD_GRADES', 'PERSON_COLUMNS', 'TRUTH', 'NEAREST_IN_AGE', 'SEXES', 'best_rows', 'published', 'Survey',
-           'Group', 'draw_for', 'gather', 'conditions_of', 'on_device', 'people_over_age']
+__all__ = ['AGES', 'GOOD_GRADES', 'PERSON_COLUMNS', 'TRUTH', 'RULE', 'NEAREST_IN_AGE', 'SEXES', 'best_rows', 'published',
+           'Survey', 'Group', 'indices_by_person', 'draw_for', 'gather', 'conditions_of', 'on_device',
+           'people_over_age']
 
 # %% ../../nbs/metrics/03_participants.ipynb #da93e8ad
 AGES = (6, 79)
@@ -66,11 +67,16 @@ PERSON_COLUMNS = ["SEQN", "age", "height", "gender", "weight", "ethnicity"]
 TRUTH = [*BEST_INDICES, "fev1_fvc"]
 """Indices that are known of a person (L, L/s, s)."""
 
+RULE: Rule = "2005"
+"""Where time zero lies in the published values, and so in all that is compared with them."""
+
 
 def published(folder: Path | None) -> pd.DataFrame | None:
-    """SPX_G's best values `TRUTH`, a row a SEQN graded A or B; None if `folder` has no SPX_G."""
+    """SPX_G's best values `TRUTH`, a row a SEQN graded A or B; None if `folder` has no SPX_G of
+    CDC's.
+    """
     path = find_table(folder, "SPX", "G") if folder else None
-    if path is None:
+    if path is None or is_simulated(path):
         return None
     table = read_best(path)
     table = table[table["session"].isin(GOOD_GRADES)]
@@ -100,7 +106,7 @@ class Survey:
                 merged = people[known].merge(self.best, on="SEQN", how="left")
                 return merged, np.asarray(self.flow[rows[known]])
         flow = np.asarray(self.flow[rows])
-        return people.join(indices_on_clock(flow)[TRUTH]), flow
+        return people.join(indices_on_clock(flow, RULE)[TRUTH]), flow
 
     def training_people(self) -> pd.DataFrame:
         """Everyone in split train whose truth and height are known, with a good best blow or
@@ -124,17 +130,18 @@ class Group:
     flow: np.ndarray  # (N, 512) L/s
     made: Cohort  # N * draws curves, a person's together
 
-    def draws(self, name: str, cohort: Cohort | None = None) -> np.ndarray:
-        """The index `name` of the curves drawn (or of another cohort of the same people), (N,
-        draws).
-        """
-        table = (cohort or self.made).table
-        return table[name].to_numpy().reshape(len(self.people), -1)
-
     @property
     def first(self) -> np.ndarray:
         """The first curve (N, 512) drawn for each."""
         return self.made.flow[:: len(self.made) // len(self.people)]
+
+
+def indices_by_person(flow: np.ndarray, people: int) -> dict[str, np.ndarray]:
+    """Each index of `TRUTH` of curves (people * draws, 512) L/s, a person's together: (people,
+    draws), by the rule of the published values.
+    """
+    table = indices_on_clock(flow, RULE)
+    return {name: table[name].to_numpy().reshape(people, -1) for name in TRUTH}
 
 
 def draw_for(

@@ -3,35 +3,60 @@
 # %% ../../nbs/metrics/08_privacy.ipynb #349ee303
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from ..base.seeds import rng_for
 from ..generation.drawing import Models
 from .participants import Group, conditions_of, draw_for, on_device
 from .scores import auc, bootstrap, nearest
 
 # %% auto #0
-__all__ = ['SIGMAS', 'REPEATS', 'BATCH', 'RARE_HEIGHT', 'RARE_AGE', 'ADULT', 'RARE_DRAWS', 'FEWEST_RARE', 'closeness', 'attack',
-           'denoising_error', 'rare', 'nearest_drawn', 'privacy_report']
+__all__ = ['FALSE_POSITIVES', 'INTERVAL', 'SIGMAS', 'REPEATS', 'BATCH', 'RARE_HEIGHT', 'RARE_AGE', 'ADULT', 'RARE_DRAWS',
+           'FEWEST_RARE', 'closeness', 'found_members', 'attack', 'denoising_error', 'rare', 'nearest_drawn',
+           'privacy_report']
 
 # %% ../../nbs/metrics/08_privacy.ipynb #5fd3b6c8
-def closeness(made: np.ndarray, held: np.ndarray, train: np.ndarray) -> dict[str, float]:
+FALSE_POSITIVES = 0.01
+"""Share of strangers that an attack may take for members (Carlini 2022)."""
+
+INTERVAL = (0.025, 0.975)
+"""Quantiles of a 95 % interval."""
+
+
+def closeness(
+    made: np.ndarray, held: np.ndarray, train: np.ndarray, seed: int = 0, times: int = 300
+) -> dict[str, float]:
     """How close made and held curves (N, 512) L/s lie to `train`: median distances (L), their
     ratio, and `near_copies`.
 
     `near_copies` is the share of made curves nearer to a training blow than 99 % of held-out
-    blows are: 0.01 by chance.
+    blows are, 0.01 by chance, with its 95 % interval over made and held curves.
     """
     of_made = nearest(made, train)
     of_held = nearest(held, train)
+
+    def copies(made_rows: np.ndarray, held_rows: np.ndarray) -> float:
+        limit = np.quantile(of_held[held_rows], FALSE_POSITIVES)
+        return float((of_made[made_rows] < limit).mean())
+
+    rng = rng_for(seed, "near copies")
+    resampled = [
+        copies(rng.integers(len(made), size=len(made)), rng.integers(len(held), size=len(held)))
+        for _ in range(times)
+    ]
+    low, high = np.quantile(resampled, INTERVAL)
     return {
         "nearest_generated": float(np.median(of_made)),
         "nearest_held_out": float(np.median(of_held)),
         "ratio": float(np.median(of_made) / np.median(of_held)),
-        "near_copies": float((of_made < np.quantile(of_held, 0.01)).mean()),
+        "near_copies": copies(np.arange(len(made)), np.arange(len(held))),
+        "near_copies_low": float(low),
+        "near_copies_high": float(high),
     }
 
 # %% ../../nbs/metrics/08_privacy.ipynb #e75c9bc7
@@ -45,25 +70,57 @@ BATCH = 512
 """People for whom the network is evaluated at a time."""
 
 
+def found_members(members: np.ndarray, strangers: np.ndarray) -> float:
+    """Share of members (n,) whose number is below that of all strangers (m,) but 1 % of them."""
+    accused = int(FALSE_POSITIVES * len(strangers))
+    return float((members < np.partition(strangers, accused)[accused]).mean())
+
+
 def attack(
     members: np.ndarray, strangers: np.ndarray, seed: int = 0, times: int = 300
 ) -> dict[str, float]:
-    """`auc` of the guess that a person with a small number was trained on, `low` and `high` its 95
-    % interval.
+    """How well the guess does that a person with a small number was trained on.
 
-    members (n,) and strangers (m,) are the numbers of people trained on and not.
+    members (n,) and strangers (m,) are the numbers of people trained on and not. Over people drawn
+    with replacement: `auc` with its 95 % interval `low`, `high`, and `tpr`, see `found_members`,
+    with `tpr_low`, `tpr_high`. When the same numbers are dealt to members and strangers at random:
+    `chance_low`, `chance_high`, the central 95 % of areas, and `tpr_chance`, the 95th percentile of
+    found members.
     """
     both = np.r_[members, strangers]
     is_member = np.arange(len(both)) < len(members)
+    scores: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "auc": lambda inside, outside: auc(outside, inside),
+        "tpr": found_members,
+    }
+    found: dict[str, float] = {}
+    for name, score in scores.items():
 
-    def area(rows: np.ndarray) -> float:
-        inside = is_member[rows]
-        if inside.all() or not inside.any():
-            return np.nan
-        return auc(both[rows[~inside]], both[rows[inside]])
+        def of_rows(rows: np.ndarray, score=score) -> float:
+            inside = is_member[rows]
+            if inside.all() or not inside.any():
+                return np.nan
+            return score(both[rows[inside]], both[rows[~inside]])
 
-    low, high = bootstrap(area, len(both), times, seed)
-    return {"auc": auc(strangers, members), "low": low, "high": high}
+        found[name] = score(members, strangers)
+        low, high = bootstrap(of_rows, len(both), times, seed)
+        prefix = "" if name == "auc" else f"{name}_"
+        found[f"{prefix}low"] = low
+        found[f"{prefix}high"] = high
+    rng = rng_for(seed, "dealt at random")
+    dealt = [rng.permutation(both) for _ in range(times)]
+    areas, shares = (
+        [score(numbers[: len(members)], numbers[len(members) :]) for numbers in dealt]
+        for score in scores.values()
+    )
+    chance_low, chance_high = np.quantile(areas, INTERVAL)
+    return found | {
+        "chance_low": float(chance_low),
+        "chance_high": float(chance_high),
+        "tpr_chance": float(np.quantile(shares, 0.95)),
+        "members": len(members),
+        "strangers": len(strangers),
+    }
 
 
 @torch.no_grad()
@@ -142,7 +199,8 @@ def privacy_report(
     train: Group, others: Group, models: Models, seed: int = 0, device: str = "auto"
 ) -> dict[str, Any]:
     """What a cohort gives away: `closeness`, `black_box`, `white_box` and `rare`, see the functions
-    of this module.
+    of this module. Of rare people, `attack` is by the distance to curves drawn for them and
+    `white_box` with the network.
 
     train: people whom the models were trained on; others: people whom they were not. Each has one
     curve or more.
@@ -157,8 +215,11 @@ def privacy_report(
     about_rare = {"trained_on": _summary(gaps), "not_trained_on": _summary(others_gaps)}
     if min(len(gaps), len(others_gaps)) >= FEWEST_RARE:
         about_rare["attack"] = attack(gaps, others_gaps, seed)
+        rare_inside = inside[rare(train.people)]
+        rare_outside = outside[rare(others.people)]
+        about_rare["white_box"] = attack(rare_inside, rare_outside, seed)
     return {
-        "closeness": closeness(released, others.flow, train.flow),
+        "closeness": closeness(released, others.flow, train.flow, seed),
         "black_box": attack(nearest(train.flow, released), nearest(others.flow, released), seed),
         "white_box": attack(inside, outside, seed),
         "rare": about_rare,

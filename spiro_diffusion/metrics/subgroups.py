@@ -3,12 +3,23 @@
 # %% ../../nbs/metrics/05_subgroups.ipynb #0c7a143f
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import wasserstein_distance
 
-from .scores import covered, crps, ks_table
+from ..base.seeds import rng_for
+from spiro_diffusion.metrics.scores import (
+    NULL_DRAWS,
+    NULL_LEVEL,
+    beside_chance,
+    covered,
+    crps,
+    ks_distance,
+    null_distribution,
+)
 
 # %% auto #0
 __all__ = ['AGE_BANDS', 'ETHNIC_GROUPS', 'LEVEL', 'subgroups', 'subgroup_table', 'worst_subgroups', 'by_sex_and_age']
@@ -40,13 +51,48 @@ def subgroups(people: pd.DataFrame) -> dict[str, np.ndarray]:
     return {name: mask.to_numpy() for name, mask in masks.items()}
 
 
-def _subgroup_score(truth: np.ndarray, draws: np.ndarray, base: np.ndarray) -> dict[str, float]:
-    """Scores of one index in one subgroup: truth (P,), draws (P, D), yardstick (P,)."""
-    return {
-        "crps_ratio": crps(draws, truth).mean() / base.mean(),
-        "coverage": covered(draws, truth, LEVEL).mean(),
-        "bias": (draws < truth[:, None]).mean() - 0.5,
-    }
+@dataclass(frozen=True)
+class _Numbers:
+    """Several indices of people, and of curves drawn for them."""
+
+    truth: np.ndarray  # (P, K), NaN where it is not known
+    draws: np.ndarray  # (P, D, K)
+
+    @classmethod
+    def of(cls, people: pd.DataFrame, draws: Mapping[str, np.ndarray]) -> _Numbers:
+        """The indices in `draws`, (P, D) each, and those of people."""
+        truth = people[list(draws)].to_numpy(dtype=float)
+        return cls(truth, np.stack(list(draws.values()), axis=2))
+
+    def null(self, statistic: Callable[..., np.ndarray], seed: int) -> np.ndarray:
+        """The null distribution of statistic(truth, draws) under the model, (times, ...); what is
+        not known of a person is not known of their pretended truth either.
+        """
+        unknown = np.isnan(self.truth)
+
+        def masked(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
+            return statistic(np.where(unknown, np.nan, truth), draws)
+
+        few = self.draws[:, :NULL_DRAWS]
+        return null_distribution(masked, few, rng=rng_for(seed, "subgroups"))
+
+
+def _share_below(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Share (P,) of draws (P, D, K) below truth (P, K), minus 0.5, the mean over known indices."""
+    share = (draws < truth[:, None]).mean(axis=1) - 0.5
+    return np.nanmean(np.where(np.isnan(truth), np.nan, share), axis=1)
+
+
+def _share_covered(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Share (P,) of the known indices truth (P, K) that lie in the 90 % interval of draws."""
+    columns = [covered(draws[..., k], truth[:, k], LEVEL) for k in range(truth.shape[1])]
+    inside = np.column_stack(columns).astype(float)
+    return np.nanmean(np.where(np.isnan(truth), np.nan, inside), axis=1)
+
+
+def _groups_of(people: pd.DataFrame, least: int) -> dict[str, np.ndarray]:
+    """The subgroups of at least `least` people."""
+    return {name: mask for name, mask in subgroups(people).items() if mask.sum() >= least}
 
 
 def subgroup_table(
@@ -54,72 +100,109 @@ def subgroup_table(
     draws: Mapping[str, np.ndarray],
     yard: Mapping[str, np.ndarray],
     least: int = 10,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """A row a subgroup of at least `least` people, means over the indices in `draws`.
+    """A row a subgroup of at least `least` people, means over the indices in `draws`, (P, D) each.
 
-    Columns: `n`, `crps_ratio` to `yard`, `coverage` of the 90 % interval, `noise` = 1.96 SD of a
-    coverage of 0.9 in n people, and `bias`, the mean share of draws below the truth minus 0.5
-    (positive: draws are too small).
+    Columns: `n`, `crps_ratio` to `yard`, `coverage` of the 90 % interval, and `noise`, how far from
+    its mean a coverage is once in twenty under the model itself; `bias`, the mean share of draws
+    below the truth minus 0.5 (positive: draws are too small), `bias_ratio` of its size to what it
+    exceeds once in twenty under the model, and `bias_family_ratio` and `bias_family_p`, the same
+    for the worst of all subgroups, see `scores.beside_chance`. People of whom no index is known are
+    in none.
     """
-    rows = {}
-    for name, mask in subgroups(people).items():
-        count = int(mask.sum())
-        if count < least:
-            continue
-        scores = []
-        for index, drawn in draws.items():
-            here = mask & people[index].notna().to_numpy()
-            truth = people[index].to_numpy()[here]
-            scores.append(_subgroup_score(truth, drawn[here], yard[index][here]))
-        mean = pd.DataFrame(scores).mean()
-        rows[name] = {
-            "n": count,
-            "crps_ratio": mean["crps_ratio"],
-            "coverage": mean["coverage"],
-            "noise": 1.96 * np.sqrt(LEVEL * (1 - LEVEL) / count),
-            "bias": mean["bias"],
-        }
-    columns = ["n", "crps_ratio", "coverage", "noise", "bias"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    known = people[list(draws)].notna().any(axis=1).to_numpy()
+    people = people[known]
+    numbers = _Numbers.of(people, {name: drawn[known] for name, drawn in draws.items()})
+    groups = _groups_of(people, least)
+    members = np.array(list(groups.values())).reshape(len(groups), len(people))
+    weights = members / members.sum(axis=1, keepdims=True)
+
+    def scores(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [weights @ _share_below(truth, draws), weights @ _share_covered(truth, draws)]
+        )
+
+    bias, coverage = scores(numbers.truth, numbers.draws)
+    null = numbers.null(scores, seed)
+    of_bias = beside_chance(np.abs(bias), np.abs(null[:, 0]))
+    apart = np.abs(null[:, 1] - null[:, 1].mean(axis=0))
+    each = {name: crps(draws[name][known], people[name].to_numpy()) for name in draws}
+    relative = [
+        np.mean([np.nanmean(each[k][mask]) / np.nanmean(yard[k][known][mask]) for k in draws])
+        for mask in members
+    ]
+    columns = {
+        "n": members.sum(axis=1),
+        "crps_ratio": np.array(relative),
+        "coverage": coverage,
+        "noise": np.quantile(apart, NULL_LEVEL, axis=0),
+        "bias": bias,
+        "bias_ratio": of_bias["ratio"],
+        "bias_family_ratio": of_bias["family_ratio"],
+        "bias_family_p": of_bias["family_p"],
+    }
+    return pd.DataFrame(columns, index=list(groups))
 
 
 def worst_subgroups(table: pd.DataFrame) -> dict[str, str]:
     """Where a model does worst: the name of the subgroup with the largest CRPS ratio, that with the
-    coverage farthest from 0.9, and that with the largest bias.
+    coverage farthest from 0.9, and that with the largest bias beside its chance.
     """
     far = {
         "crps_ratio": table["crps_ratio"],
         "coverage": (table["coverage"] - LEVEL).abs(),
-        "bias": table["bias"].abs(),
+        "bias": table["bias_ratio"],
     }
     return {name: str(column.idxmax()) for name, column in far.items()}
 
 # %% ../../nbs/metrics/05_subgroups.ipynb #cbcf5e76
-def _distances_within(
-    people: pd.DataFrame, draws: Mapping[str, np.ndarray], mask: np.ndarray
-) -> dict[str, float]:
-    """KS over its noise and Wasserstein distance of each index, of the people of mask (P,)."""
-    count = int(mask.sum())
-    real = people[mask].assign(person=np.arange(count))
-    made = pd.DataFrame({name: drawn[mask].ravel() for name, drawn in draws.items()})
-    made["person"] = np.arange(count).repeat(len(made) // count)
-    table = ks_table(real, made, tuple(draws))
-    distances = table["wasserstein"].add_suffix("_w").to_dict()
-    return {"n": count} | table["ratio"].to_dict() | distances
-
-
 def by_sex_and_age(
-    people: pd.DataFrame, draws: Mapping[str, np.ndarray], least: int = 20
+    people: pd.DataFrame, draws: Mapping[str, np.ndarray], least: int = 20, seed: int = 0
 ) -> pd.DataFrame:
-    """A row a sex and age band of at least `least` people: `n`, and for each index KS over its
-    noise and `<index>_w`, the Wasserstein distance (L, L/s).
+    """A row a sex and age band of at least `least` people: `n`, for each index the KS distance over
+    the 95th percentile of its null distribution under the model, and `<index>_w`, the Wasserstein
+    distance (L, L/s); and of the row's worst index `family_ratio` and `family_p`, see
+    `scores.beside_chance`, the family being all indices of all rows. People who lack an index are
+    left out.
     """
-    masks = subgroups(people)
-    rows = {}
+    known = people[list(draws)].notna().all(axis=1).to_numpy()
+    people = people[known]
+    masks = _groups_of(people, 0)
+    cells = {}
     for sex in ("men", "women"):
         for first, last in AGE_BANDS:
             band = f"{first}-{last} years"
             mask = masks[sex] & masks[band]
             if mask.sum() >= least:
-                rows[f"{sex}, {band}"] = _distances_within(people, draws, mask)
+                cells[f"{sex}, {band}"] = mask
+    if not cells:
+        return pd.DataFrame()
+    numbers = _Numbers.of(people, {name: drawn[known] for name, drawn in draws.items()})
+
+    def distances(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return np.array(
+            [
+                [ks_distance(truth[mask, k], draws[mask, :, k]) for k in range(truth.shape[1])]
+                for mask in cells.values()
+            ]
+        )
+
+    found = distances(numbers.truth, numbers.draws)
+    null = numbers.null(distances, seed)
+    chance = beside_chance(found.ravel(), null.reshape(len(null), -1))
+    ratio = chance["ratio"].reshape(found.shape)
+    family_ratio = chance["family_ratio"].reshape(found.shape).max(axis=1)
+    family_p = chance["family_p"].reshape(found.shape).min(axis=1)
+    rows = {}
+    for cell, (name, mask) in enumerate(cells.items()):
+        moved = {
+            f"{index}_w": wasserstein_distance(
+                numbers.truth[mask, k], numbers.draws[mask, :, k].ravel()
+            )
+            for k, index in enumerate(draws)
+        }
+        of_index = dict(zip(draws, ratio[cell], strict=True))
+        rows[name] = {"n": int(mask.sum())} | of_index | moved
+        rows[name] |= {"family_ratio": family_ratio[cell], "family_p": family_p[cell]}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -3,34 +3,41 @@
 # %% ../../nbs/metrics/04_tables.ipynb #c81887f9
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import wasserstein_distance
+from scipy.stats import ks_2samp, wasserstein_distance
 
 from ..base.seeds import rng_for
 from .baselines import SplineRegression
 from spiro_diffusion.metrics.scores import (
     HEADLINE,
+    NULL_DRAWS,
+    NULL_LEVEL,
+    beside_chance,
     bootstrap,
     calibration,
     classifier_auc,
+    correlation_gaps,
     covered,
     crps,
     density_coverage,
     energy_distance,
+    energy_score,
     frechet,
-    ks_table,
+    ks_distance,
     loop_shape,
     mmd,
+    null_distribution,
+    pit_distance,
     volumes_at,
 )
 from ..spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['BOOTSTRAP_DRAWS', 'SHAPE', 'yardstick', 'index_row', 'index_table', 'crps_ratios', 'pair_gap', 'pair_interval',
-           'described', 'set_row']
+__all__ = ['BOOTSTRAP_DRAWS', 'SHAPE', 'yardstick', 'index_row', 'chance_table', 'index_table', 'spread_ratios', 'crps_ratios',
+           'joint_scores', 'joint_row', 'correlation_table', 'described', 'drawn_shapes', 'pair_chance', 'set_row']
 
 # %% ../../nbs/metrics/04_tables.ipynb #fc09dae7
 def yardstick(
@@ -83,12 +90,13 @@ def _intervals(
 
 
 def _distances(truth: np.ndarray, draws: np.ndarray) -> dict[str, float]:
-    """The row of `ks_table` for truth (P,) and draws (P, D), whose noise counts people."""
-    person = np.arange(len(truth))
-    real = pd.DataFrame({"value": truth, "person": person})
-    drawn_for = np.repeat(person, draws.shape[1])
-    made = pd.DataFrame({"value": draws.ravel(), "person": drawn_for})
-    return ks_table(real, made, ("value",)).loc["value"].to_dict()
+    """Medians and distances of truth (P,) and draws (P, D)."""
+    return {
+        "real": float(np.median(truth)),
+        "made": float(np.median(draws)),
+        "ks": ks_distance(truth, draws),
+        "wasserstein": float(wasserstein_distance(truth, draws.ravel())),
+    }
 
 
 def index_row(
@@ -104,6 +112,38 @@ def index_row(
     return row | {"n": len(truth)}
 
 
+def chance_table(
+    people: pd.DataFrame, draws: Mapping[str, np.ndarray], seed: int = 0
+) -> pd.DataFrame:
+    """A row an index of draws (P, D): its KS distance and its PIT beside chance.
+
+    Columns: what `scores.beside_chance` says of both, as `ks_ratio` and `pit_ratio`; the family is
+    all indices. A pretended truth is one curve of each person with all its indices.
+    """
+    truth = people[list(draws)].to_numpy(dtype=float)
+    drawn = np.stack([values[:, :NULL_DRAWS] for values in draws.values()], axis=2)
+    known = np.isfinite(truth)
+
+    def distances(truth: np.ndarray, draws: np.ndarray) -> list[list[float]]:
+        pairs = [(truth[here, k], draws[here, :, k]) for k, here in enumerate(known.T)]
+        return [
+            [distance(one, others) for one, others in pairs]
+            for distance in (ks_distance, pit_distance)
+        ]
+
+    null = null_distribution(distances, drawn, rng=rng_for(seed, "distances"))
+    columns = {}
+    for which, name in enumerate(("ks", "pit")):
+        distance = (ks_distance, pit_distance)[which]
+        found = [
+            distance(truth[here, k], values[here])
+            for k, (here, values) in enumerate(zip(known.T, draws.values(), strict=True))
+        ]
+        for column, values in beside_chance(found, null[:, which]).items():
+            columns[f"{name}_{column}"] = values
+    return pd.DataFrame(columns, index=list(draws))
+
+
 def index_table(
     people: pd.DataFrame,
     draws: Mapping[str, np.ndarray],
@@ -114,15 +154,51 @@ def index_table(
     """A row an index: people's own values (P,) against draws (P, D) of each, with 95 % intervals
     over participants.
 
-    Columns of `ks_table` (the noise counts people) and `calibration`; `crps_ratio` to `yard`;
-    `<score>_low`, `<score>_high` (for `wasserstein` moved to lie around the score, which resampling
-    alone makes larger).
+    Columns: medians `real` and `made`; distances `ks`, and `wasserstein` (in the unit of the
+    index); those of `calibration` and of `chance_table`; `crps_ratio` to `yard`; `<score>_low`,
+    `<score>_high` (for `wasserstein` moved to lie around the score, which resampling alone makes
+    larger).
     """
     rows = {}
     for name, drawn in draws.items():
         here = people[name].notna().to_numpy()
         truth = people[name].to_numpy()[here]
         rows[name] = index_row(truth, drawn[here], yard[name][here], seed, times)
+    return pd.DataFrame.from_dict(rows, orient="index").join(chance_table(people, draws, seed))
+
+# %% ../../nbs/metrics/04_tables.ipynb #29c36049
+def spread_ratios(
+    train: pd.DataFrame,
+    people: pd.DataFrame,
+    draws: Mapping[str, np.ndarray],
+    own: Mapping[str, np.ndarray],
+    seed: int = 0,
+    times: int = 300,
+) -> pd.DataFrame:
+    """How much draws (P, D) of each index vary for a person, over how much people vary around the
+    spline regression fitted to `train`: `spread`, with its 95 % interval over participants.
+
+    And `spread_own`: how much what was measured on people's own curves, own (P, 1), varies around
+    that regression, over the same. All are root mean squares of logarithms; people without a
+    positive value are left out.
+    """
+    rows = {}
+    for name, drawn in draws.items():
+        known = train[train[name] > 0]
+        law = SplineRegression().fit(known, np.log(known[name].to_numpy()))
+        usable = (people[name] > 0).to_numpy() & (drawn > 0).all(axis=1) & (own[name][:, 0] > 0)
+        mean, _ = law.parts(people[usable])
+        residual = (np.log(people[name].to_numpy()[usable]) - mean) ** 2
+        within = np.log(drawn[usable]).var(axis=1, ddof=1)
+        measured = (np.log(own[name][usable, 0]) - mean) ** 2
+
+        def ratio(rows: np.ndarray, within=within, residual=residual) -> float:
+            return float(np.sqrt(within[rows].mean() / residual[rows].mean()))
+
+        low, high = bootstrap(ratio, len(within), times, seed)
+        everyone = np.arange(len(within))
+        rows[name] = {"spread": ratio(everyone), "spread_low": low, "spread_high": high}
+        rows[name]["spread_own"] = ratio(everyone, measured)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/metrics/04_tables.ipynb #b9923889
@@ -139,28 +215,72 @@ def crps_ratios(
         ratios[name] = float(np.nanmean(score) / np.nanmean(yard[name]))
     return ratios
 
-# %% ../../nbs/metrics/04_tables.ipynb #a27cd493
-def pair_gap(
-    people: pd.DataFrame, draws: Mapping[str, np.ndarray], pair: str, rows: np.ndarray
-) -> float:
-    """Generated minus real rank correlation of a pair ("pef ~ fvc"), for these rows of people and
-    of draws (P, D).
+# %% ../../nbs/metrics/04_tables.ipynb #d0f5b2ec
+def joint_scores(
+    people: pd.DataFrame, draws: Mapping[str, np.ndarray], scale: pd.Series
+) -> np.ndarray:
+    """Energy score (P,) of people's numbers under draws (P, D) of each, in units of `scale`.
+
+    The numbers are those of `scale`; NaN for people who lack one.
     """
-    one, other = pair.split(" ~ ")
-    real = people[one].iloc[rows].corr(people[other].iloc[rows], method="spearman")
-    first = pd.Series(draws[one][rows].ravel())
-    return first.corr(pd.Series(draws[other][rows].ravel()), method="spearman") - real
+    names = list(scale.index)
+    unit = scale.to_numpy()
+    truth = people[names].to_numpy(dtype=float) / unit
+    drawn = np.stack([draws[name] for name in names], axis=2) / unit
+    known = np.isfinite(truth).all(axis=1)
+    scores = np.full(len(people), np.nan)
+    scores[known] = energy_score(drawn[known], truth[known])
+    return scores
 
 
-def pair_interval(
+def joint_row(
+    scores: np.ndarray, base: np.ndarray, seed: int = 0, times: int = 500
+) -> dict[str, float]:
+    """Mean of scores (P,), and its ratio to that of base (P,), a simpler way given the same inputs,
+    with a 95 % interval over participants; people without both are left out.
+    """
+    known = np.isfinite(scores) & np.isfinite(base)
+    ours = scores[known]
+    theirs = base[known]
+
+    def ratio(rows: np.ndarray) -> float:
+        return float(ours[rows].mean() / theirs[rows].mean())
+
+    low, high = bootstrap(ratio, len(ours), times, seed)
+    everyone = np.arange(len(ours))
+    row = {"energy": float(ours.mean()), "ratio": ratio(everyone), "low": low, "high": high}
+    return row | {"n": len(ours)}
+
+# %% ../../nbs/metrics/04_tables.ipynb #a27cd493
+def correlation_table(
     people: pd.DataFrame,
     draws: Mapping[str, np.ndarray],
-    pair: str,
+    names: Sequence[str] = HEADLINE,
     seed: int = 0,
-    times: int = 200,
-) -> tuple[float, float]:
-    """95 % interval over participants of `pair_gap`."""
-    return bootstrap(lambda rows: pair_gap(people, draws, pair, rows), len(people), times, seed)
+) -> pd.DataFrame:
+    """A row a pair of indices ("pef ~ fvc"), the largest gap first; draws (P, D) of each index.
+
+    Columns: rank correlations `real`, and `made` of the first `NULL_DRAWS` draws; their `gap`, and
+    what `scores.beside_chance` says of its size; the family is that of all pairs. People who lack
+    an index are left out.
+    """
+    known = people[list(names)].notna().all(axis=1).to_numpy()
+    truth = people.loc[known, list(names)].to_numpy(dtype=float)
+    drawn = np.stack([draws[name][known, :NULL_DRAWS] for name in names], axis=2)
+    one, other = np.triu_indices(len(names), 1)
+    null_draws = drawn if drawn.shape[1] > 1 else np.stack([truth, drawn[:, 0]], axis=1)
+
+    def gaps(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return correlation_gaps(truth, draws)[one, other]
+
+    null = np.abs(null_distribution(gaps, null_draws, rng=rng_for(seed, "correlations")))
+    found = gaps(truth, drawn)
+    real = pd.DataFrame(truth).corr(method="spearman").to_numpy()[one, other]
+    table = pd.DataFrame(
+        {"real": real, "made": real + found, "gap": found, **beside_chance(np.abs(found), null)},
+        index=[f"{names[int(i)]} ~ {names[int(j)]}" for i, j in zip(one, other, strict=True)],
+    )
+    return table.sort_values("gap", key=np.abs, ascending=False)
 
 # %% ../../nbs/metrics/04_tables.ipynb #03d9291e
 SHAPE = ("fef75", "aex", "collapse")
@@ -172,15 +292,41 @@ def described(flow: np.ndarray) -> pd.DataFrame:
     return indices_on_clock(flow).join(loop_shape(flow))
 
 
+def drawn_shapes(flow: np.ndarray, people: int) -> dict[str, np.ndarray]:
+    """Each of `SHAPE` of curves (people * draws, 512) L/s, a person's together: (people, draws), of
+    at most `NULL_DRAWS` draws.
+    """
+    curves = flow.reshape(people, -1, flow.shape[1])[:, :NULL_DRAWS]
+    table = described(curves.reshape(-1, flow.shape[1]))
+    return {name: table[name].to_numpy().reshape(people, -1) for name in SHAPE}
+
+
+def pair_chance(draws: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, float]:
+    """95th percentile of the KS distance between two draws for each person, of draws (P, D)."""
+
+    def between_two(truth: np.ndarray, others: np.ndarray) -> float:
+        return ks_distance(truth, others[:, :1])
+
+    chance = {}
+    for name, drawn in draws.items():
+        null = null_distribution(between_two, drawn, rng=rng_for(seed, "two draws", name))
+        chance[name] = float(np.quantile(null, NULL_LEVEL))
+    return chance
+
+
 def set_row(
-    real: np.ndarray, made: np.ndarray, features: Callable[[np.ndarray], np.ndarray], seed: int = 0
+    real: np.ndarray,
+    made: np.ndarray,
+    features: Callable[[np.ndarray], np.ndarray],
+    chance: Mapping[str, float],
+    seed: int = 0,
 ) -> dict[str, float]:
     """Scores of made (M, 512) against real (N, 512) L/s; `features` gives (N, K) of curves (a
-    codec's latents).
+    codec's latents), `chance` is that of `pair_chance`.
 
     Joint indices (`energy`, standardised), curves (`mmd`), features (`frechet`, `density`,
-    `coverage`), small airways (`ks_<index>`: KS over its noise of `SHAPE`), and the AUC of trees on
-    the indices (`trees`; row i of both is taken for one person's).
+    `coverage`), small airways (`ks_<index>`: KS over `chance`), and the AUC of trees on the indices
+    (`trees`; row i of both is taken for one person's).
     """
     real_table = described(real)
     made_table = described(made)
@@ -197,6 +343,7 @@ def set_row(
         "density": density,
         "coverage": coverage,
     }
-    row |= ks_table(real_table, made_table, SHAPE)["ratio"].add_prefix("ks_").to_dict()
+    for name, limit in chance.items():
+        row[f"ks_{name}"] = float(ks_2samp(real_table[name], made_table[name]).statistic) / limit
     row["trees"] = classifier_auc(x, y, np.arange(len(x)), np.arange(len(y)), seed)
     return row

@@ -3,18 +3,25 @@
 # %% ../../nbs/metrics/07_utility.ipynb #4f3d318d
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .scores import auc, bootstrap, volumes_at
-from ..spirometry.indices import indices_on_clock
+from ..spirometry.clock import CLOCK, volume_on_clock
+from ..spirometry.indices import indices_on_clock, mean_flows
 from ..spirometry.reference import predicted
+from ..spirometry.shapes import flow_at_share, shapes_on_clock
 
 # %% auto #0
-__all__ = ['MOMENTS', 'LEARNER', 'FEWEST_CASES', 'findings', 'learner_features', 'Learning', 'utility_table']
+__all__ = ['MOMENTS', 'LEARNER', 'FEWEST_CASES', 'SEEN', 'SPAN_EDGES', 'LEAST_VOLUME', 'SEEN_SHARES', 'WEAK', 'LEAST_SHAPE',
+           'RIDGES', 'AUROC', 'FROM_A_PART', 'WEAK_EFFORTS', 'OWN_FOLDS', 'NOTHING', 'findings', 'learner_features',
+           'Learning', 'utility_table', 'Curves', 'first_seconds', 'first_half', 'single_shapes', 'fvc_of', 'fef75_of',
+           'flow90_of', 'weak_effort', 'boosted_trees', 'ridge_regression', 'logistic_regression', 'Task',
+           'learnt_table']
 
 # %% ../../nbs/metrics/07_utility.ipynb #2cb7766e
 MOMENTS = 24
@@ -107,4 +114,249 @@ def utility_table(given: Learning, seed: int = 0, times: int = 200) -> pd.DataFr
         rows[name] = {teacher: _auroc(answer, case) for teacher, answer in answers.items()}
         rows[name] |= {"difference": difference(np.arange(len(case))), "low": low, "high": high}
         rows[name]["cases"] = int(case.sum())
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+# %% ../../nbs/metrics/07_utility.ipynb #86f219c9
+@dataclass(frozen=True)
+class Curves:
+    """N curves and whose they are."""
+
+    people: pd.DataFrame  # N rows: person, age (years), height (cm), gender (1 male, 2 female)
+    flow: np.ndarray  # (N, 512) L/s
+
+    def take(self, rows: np.ndarray) -> Curves:
+        """The curves of a mask (N,) or of row numbers."""
+        return Curves(self.people.iloc[_places(rows)].reset_index(drop=True), self.flow[rows])
+
+    def __len__(self) -> int:
+        return len(self.flow)
+
+
+def _places(rows: np.ndarray) -> np.ndarray:
+    """Row numbers of a mask or of row numbers."""
+    return np.flatnonzero(rows) if rows.dtype == bool else rows
+
+
+def _body(curves: Curves) -> np.ndarray:
+    """Age, height and gender, (N, 3)."""
+    return curves.people[["age", "height", "gender"]].to_numpy(dtype=float)
+
+# %% ../../nbs/metrics/07_utility.ipynb #77dd3f58
+SEEN = 2.0
+"""s from the start of the curve that the learner of FVC sees."""
+
+SPAN_EDGES = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.25, 1.5, 1.75, SEEN])
+"""s, between which it sees how much was exhaled."""
+
+LEAST_VOLUME = 1e-3
+"""L: less than 1 mL counts as 1 mL, for its logarithm."""
+
+SEEN_SHARES = np.arange(1, 11) / 20
+"""Shares of FVC where the learner of the limb sees the flow: 5 to 50 %."""
+
+WEAK = 0.85
+"""Share of the person's largest PEF below which an effort is called weak."""
+
+LEAST_SHAPE = 1e-3
+"""s or a ratio: a shape below this counts as this, for its logarithm."""
+
+
+def first_seconds(curves: Curves) -> np.ndarray:
+    """What is seen of the first two seconds, (N, 17)."""
+    volume = volume_on_clock(curves.flow)[:, np.searchsorted(CLOCK, SPAN_EDGES - 1e-9)]
+    exhaled = np.maximum(np.diff(volume, axis=1), LEAST_VOLUME)
+    total = np.maximum(volume[:, -1:], LEAST_VOLUME)
+    return np.hstack([np.log(exhaled), np.log(total), _body(curves)])
+
+
+def _flows(curves: Curves, shares: np.ndarray) -> np.ndarray:
+    """Flow (N, K) L/s where these shares (K,) of FVC have been exhaled."""
+    rows = volume_on_clock(curves.flow)
+    flow = mean_flows(rows, CLOCK)
+    return np.column_stack([flow_at_share(rows, flow, CLOCK, share) for share in shares])
+
+
+def first_half(curves: Curves) -> np.ndarray:
+    """What is seen of the loop up to half of FVC, (N, 14)."""
+    fvc = volume_on_clock(curves.flow)[:, -1:]
+    return np.hstack([_flows(curves, SEEN_SHARES), fvc, _body(curves)])
+
+
+def single_shapes(curves: Curves) -> np.ndarray:
+    """What is seen of one trial, (N, 18): logarithms of its shapes, FVC and PEF, and who it is."""
+    sizes = indices_on_clock(curves.flow)[["fvc", "pef"]]
+    shapes = shapes_on_clock(curves.flow).join(sizes).clip(lower=LEAST_SHAPE)
+    return np.hstack([np.log(shapes.to_numpy()), _body(curves)])
+
+
+def fvc_of(curves: Curves) -> np.ndarray:
+    """FVC (N,) L."""
+    return volume_on_clock(curves.flow)[:, -1]
+
+
+def fef75_of(curves: Curves) -> np.ndarray:
+    """Flow (N,) L/s where 75 % of FVC have been exhaled."""
+    return _flows(curves, np.array([0.75]))[:, 0]
+
+
+def flow90_of(curves: Curves) -> np.ndarray:
+    """Flow (N,) L/s where 90 % of FVC have been exhaled."""
+    return _flows(curves, np.array([0.9]))[:, 0]
+
+
+def weak_effort(curves: Curves) -> np.ndarray:
+    """Whether PEF is below `WEAK` of the largest of the person's curves here, (N,) bool."""
+    pef = indices_on_clock(curves.flow)["pef"]
+    largest = pef.groupby(curves.people["person"].to_numpy()).transform("max")
+    return (pef < WEAK * largest).to_numpy()
+
+# %% ../../nbs/metrics/07_utility.ipynb #af9636f5
+RIDGES = np.logspace(-2, 3, 11)
+"""Penalties of a ridge regression, of which cross-validation chooses one."""
+
+
+def boosted_trees() -> Any:
+    """Gradient boosting for a number."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    return HistGradientBoostingRegressor(random_state=0, **LEARNER)
+
+
+def ridge_regression() -> Any:
+    """A linear regression, penalised, for a number."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), RidgeCV(RIDGES))
+
+
+def logistic_regression() -> Any:
+    """A linear classifier, penalised."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to learn from curves."""
+
+    title: str
+    unit: str  # of the score: of a mean absolute error, or AUROC
+    seen: Callable[[Curves], np.ndarray]
+    wanted: Callable[[Curves], np.ndarray]
+    learner: Callable[[], Any]
+
+    @property
+    def is_label(self) -> bool:
+        """Whether a yes or no is learnt, not a number."""
+        return self.unit == AUROC
+
+    def answers(self, learner: Any, seen: np.ndarray) -> np.ndarray:
+        """What a fitted learner says of what is seen, (N,)."""
+        return learner.predict_proba(seen)[:, 1] if self.is_label else learner.predict(seen)
+
+    def score(self, answer: np.ndarray, truth: np.ndarray) -> float:
+        """AUROC, or the mean absolute error."""
+        if self.is_label:
+            return _auroc(answer, truth)
+        return float(np.abs(answer - truth).mean())
+
+
+AUROC = "AUROC"
+
+FROM_A_PART = (
+    Task("FVC from the first 2 s", "L", first_seconds, fvc_of, boosted_trees),
+    Task("FEF75 from the first half of the loop", "L/s", first_half, fef75_of, ridge_regression),
+    Task("flow at 90 % of FVC from the first half", "L/s", first_half, flow90_of, ridge_regression),
+)
+"""Of whole manoeuvres, a number that is not in the part that is seen."""
+
+WEAK_EFFORTS = Task(
+    f"PEF below {WEAK:.0%} of the person's largest",
+    AUROC,
+    single_shapes,
+    weak_effort,
+    logistic_regression,
+)
+"""Of all trials, good and bad."""
+
+# %% ../../nbs/metrics/07_utility.ipynb #8d15685f
+OWN_FOLDS = 6
+"""Groups of people, of which each is judged by what was learnt from the others."""
+
+NOTHING = "nothing"
+"""The teacher whose answer is the median."""
+
+
+def _own_answers(task: Task, tried: Curves) -> dict[str, np.ndarray]:
+    """Answers (N,) learnt from the tried curves of other people, and the median of those."""
+    from sklearn.dummy import DummyRegressor
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    way = {
+        "groups": tried.people["person"].to_numpy(),
+        "cv": GroupKFold(min(OWN_FOLDS, tried.people["person"].nunique())),
+    }
+    seen = task.seen(tried)
+    truth = task.wanted(tried)
+    if task.is_label:
+        chance = cross_val_predict(task.learner(), seen, truth, method="predict_proba", **way)
+        return {"own": chance[:, 1]}
+    median = DummyRegressor(strategy="median")
+    return {
+        "own": cross_val_predict(task.learner(), seen, truth, **way),
+        NOTHING: cross_val_predict(median, seen, truth, **way),
+    }
+
+
+def learnt_table(
+    task: Task,
+    teachers: Mapping[str, Curves],
+    tried: Curves,
+    own: str = "recorded",
+    seed: int = 0,
+    times: int = 500,
+) -> pd.DataFrame:
+    """How well `task` is done on `tried`, a row for each set of curves that it was learnt from.
+
+    teachers: sets of curves of other people; own: what to call the curves tried as a teacher,
+    cross-validated by person. Columns: score (mean absolute error in the task's unit, or AUROC),
+    its 95 % interval low, high; difference from `own` with difference_low, difference_high; all
+    intervals over people tried (bootstrap, `times`); curves learnt from. Needs scikit-learn.
+    """
+    from threadpoolctl import threadpool_limits
+
+    truth = task.wanted(tried)
+    seen = task.seen(tried)
+    with threadpool_limits(1):  # little data: more threads only wait for each other
+        answers = _own_answers(task, tried)
+        answers = {own: answers.pop("own"), **answers}
+        for name, teacher in teachers.items():
+            learner = task.learner().fit(task.seen(teacher), task.wanted(teacher))
+            answers[name] = task.answers(learner, seen)
+    sizes = {name: len(teacher) for name, teacher in teachers.items()} | {own: len(tried)}
+    people = pd.Series(range(len(tried))).groupby(tried.people["person"].to_numpy())
+    rows_of = [rows.to_numpy() for _, rows in people]
+    rows = {}
+    for name, answer in answers.items():
+
+        def score(who: np.ndarray, answer: np.ndarray = answer) -> float:
+            here = np.concatenate([rows_of[i] for i in who])
+            return task.score(answer[here], truth[here])
+
+        def difference(who: np.ndarray, answer: np.ndarray = answer) -> float:
+            return score(who, answer) - score(who, answers[own])
+
+        everyone = np.arange(len(rows_of))
+        low, high = bootstrap(score, len(rows_of), times, seed)
+        rows[name] = {"score": score(everyone), "low": low, "high": high}
+        if name != own:
+            low, high = bootstrap(difference, len(rows_of), times, seed)
+            rows[name] |= {"difference": difference(everyone)}
+            rows[name] |= {"difference_low": low, "difference_high": high}
+        rows[name] |= {"curves": sizes.get(name, 0)}
     return pd.DataFrame.from_dict(rows, orient="index")

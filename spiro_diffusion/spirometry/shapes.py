@@ -19,7 +19,7 @@ from spiro_diffusion.spirometry.indices import (
 )
 
 # %% auto #0
-__all__ = ['SHAPES', 'AROUND_PEAK', 'FLOW_SHARES', 'RATIOS', 'shapes_of_rows', 'shapes_on_clock']
+__all__ = ['SHAPES', 'AROUND_PEAK', 'FLOW_SHARES', 'RATIOS', 'flow_at_share', 'shapes_of_rows', 'shapes_on_clock']
 
 # %% ../../nbs/spirometry/06_shapes.ipynb #4164e6a0
 SHAPES = (
@@ -75,10 +75,11 @@ def _time_of_peak(
     return crossing(low, low + 1), crossing(high - 1, high)
 
 
-def _flow_at_share(
-    rows: np.ndarray, flow: np.ndarray, time: np.ndarray, share: float
-) -> np.ndarray:
-    """Flow (N,) L/s of rows (N, T) where `share` of FVC has been exhaled."""
+def flow_at_share(rows: np.ndarray, flow: np.ndarray, time: np.ndarray, share: float) -> np.ndarray:
+    """Flow (N,) L/s where `share` of FVC has been exhaled, of rows (N, T) L that never fall.
+
+    flow: `mean_flows` of the rows; time: (T,) s.
+    """
     start, stop = flow_spans(time)
     left = rows[:, : len(start)]
     half = left + flow * (stop - start) / 2  # volume in the middle of each span
@@ -105,7 +106,7 @@ def _measured_shapes(
         "volume_at_pef": volume_at(rows, time, middle[peak]) / fvc,
     }
     for name, share in FLOW_SHARES.items():
-        shapes[name] = _flow_at_share(rows, flow, time, share) / pef
+        shapes[name] = flow_at_share(rows, flow, time, share) / pef
     for name, (above, below) in RATIOS.items():
         shapes[name] = indices[above] / indices[below]
     return pd.DataFrame(shapes)[list(SHAPES)]
