@@ -61,7 +61,8 @@ class Recipe:
 PAPER = Recipe(
     name="paper",
     only={
-        "03_cldm": {"steps": 12_000, "completion_steps": 8_000},
+        "01_vqvae": {"steps": 6_000},
+        "03_cldm": {"steps": 4_000, "completion_steps": 8_000},
         "05_evaluation": {"draws": 200},
     },
     benches={
