@@ -52,10 +52,9 @@ from .spirometry.indices import indices_on_clock
 # %% auto #0
 __all__ = ['LARGE_COUNT_LESS', 'Turn', 'SPREAD', 'SHARP', 'LONGEST_LOG_END', 'PEAK_CHANGE', 'CLINICAL', 'PROFILES', 'FEWEST',
            'TRAINED_ON', 'VQConfig', 'Block', 'residual_blocks', 'windows_of', 'local_turn', 'turned_components',
-           'network_inputs', 'linear_in_float32', 'Encoder', 'Quantiser', 'distance_to_normal', 'ridge',
-           'sharp_softplus', 'inverse_softplus', 'with_peak', 'Decoder', 'VQVAE', 'huber', 'codec_terms', 'LossWeights',
-           'codec_loss', 'reconstruction_errors', 'code_usage', 'VQSettings', 'settings_for', 'train_vqvae',
-           'check_codec']
+           'network_inputs', 'Encoder', 'Quantiser', 'distance_to_normal', 'ridge', 'sharp_softplus',
+           'inverse_softplus', 'with_peak', 'Decoder', 'VQVAE', 'huber', 'codec_terms', 'LossWeights', 'codec_loss',
+           'reconstruction_errors', 'code_usage', 'VQSettings', 'settings_for', 'train_vqvae', 'check_codec']
 
 # %% ../nbs/01_vqvae.ipynb #1a1754e4
 @dataclass(frozen=True)
@@ -153,12 +152,6 @@ def network_inputs(blow: AlignedBlow) -> Tensor:
     return torch.stack([torch.arcsinh(4 * blow.flow) - 1, volume - 2], 1)
 
 # %% ../nbs/01_vqvae.ipynb #071d2c81
-def linear_in_float32(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight + bias in float32, also where the rest is computed in half precision."""
-    with torch.autocast(x.device.type, enabled=False):
-        return x.float() @ weight + bias
-
-
 class Encoder(nn.Module):
     """Aligned curves to latents (N, C, positions)."""
 
@@ -193,8 +186,8 @@ class Encoder(nn.Module):
         return self.out(self.blocks(x))
 
     def forward(self, blow: AlignedBlow) -> Tensor:
-        straight = linear_in_float32(features(blow), self.weight, self.bias)
-        return (straight + self.learned(blow).float()).unflatten(1, self.shape)
+        straight = features(blow) @ self.weight + self.bias
+        return (straight + self.learned(blow)).unflatten(1, self.shape)
 
 # %% ../nbs/01_vqvae.ipynb #cd9160d5
 SPREAD = 0.7
@@ -324,8 +317,8 @@ class Decoder(nn.Module):
         return torch.cat([self.unpatch(pieces)[:, 0], self.marks(x)], 1)
 
     def forward(self, values: Tensor) -> AlignedBlow:
-        straight = linear_in_float32(values.flatten(1), self.weight, self.bias)
-        y, drawn = (straight + self.learned(values).float()).split([N_BINS, N_MARKS], dim=1)
+        straight = values.flatten(1) @ self.weight + self.bias
+        y, drawn = (straight + self.learned(values)).split([N_BINS, N_MARKS], dim=1)
         delay, before, log_of_end, peak = drawn.unbind(1)
         peak = PEAK_UNIT * sharp_softplus(peak)
         return AlignedBlow(

@@ -171,9 +171,7 @@ def _step(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
     generator = torch.Generator(run.device).manual_seed(seed)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.config, step)
-    on_gpu = run.device.type == "cuda"
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=on_gpu):
-        loss, scalars = run.loss(batch, generator, step)
+    loss, scalars = run.loss(batch, generator, step)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)
