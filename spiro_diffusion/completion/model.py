@@ -38,6 +38,7 @@ from spiro_diffusion.completion.truncation import (
     Seen,
     cut_blows,
     ease_off,
+    hold,
     last_edge,
     look,
     stretch,
@@ -135,6 +136,7 @@ class CompletionSettings:
     gaps: float = 0.25  # share of blows with a gap
     wide: float = 0.45  # share of training blows that are drawn from the wide prior
     sooner: float = 0.3  # share of blows whose persons stop sooner than they did
+    held: float = 0.3  # share whose persons hold their breath for a while
     forecast: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=6000, batch=256, ema=0.998, weight_decay=2e-2)
     )
@@ -369,17 +371,23 @@ FARTHEST_ERROR = 8.0
 """Spreads that an error of the forecast counts for at most in training the U-Net."""
 
 
+def _other_ends(model: Completion, volume: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Volume (N, 513) L of persons some of whom stop sooner, and some hold their breath."""
+    s = model.settings
+    return hold(ease_off(volume, s.sooner, generator), s.held, generator)
+
+
 def _vary(
     model: Completion, batch: tuple[Tensor, ...], generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """A batch with some clinical values hidden and volumes varied.
 
-    Some persons stop sooner; blows of persons who are hidden are stretched.
+    Persons end otherwise than they did; blows of hidden persons are stretched.
     """
     s = model.settings
     volume, values = batch
     values = hide_values(values, s.variables, s.hide_all, s.hide_rest, generator)
-    volume = ease_off(volume, s.sooner, generator)
+    volume = _other_ends(model, volume, generator)
     unknown = values.isnan().all(1, keepdim=True)
     return torch.where(unknown, stretch(volume, generator), volume), values
 
@@ -565,10 +573,10 @@ def _calibrate(model: Completion, volume: Tensor, rows: pd.DataFrame) -> None:
 
     volume (N, 513) L and rows (N) of blows that the model was not trained on.
     """
-    eased = ease_off(volume, model.settings.sooner, torch.Generator().manual_seed(0))
+    volume = _other_ends(model, volume, torch.Generator().manual_seed(0))
     values = torch.from_numpy(encode_patients(rows, model.settings.variables))
     people = rows["SEQN"].nunique() if "SEQN" in rows else len(rows)
-    widths = widths_of(factors_needed(model, eased, values), people)
+    widths = widths_of(factors_needed(model, volume, values), people)
     model.widen_simulated.copy_(widths)
     model.widen.copy_(widths)
 

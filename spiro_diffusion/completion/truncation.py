@@ -21,8 +21,9 @@ __all__ = ['SHORTEST', 'POSITIONS', 'FIRST_STEP', 'REACH', 'OFFSETS', 'LEAST_RIS
            'SINCE', 'WINDOWS', 'GUESS_WINDOWS', 'FEATURES', 'LOG_DURATION', 'PAST_CHANNELS', 'FLOOR', 'PEAK_BINS',
            'PEAK_WITHIN', 'LEAST_VOLUME', 'LEAST_DURATION', 'SHORTEST_STEP', 'LEAST_FLOW', 'HIGHEST_LOG', 'EARLY_SHARE',
            'EARLY_SPAN', 'LATEST', 'HESITATION_SHARE', 'SMALLEST_STRETCH', 'EASE_FLOW', 'EASE_TIME', 'EASE_WINDOW',
-           'toy_blows', 'volume_at', 'time_at', 'last_edge', 'edge_at', 'bridge', 'Seen', 'look', 'tail', 'tail_volume',
-           'random_cuts', 'random_gaps', 'stretch', 'ease_off', 'cut_blows']
+           'HOLD_STARTS', 'HOLD_LASTS', 'AT_REST', 'LEAST_TO_COME', 'toy_blows', 'volume_at', 'time_at', 'last_edge',
+           'edge_at', 'bridge', 'Seen', 'look', 'tail', 'tail_volume', 'random_cuts', 'random_gaps', 'stretch',
+           'ease_off', 'hold', 'cut_blows']
 
 # %% ../../nbs/completion/00_truncation.ipynb #31ad3e36
 def toy_blows(n: int = 256, seed: int = 1) -> tuple[Tensor, pd.DataFrame]:
@@ -306,6 +307,14 @@ EASE_TIME = (0.1, 0.8)
 """s, time constant with which flow then fades."""
 EASE_WINDOW = 0.5
 """s, over which that flow is a mean."""
+HOLD_STARTS = (1.0, 8.0)
+"""s since the start of the recording, between which flow may rest (a choice, as the next)."""
+HOLD_LASTS = (0.1, 2.0)
+"""s, for how long it then rests."""
+AT_REST = 1.0
+"""s without flow, after which nothing is drawn any more: the recording is whole (Graham 2019)."""
+LEAST_TO_COME = 1e-3
+"""L still to come, below which a blow has ended."""
 
 
 def random_cuts(
@@ -374,6 +383,35 @@ def ease_off(volume: Tensor, share: float, generator: torch.Generator | None = N
     return torch.where(slow.any(1, keepdim=True) & (chosen < share), eased, volume)
 
 
+def hold(volume: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """Volume (N, 513) L of persons a `share` of whom hold their breath for a while, and go on.
+
+    When that is and how long it lasts are log-uniform.
+    """
+    device = volume.device
+    edges = EDGES.to(device)
+    place, length, chosen = torch.rand(
+        3, len(volume), 1, generator=generator, device=device
+    ).unbind()
+    earliest, latest = HOLD_STARTS
+    shortest, longest = HOLD_LASTS
+    start = earliest * (latest / earliest) ** place
+    lasts = shortest * (longest / shortest) ** length
+    later = torch.maximum(edges - lasts, torch.minimum(edges, start))
+    return torch.where(chosen < share, volume_at(volume, later), volume)
+
+
+def _before_rest(volume: Tensor, cut: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Edges (N,) `cut`, drawn anew where the blow has been at rest for `AT_REST` by then."""
+    coming = volume[:, -1:] - volume > LEAST_TO_COME
+    last_rise = EDGES.to(volume.device)[coming.sum(1).clamp(max=N_BINS)]
+    last = last_edge((last_rise + AT_REST).clamp(max=END))
+    first = edge_at(SHORTEST)
+    share = torch.rand(len(cut), generator=generator, device=volume.device)
+    anew = first + (share * (last - first).clamp(min=0)).long()
+    return torch.where(cut > last, anew, cut)
+
+
 def cut_blows(
     volume: Tensor, rate: float, generator: torch.Generator | None = None
 ) -> tuple[Seen, Tensor]:
@@ -382,6 +420,7 @@ def cut_blows(
     rate: the share of blows that have a gap.
     """
     cut = random_cuts(len(volume), generator, volume.device)
+    cut = _before_rest(volume, cut, generator)
     start, stop = random_gaps(cut, rate, generator)
     bins = torch.arange(N_BINS, device=volume.device)
     observed = ((bins < start[:, None]) | (bins >= stop[:, None])).float()

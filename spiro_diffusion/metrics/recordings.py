@@ -23,7 +23,6 @@ from .participants import draw_for, on_device
 from .two_sample import as_recorded, curve_auc
 from .utility import FROM_A_PART, WEAK_EFFORTS, Curves, learnt_table
 from spiro_diffusion.simulator.beside_real import (
-    MOST_FORESTS,
     RECORD_TIME,
     TEN,
     acceptable_records,
@@ -44,13 +43,13 @@ from ..spirometry.reference import sex_codes
 from ..spirometry.shapes import shapes_on_clock
 
 # %% auto #0
-__all__ = ['ROUND_TRIP', 'STEERED_TO', 'BATCH', 'LEAST_BEV', 'CHANCE', 'CURVES_JUDGED', 'CHANCE_FORESTS', 'FIGURE_NAME',
-           'TRIALS_SHOWN', 'KINDS', 'AT_LIKE_BEV', 'CODEC_LIMITS', 'OUTSIDE_LIMITS', 'RANK_LIMITS', 'MOST_TREES',
-           'measured', 'recorded_curves', 'survey_curves', 'round_trip_errors', 'codec_table', 'steered_curves',
-           'bev_gap', 'lowest', 'rank_table', 'Drawn', 'drawn_for', 'forests_auc', 'network_auc', 'chance_aucs',
-           'told_apart', 'simulated_for', 'Teachers', 'generated_like', 'teachers_for', 'use_tables',
-           'loops_of_same_people', 'trials_like', 'figure_same_people', 'ReportSettings', 'Report', 'compared',
-           'recordings_report', 'RecordedAim', 'recorded_aims']
+__all__ = ['ROUND_TRIP', 'STEERED_TO', 'BATCH', 'LEAST_BEV', 'CHANCE', 'JUDGED', 'CHANCE_FORESTS', 'FIGURE_NAME', 'TRIALS_SHOWN',
+           'KINDS', 'AT_LIKE_BEV', 'CODEC_LIMITS', 'OUTSIDE_LIMITS', 'RANK_LIMITS', 'MOST_TREES', 'measured',
+           'recorded_curves', 'survey_curves', 'round_trip_errors', 'codec_table', 'steered_curves', 'bev_gap',
+           'lowest', 'rank_table', 'Drawn', 'drawn_for', 'forests_auc', 'network_auc', 'chance_aucs', 'told_apart',
+           'simulated_for', 'Teachers', 'generated_like', 'teachers_for', 'use_tables', 'loops_of_same_people',
+           'trials_like', 'figure_same_people', 'ReportSettings', 'Report', 'compared', 'recordings_report',
+           'RecordedAim', 'recorded_aims']
 
 # %% ../../nbs/metrics/10_recordings.ipynb #a2f6c22a
 def measured(flow: np.ndarray) -> pd.DataFrame:
@@ -275,8 +274,8 @@ def drawn_for(models: Models, best: Curves, draws: int, seed: int, device: str =
     return Drawn(best.people, best.flow, flow.reshape(len(best), draws, N_BINS))
 
 # %% ../../nbs/metrics/10_recordings.ipynb #3cc2e73e
-CURVES_JUDGED = 8
-"""Draws of each person that the network sees."""
+JUDGED = 8
+"""Draws of each person that are judged."""
 
 CHANCE_FORESTS = 2
 """Draws beside which forests judge one that plays the recorded curve: fewer, for there are many."""
@@ -285,18 +284,15 @@ CHANCE_FORESTS = 2
 def forests_auc(drawn: Drawn) -> float:
     """AUC of random forests that tell own curves from draws by their shapes; see `shapes_auc`."""
     people = np.arange(len(drawn.people))
-    draws = drawn.take(
-        np.tile(np.arange(min(MOST_FORESTS, drawn.drawn.shape[1])), (len(people), 1))
-    )
-    return shapes_auc(draws.own_table.assign(person=people), draws.drawn_table)
+    return shapes_auc(drawn.own_table.assign(person=people), drawn.drawn_table)
 
 
 def network_auc(drawn: Drawn, seed: int = 0) -> float:
     """AUC of a convolutional network that tells own curves from draws; see `curve_auc`."""
-    few = drawn.drawn[:, :CURVES_JUDGED]
-    made = few.reshape(-1, N_BINS)
-    real = np.repeat(drawn.flow, few.shape[1], axis=0)
-    person = np.repeat(np.arange(len(few)), few.shape[1])
+    people, draws = drawn.drawn.shape[:2]
+    made = drawn.drawn.reshape(-1, N_BINS)
+    real = np.repeat(drawn.flow, draws, axis=0)
+    person = np.repeat(np.arange(people), draws)
     return curve_auc(real, made, person, seed=seed).area
 
 
@@ -310,10 +306,14 @@ def chance_aucs(drawn: Drawn, times: int) -> list[float]:
     return found
 
 
-def told_apart(drawn: Drawn, chances: int = 0, seed: int = 0) -> dict[str, float]:
-    """AUCs: trees, trees_with_noise, network, network_with_noise; and of `chances` times chance the
-    trees_chance_mean and trees_chance_largest.
+def told_apart(
+    drawn: Drawn, judged: int = JUDGED, chances: int = 0, seed: int = 0
+) -> dict[str, float]:
+    """AUCs on the first `judged` draws of each person: trees, trees_with_noise, network,
+    network_with_noise; and of `chances` times chance, trees_chance_mean and _largest.
     """
+    areas = chance_aucs(drawn, chances)
+    drawn = Drawn(drawn.people, drawn.flow, drawn.drawn[:, :judged])
     noisy = drawn.recorded_again(seed)
     found = {
         "trees": forests_auc(drawn),
@@ -321,7 +321,6 @@ def told_apart(drawn: Drawn, chances: int = 0, seed: int = 0) -> dict[str, float
         "network": network_auc(drawn, seed),
         "network_with_noise": network_auc(noisy, seed),
     }
-    areas = chance_aucs(drawn, chances)
     if areas:
         found |= {"trees_chance_mean": float(np.mean(areas))}
         found |= {"trees_chance_largest": float(np.max(areas))}
@@ -483,6 +482,7 @@ class ReportSettings:
     kept: int = 48  # of these, at like BEV, and as many in the plain comparison
     simulated: int = 24  # manoeuvres of the simulator for each; 0: none
     trials: int = 1500  # of the survey, that weak efforts are learnt from
+    judged: int = 8  # draws of each person before forests and the network
     chances: int = 6  # times that draws play the recorded curves before forests
     times: int = 500  # bootstrap
     seed: int = 0
@@ -521,11 +521,14 @@ def _without_nan(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     return {name: row.dropna().to_dict() for name, row in table.iterrows()}
 
 
-def compared(drawn: Mapping[str, Drawn], chances: int, seed: int) -> dict[str, Any]:
+def compared(drawn: Mapping[str, Drawn], settings: ReportSettings) -> dict[str, Any]:
     """`ranks`, `apart` and `gaps` of a `Report`, of draws by comparison."""
     return {
         "ranks": {name: some.ranks() for name, some in drawn.items()},
-        "apart": {name: told_apart(some, chances, seed) for name, some in drawn.items()},
+        "apart": {
+            name: told_apart(some, settings.judged, settings.chances, settings.seed)
+            for name, some in drawn.items()
+        },
         "gaps": {name: some.gap() for name, some in drawn.items()},
     }
 
@@ -574,7 +577,7 @@ def recordings_report(
     return Report(
         counts=counts,
         codec=codec_table(models, {"recorded": acceptable, **codec_sets}),
-        **compared(sets, settings.chances, seed),
+        **compared(sets, settings),
         use=use_tables(curves, teachers, seed, settings.times),
     )
 
