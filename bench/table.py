@@ -265,7 +265,7 @@ def coverage_of(results: Results, cuts: list[str]) -> str:
 
 
 def recorded_people(table: Results) -> str:
-    """What came of recorded manoeuvres of people whom nothing was fitted to but the simulator."""
+    """What came of recorded manoeuvres."""
     rows = []
     for name, row in table.items():
         rows.append(
@@ -283,8 +283,10 @@ def recorded_people(table: Results) -> str:
         )
     head = (
         "**Recorded manoeuvres of healthy adults**, cut after time zero; FVC of those with a "
-        "plateau, FEV3 of all that last so long (95 % interval over people; the ridge regression "
-        "learns from the same recordings, of other people)\n\n"
+        "plateau, FEV3 of all that last so long (95 % interval over people). Intervals are as "
+        "wide as simulated blows and recordings of other people ask for; the ridge regression "
+        "learns from recordings of other people too. The simulator's law of shapes is fitted to "
+        "these people.\n\n"
     )
     return head + markdown(rows)
 
