@@ -143,14 +143,14 @@ class CompletionSettings:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2000, ema=0.995))
 
     @classmethod
-    def of_length(cls, steps: int, seed: int = 0) -> CompletionSettings:
+    def of_length(cls, steps: int, seed: int = 0, device: str = "cpu") -> CompletionSettings:
         """Settings for `steps` steps of the forecast and a quarter as many of the U-Net.
 
         A step of the U-Net takes six times as long as one of the forecast.
         """
         usual = cls()
-        forecast = replace(usual.forecast, steps=steps, seed=seed)
-        unet = replace(usual.train, steps=max(steps // 4, 1), seed=seed)
+        forecast = replace(usual.forecast, steps=steps, seed=seed, device=device)
+        unet = replace(usual.train, steps=max(steps // 4, 1), seed=seed, device=device)
         return replace(usual, forecast=forecast, train=unet)
 
     @classmethod
