@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--waveforms", help="folder with ATS waveforms, 24*.wf")
     parser.add_argument("--device_file", help="recordings of one device")
     parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--kept", type=int, default=48, help="draws at like BEV")
     parser.add_argument("--simulated", type=int, default=24)
     parser.add_argument("--trials", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
@@ -102,6 +103,7 @@ def main() -> None:
     sets = codec_sets(args, held.flow[held.people["best"].to_numpy()])
     settings = ReportSettings(
         draws=args.draws,
+        kept=args.kept,
         simulated=args.simulated,
         trials=args.trials,
         seed=args.seed,

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from ..base.errors import DataError
 from ..cldm import sample
 from ..generation.drawing import DEFAULT_CONDITIONS, Models, starting_noise
 from ..generation.steering import steer
 from ..learning.conditions import encode_patients
 from ..learning.devices import few_threads
-from .figures import AMBER, GENERATED, REAL, sheet
+from .figures import AMBER, GENERATED, REAL, STYLE, sheet
 from .participants import draw_for, on_device
 from .two_sample import as_recorded, curve_auc
 from .utility import FROM_A_PART, WEAK_EFFORTS, Curves, learnt_table
@@ -450,6 +452,7 @@ def trials_like(best: pd.DataFrame, seed: int, most: int = 5) -> np.ndarray:
     return np.stack([found[person] for person in best["person"]])
 
 
+@plt.style.context(STYLE)
 def figure_same_people(loops: Mapping[str, np.ndarray], note: str) -> Figure:
     """Loops of `loops_of_same_people`: a row a kind, a column a person, the same axes for all.
 
@@ -467,10 +470,10 @@ def figure_same_people(loops: Mapping[str, np.ndarray], note: str) -> Figure:
         for column, ax in enumerate(row):
             plot_loops(curves[column], ax, aspect=False, color=KINDS[kind], lw=0.8)
             ax.label_outer()
-        row[-1].plot([], [], color=KINDS[kind], label=kind)
-        row[-1].legend(loc="upper right", frameon=False)
+        row[0].lines[0].set_label(kind)
     for column, ax in enumerate(axes[0]):
         ax.set_title(f"person {column + 1}")
+    fig.legend(loc="outside upper center", ncols=len(loops), frameon=False)
     return fig
 
 # %% ../../nbs/metrics/10_recordings.ipynb #d20fafa1
@@ -487,6 +490,13 @@ class ReportSettings:
     times: int = 500  # bootstrap
     seed: int = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 1 < self.kept < self.draws:
+            raise DataError(
+                f"of {self.draws} draws {self.kept} cannot be kept as those nearest in BEV: "
+                "keep two or more, and draw more than are kept"
+            )
 
 
 @dataclass(frozen=True)
