@@ -55,10 +55,10 @@ from ..spirometry.quality import acceptability_of_rows
 # %% auto #0
 __all__ = ['LOG_SPREAD', 'CLINICAL', 'DEGREE', 'FARTHEST', 'FARTHEST_LEARNT', 'LEAST_VARIANCE', 'UNUSUAL', 'CALIBRATED_AT',
            'FORECAST_TOKENS', 'FARTHEST_INPUT', 'NOISE_LAYOUT', 'FARTHEST_ERROR', 'DESCRIBED', 'WANTED_COVERAGE',
-           'LEAST_ERROR', 'CALIBRATION_BATCH', 'FEWEST_BLOWS', 'FEWEST_HELD', 'MOST_CALIBRATED', 'LARGE', 'Expected',
-           'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening', 'draw_errors', 'tails_of',
-           'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'needed_factors', 'factors_needed', 'widths_of',
-           'recorded_blows', 'widened', 'train_completion']
+           'RECORDED_COVERAGE', 'LEAST_ERROR', 'CALIBRATION_BATCH', 'FEWEST_BLOWS', 'FEWEST_HELD', 'MOST_CALIBRATED',
+           'LARGE', 'Expected', 'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening',
+           'draw_errors', 'tails_of', 'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'needed_factors',
+           'factors_needed', 'widths_of', 'recorded_blows', 'widened', 'train_completion']
 
 # %% ../../nbs/completion/02_model.ipynb #74f8f7a2
 LOG_SPREAD = (-6.0, 2.0)
@@ -135,7 +135,7 @@ class CompletionSettings:
     hide_rest: float = 0.4  # share with weight, ethnicity and test hidden together
     gaps: float = 0.25  # share of blows with a gap
     wide: float = 0.45  # share of training blows that are drawn from the wide prior
-    sooner: float = 0.3  # share of blows whose persons stop sooner than they did
+    sooner: float = 0.35  # share of blows whose persons stop sooner than they did
     held: float = 0.3  # share whose persons hold their breath for a while
     forecast: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=6000, batch=256, ema=0.998, weight_decay=2e-2)
@@ -486,6 +486,8 @@ def _learn_usual(model: Completion, volume: Tensor, held: Tensor) -> None:
 # %% ../../nbs/completion/02_model.ipynb #7f0b1dce
 WANTED_COVERAGE = 0.91
 """Share of split val that the 90 % intervals shall cover, at each position of the tail."""
+RECORDED_COVERAGE = 0.90
+"""Share of recordings' tails that they shall cover, where there are recordings."""
 LEAST_ERROR = 1e-3
 """Spreads from the middle that the ends of a drawn interval are at least taken to be."""
 CALIBRATION_BATCH = 40
@@ -537,13 +539,12 @@ def factors_needed(
     return np.stack(found, 1)
 
 
-def widths_of(factors: np.ndarray, people: int) -> Tensor:
-    """Factors (3, 32) with which intervals cover `WANTED_COVERAGE` of the next person's tails.
+def widths_of(factors: np.ndarray, coverage: float) -> Tensor:
+    """Factors (3, 32) with which 90 % intervals cover a share of `coverage` of such tails.
 
-    factors (N, 3, 32): as `factors_needed` gives them, of blows of so many people.
+    factors (N, 3, 32): as `factors_needed` gives them.
     """
-    rank = min(WANTED_COVERAGE * (people + 1) / people, 1.0)
-    return torch.from_numpy(np.quantile(factors, rank, axis=0)).float()
+    return torch.from_numpy(np.quantile(factors, coverage, axis=0)).float()
 
 
 def recorded_blows(recorded: Recorded) -> tuple[Tensor, pd.DataFrame]:
@@ -557,13 +558,14 @@ def recorded_blows(recorded: Recorded) -> tuple[Tensor, pd.DataFrame]:
     return torch.from_numpy(volume).float(), chosen.people[["person", "age", "height", "sex"]]
 
 
-def widened(model: Completion, factors: np.ndarray, people: int) -> Completion:
+def widened(model: Completion, factors: np.ndarray) -> Completion:
     """A copy of the model with intervals as wide as recordings ask for.
 
-    factors (N, 3, 32) of recordings of so many people. Never narrower than simulated blows ask.
+    factors (N, 3, 32) of recordings. Never narrower than simulated blows ask.
     """
     wider = deepcopy(model)
-    wider.widen.copy_(torch.maximum(model.widen_simulated, widths_of(factors, people)))
+    of_recorded = widths_of(factors, RECORDED_COVERAGE)
+    wider.widen.copy_(torch.maximum(model.widen_simulated, of_recorded))
     return wider
 
 
@@ -575,8 +577,7 @@ def _calibrate(model: Completion, volume: Tensor, rows: pd.DataFrame) -> None:
     """
     volume = _other_ends(model, volume, torch.Generator().manual_seed(0))
     values = torch.from_numpy(encode_patients(rows, model.settings.variables))
-    people = rows["SEQN"].nunique() if "SEQN" in rows else len(rows)
-    widths = widths_of(factors_needed(model, volume, values), people)
+    widths = widths_of(factors_needed(model, volume, values), WANTED_COVERAGE)
     model.widen_simulated.copy_(widths)
     model.widen.copy_(widths)
 
@@ -670,7 +671,7 @@ def train_completion(
         volume, who = recorded_blows(recorded)
         values = torch.from_numpy(encode_patients(who, settings.variables))
         factors = factors_needed(model, volume, values)
-        model = widened(model, factors, who["person"].nunique())
+        model = widened(model, factors)
     _save(folder, model)
     write_provenance(folder / "model.safetensors", {"signals": array_sha256(flow)})
     return model, history

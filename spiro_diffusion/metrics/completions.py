@@ -282,8 +282,7 @@ def _crossfitted(
         own = widths.fold_of(blows.person) == fold
         others = widths.fold_of(widths.person) != fold
         if own.any():
-            people = len(np.unique(widths.person[others]))
-            wider = widened(model, widths.factors[others], people)
+            wider = widened(model, widths.factors[others])
             made[own] = drawn_volume(wider, blows.take(own), until, draws)
     return made
 
