@@ -67,10 +67,10 @@ PAPER = Recipe(
     },
     benches={
         "reconstruction": "--run_dir {run} --data_dir {data} --weights {checkpoints}/completion"
-        " --draws 30 --most 2400",
-        "samplers": "--run-dir {run} --people 200 --draws 10",
-        "ablation": "--run-dir {run} --people 150 --draws 4 --codec-steps 300 --steps 400"
-        " --more 800",
+        " --draws 30 --most 1200",
+        "samplers": "--run-dir {run} --people 60 --draws 4",
+        "ablation": "--run-dir {run} --people 100 --draws 4 --codec-steps 200 --steps 200"
+        " --more 400",
         "recorded": "--run_dir {run} --loops {loops} --device {device}",
     },
 )
