@@ -277,6 +277,7 @@ def recorded_people(table: Results) -> str:
                 "bias (%)": row["bias %"],
                 "median error (mL)": row["median error mL"],
                 "ridge (mL)": row["ridge mL"],
+                "exponential (mL)": row["exponential mL"],
                 "best extrapolation (mL)": row["best extrapolation mL"],
                 "to extrapolation": row["to extrapolation"],
             }

@@ -264,10 +264,12 @@ def volume_scores(drawn: np.ndarray, truth: np.ndarray, person: np.ndarray) -> d
 def beside_others(blows: CutBlows, until: float, own: float) -> dict[str, float]:
     """Median errors (mL) of the ridge regression and extrapolations, and `own` over the best."""
     truth = blows.truth(until)
-    guesses = extrapolated(blows, until).values()
-    best = min(_median_error(guess, truth) for guess in guesses)
+    guesses = extrapolated(blows, until)
+    errors = {method: _median_error(guess, truth) for method, guess in guesses.items()}
+    best = min(errors.values())
     return {
         "ridge mL": _median_error(ridge_regression(blows, until), truth),
+        "exponential mL": errors["exponential"],
         "best extrapolation mL": best,
         "to extrapolation": own / best,
     }
@@ -291,7 +293,7 @@ def recorded_table(
     model: Completion,
     recorded: Recorded,
     cuts: tuple[float, ...] = CUTS,
-    draws: int = 40,
+    draws: int = 100,
 ) -> pd.DataFrame:
     """Recorded manoeuvres cut at `cuts` s: scores of FVC and FEV3, a row a volume and cut.
 
