@@ -135,7 +135,7 @@ class CompletionSettings:
     hide_rest: float = 0.4  # share with weight, ethnicity and test hidden together
     gaps: float = 0.25  # share of blows with a gap
     wide: float = 0.45  # share of training blows that are drawn from the wide prior
-    sooner: float = 0.35  # share of blows whose persons stop sooner than they did
+    sooner: float = 0.3  # share of blows whose persons stop sooner than they did
     held: float = 0.3  # share whose persons hold their breath for a while
     forecast: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=6000, batch=256, ema=0.998, weight_decay=2e-2)
