@@ -214,7 +214,11 @@ def content_of(path: Path) -> bytes:
     if path.suffix == ".json":
         held = json.loads(data)
         if isinstance(held, dict):
-            held = {k: v for k, v in held.items() if k not in ("seconds", "history", "files")}
+            held = {
+                k: v
+                for k, v in held.items()
+                if k not in ("seconds", "seconds_on", "history", "files")
+            }
         return json.dumps(held).encode()
     return data
 
