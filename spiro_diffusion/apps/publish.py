@@ -63,7 +63,7 @@ PAPER = Recipe(
     only={
         "01_vqvae": {"steps": 6_000},
         "03_cldm": {"steps": 4_000, "completion_steps": 4_000},
-        "05_evaluation": {"draws": 50},
+        "05_evaluation": {"draws": 20},
     },
     benches={
         "reconstruction": "--run_dir {run} --data_dir {data} --weights {checkpoints}/completion"
