@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from ablation import random_turn
+from ablation import MOST_TEST_ROWS, random_turn
 from samplers import source_of
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -39,7 +39,6 @@ from spiro_diffusion.vqvae import (
     reconstruction_errors,
 )
 
-MOST_TEST_ROWS = 2000
 FITTED_ROWS = 8192  # the straight path of a codec with a codebook is fitted to so many
 COMMITMENT = 0.25  # weight of the commitment loss (van den Oord 2017)
 DECAY = 0.97  # of a codebook's averages

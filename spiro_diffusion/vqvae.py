@@ -50,7 +50,7 @@ from .spirometry.clock import FINE, N_BINS
 from .spirometry.indices import indices_on_clock
 
 # %% auto #0
-__all__ = ['LARGE_COUNT_LESS', 'Turn', 'SPREAD', 'SHARP', 'LONGEST_LOG_END', 'PEAK_CHANGE', 'CLINICAL', 'PROFILES', 'FEWEST',
+__all__ = ['WHITENING_POWER', 'Turn', 'SPREAD', 'SHARP', 'LONGEST_LOG_END', 'PEAK_CHANGE', 'CLINICAL', 'PROFILES', 'FEWEST',
            'TRAINED_ON', 'VQConfig', 'Block', 'residual_blocks', 'windows_of', 'local_turn', 'turned_components',
            'network_inputs', 'Encoder', 'Quantiser', 'distance_to_normal', 'ridge', 'sharp_softplus',
            'inverse_softplus', 'with_peak', 'Decoder', 'VQVAE', 'huber', 'codec_terms', 'LossWeights', 'codec_loss',
@@ -103,8 +103,8 @@ def residual_blocks(config: VQConfig) -> nn.Sequential:
     return nn.Sequential(*blocks, nn.LayerNorm(config.width))
 
 # %% ../nbs/01_vqvae.ipynb #3de63fd1
-LARGE_COUNT_LESS = 0.1
-"""Power of its variance that a component is divided by."""
+WHITENING_POWER = 0.1
+"""Power of its variance that a component is divided by: 0.5 would make all equal."""
 Turn = Callable[[Tensor], Tensor]
 """Loadings (size, K), what a unit of each component adds to the features: a rotation of them."""
 
@@ -141,7 +141,7 @@ def local_turn(loadings: Tensor) -> Tensor:
 def turned_components(x: Tensor, size: int, turn: Turn = local_turn) -> Tensor:
     """Principal components of features x (N, K), scaled and turned: weights (K, size)."""
     variances, axes = torch.linalg.eigh(torch.cov(x.T))
-    scale = variances[-size:].clamp(min=1e-9) ** LARGE_COUNT_LESS
+    scale = variances[-size:].clamp(min=1e-9) ** WHITENING_POWER
     axes = axes[:, -size:]
     return axes / scale @ turn(scale[:, None] * axes.T)
 

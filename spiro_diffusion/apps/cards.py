@@ -17,7 +17,7 @@ from ..base.files import read_json, sha256_of
 from ..base.provenance import array_sha256, check_provenance
 from ..formats.prepared import METADATA_FILE, REPORT_FILE, load_prepared
 from ..formats.tables import find_table
-from ..vqvae import check_codec
+from ..vqvae import TRAINED_ON
 
 # %% auto #0
 __all__ = ['NUMBER', 'MODELS', 'STAGES', 'COUNTS', 'LAWS', 'UNKNOWN_MACHINE', 'SPLITS', 'NOT_COMPARED', 'pointed', 'shown',
@@ -164,7 +164,7 @@ def data_record(run_dir: str | Path) -> dict[str, Any]:
     laws = Path(str(files("spiro_diffusion"))) / "simulator"
     hashes = {
         "signals": array_sha256(flow),
-        "signals of split train": array_sha256(flow, trained_on),
+        TRAINED_ON: array_sha256(flow, trained_on),
         "metadata": sha256_of(processed / METADATA_FILE),
     }
     return {
@@ -175,13 +175,16 @@ def data_record(run_dir: str | Path) -> dict[str, Any]:
     }
 
 
-def check_models(run_dir: str | Path, checkpoints: Path, signals_sha256: str) -> None:
-    """Raise DataError unless the models in `checkpoints` were trained on the data in `run_dir`."""
-    check_codec(checkpoints / "vqvae", *load_prepared(run_dir))
+def check_models(checkpoints: Path, signals: Mapping[str, str]) -> None:
+    """Raise DataError unless the models in `checkpoints` were trained on the signals with these
+    hashes, of `data_record`.
+    """
+    trained_on = {TRAINED_ON: signals[TRAINED_ON]}
+    check_provenance(checkpoints / "vqvae" / "model.safetensors", trained_on, "01_vqvae")
     codec = {"VQ-VAE": sha256_of(checkpoints / "vqvae" / "model.safetensors")}
     check_provenance(checkpoints / "cldm" / "model.safetensors", codec, "03_cldm")
-    signals = {"signals": signals_sha256}
-    check_provenance(checkpoints / "completion" / "model.safetensors", signals, "03_cldm")
+    everything = {"signals": signals["signals"]}
+    check_provenance(checkpoints / "completion" / "model.safetensors", everything, "03_cldm")
 
 
 def training_record(run_dir: str | Path, checkpoints: Path) -> dict[str, Any]:
@@ -190,7 +193,7 @@ def training_record(run_dir: str | Path, checkpoints: Path) -> dict[str, Any]:
     Raises DataError if a record is missing or the models were not trained on these data.
     """
     data = data_record(run_dir)
-    check_models(run_dir, checkpoints, data["sha256"]["signals"])
+    check_models(checkpoints, data["sha256"])
     return {
         "data": data,
         "stages": {name: stage_record(checkpoints / name) for name in STAGES},

@@ -276,8 +276,7 @@ class Completion(nn.Module):
         features = (seen.features - self.feature_mean) / self.feature_std
         features = features.clamp(-FARTHEST_INPUT, FARTHEST_INPUT)
         inputs = [features, seen.past.flatten(1), clinical, known.float()]
-        with torch.autocast(features.device.type, enabled=False):  # a tail needs four digits
-            return self.forecast(torch.cat(inputs, 1))
+        return self.forecast(torch.cat(inputs, 1))
 
     def all_tokens(self, hidden: Tensor, values: Tensor) -> Tensor:
         """One token (N, ., width) for each clinical variable, and four for what was seen."""

@@ -9,10 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.interpolate import PchipInterpolator
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from spiro_diffusion.completion.model import (
     Completion,
@@ -29,12 +25,12 @@ from ..simulator.recorded import Recorded
 from ..spirometry.clock import CLOCK, N_BINS, WIDTHS, rows_to_clock, volume_on_clock
 from ..spirometry.indices import indices_on_clock, measure_rows
 from ..spirometry.quality import acceptability_of_rows
-from ..spirometry.reference import predicted, sex_of
+from ..spirometry.reference import sex_of
 
 # %% auto #0
 __all__ = ['CUTS', 'FIXED', 'AT_ONCE', 'EXTRAPOLATIONS', 'WINDOWS', 'PENALTIES', 'FOLDS', 'RESAMPLES', 'CutBlows', 'cut_at',
            'cut_recorded', 'drawn_volume', 'extrapolated', 'seen_numbers', 'ridge_regression', 'volume_scores',
-           'beside_others', 'recorded_table', 'obstruction_table']
+           'beside_others', 'recorded_table']
 
 # %% ../../nbs/metrics/11_completions.ipynb #64719db9
 CUTS = (1.5, 2.0, 3.0)
@@ -195,8 +191,13 @@ def ridge_regression(blows: CutBlows, until: float = np.inf) -> np.ndarray:
     """Volume (N,) L by a ridge regression that has learnt from the other people's manoeuvres.
 
     Of the last volume at `until` s after time zero, FVC without it; penalties are chosen within
-    the people that are learnt from.
+    the people that are learnt from. Needs scikit-learn.
     """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     folds = GroupKFold(min(FOLDS, len(np.unique(blows.person))))
     method = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
     return cross_val_predict(
@@ -314,37 +315,4 @@ def recorded_table(
         scores = volume_scores(drawn, blows.truth(until), blows.person)
         others = beside_others(blows, until, scores["median error mL"])
         rows[f"{name} from {cut:g} s"] = scores | others
-    return pd.DataFrame(rows).T
-
-# %% ../../nbs/metrics/11_completions.ipynb #c7832170
-def obstruction_table(
-    model: Completion,
-    volume: np.ndarray,
-    who: pd.DataFrame,
-    draws: int = 40,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Scores of FVC for manoeuvres volume (N, 513) L of `who` (SEQN, age, height, gender).
-
-    Of all, of those with FEV1/FVC below the LLN, and of those whose median forecast lies below it.
-    """
-    flow = np.diff(volume, axis=1).clip(min=0) / WIDTHS
-    index = indices_on_clock(flow)
-    lln = predicted(who, ("fev1_fvc",))["fev1_fvc_lln"].to_numpy()
-    fev1 = index["fev1"].to_numpy()
-    rows = {}
-    for cut in CUTS:
-        blows = cut_at(volume, who, who["SEQN"].to_numpy(), cut)
-        drawn = drawn_volume(model, blows, draws=draws, seed=seed)
-        truth = blows.truth()
-        groups = {
-            "all": np.ones(len(blows), dtype=bool),
-            "FEV1/FVC < LLN": fev1 / truth < lln,
-            "forecast < LLN": fev1 / np.median(drawn, axis=1) < lln,
-        }
-        for name, members in groups.items():
-            if members.any():
-                rows[f"{name}, {cut:g} s"] = volume_scores(
-                    drawn[members], truth[members], blows.person[members]
-                )
     return pd.DataFrame(rows).T

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from ..base.files import writing
-from .scores import KS_NOISE
 from .two_sample import Judgement
 from spiro_diffusion.spirometry.clock import (
     CLOCK,
@@ -406,14 +405,11 @@ def pit_excess(shares: np.ndarray, places: int = 101) -> np.ndarray:
     return np.searchsorted(np.sort(shares), at, side="right") / len(shares) - at
 
 
-def _draw_pit(ax: Axes, shares: Mapping[str, np.ndarray], null: np.ndarray | None) -> None:
+def _draw_pit(ax: Axes, shares: Mapping[str, np.ndarray], null: np.ndarray) -> None:
     """Distribution of the PIT (P,) of each index minus the uniform one, with what chance does.
 
     null: (2, G), the lowest and highest difference at G even places from 0 to 1.
     """
-    if null is None:
-        noise = KS_NOISE / np.sqrt(min(map(len, shares.values())))
-        null = np.array([[-noise, -noise], [noise, noise]])
     ax.fill_between(np.linspace(0, 1, null.shape[1]), *null, label="chance", **BAND)
     for name, share in shares.items():
         excess = pit_excess(share)
@@ -497,14 +493,14 @@ def figure_calibration(
     indices: pd.DataFrame,
     subgroups: pd.DataFrame,
     note: str,
-    null: np.ndarray | None = None,
+    null: np.ndarray,
     informed: pd.DataFrame | None = None,
 ) -> Figure:
     """Figure 5: PIT values (P,) of each index, the table of `tables.index_table` and that of
     `subgroups.subgroup_table`.
 
     null: (2, G), the lowest and highest "share of people below p, minus p" of the model's own draws
-    in place of the people, at G even places p from 0 to 1; 1.36 over the root of n if None.
+    in place of the people, at G even places p from 0 to 1.
     informed: the table of subgroups of draws that know weight and ethnicity too.
     """
     ratios = {"width_ratios": (1.5, 0.9, 0.75, 0.75)}

@@ -174,10 +174,12 @@ def gather(
 
 # %% ../../nbs/metrics/03_participants.ipynb #2d6ea5cf
 def conditions_of(people: pd.DataFrame, variables: tuple[Variable, ...]) -> torch.Tensor:
-    """What the network is conditioned on for people (N rows: age, height, gender), of usual effort:
-    (N, K) float32.
+    """What the network is conditioned on for people (N rows: age, height, gender), of usual effort
+    unless there is a column `effort`: (N, K) float32.
     """
     table = people[["age", "height"]].assign(sex=people["gender"], **DEFAULT_CONDITIONS)
+    if "effort" in people:
+        table["effort"] = people["effort"]
     return torch.from_numpy(encode_patients(table, variables))
 
 
@@ -186,8 +188,7 @@ def on_device(models: Models, device: str) -> torch.device:
     none such.
     """
     found = device_for(device)
-    models.vqvae.to(found)
-    models.cldm.to(found)
+    models.move_to(found)
     return found
 
 # %% ../../nbs/metrics/03_participants.ipynb #2160f7d0

@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 
 from ..base.errors import DataError
 from ..cldm import sample
-from ..generation.drawing import DEFAULT_CONDITIONS, Models, starting_noise
+from ..generation.drawing import Models, starting_noise
 from ..generation.steering import steer
-from ..learning.conditions import encode_patients
 from ..learning.devices import few_threads
 from .figures import AMBER, GENERATED, REAL, STYLE, sheet
-from .participants import draw_for, on_device
+from .participants import conditions_of, draw_for, on_device
 from .two_sample import as_recorded, curve_auc
 from .utility import FROM_A_PART, WEAK_EFFORTS, Curves, learnt_table
 from spiro_diffusion.simulator.beside_real import (
@@ -154,10 +153,7 @@ def steered_curves(
     to = on_device(models, device)
     settings = models.cldm.settings
     shape = (settings.channels, settings.positions)
-    table = rows[["age", "height"]].assign(sex=rows["gender"], **DEFAULT_CONDITIONS)
-    if "effort" in rows:
-        table["effort"] = rows["effort"]
-    conditions = torch.from_numpy(encode_patients(table, settings.variables)).to(to)
+    conditions = conditions_of(rows, settings.variables).to(to)
     wanted = torch.tensor(rows[list(STEERED_TO)].to_numpy(dtype=np.float32)).to(to)
     names = [str(person) for person in rows["person"]]
     draws = rows["draw"].tolist()
@@ -635,9 +631,7 @@ def _codec_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
     ]
 
 
-def _farthest(
-    rows: Mapping[str, Mapping[str, float]], column: str, limits: tuple[float, float]
-) -> list[tuple[str, float]]:
+def _farthest(rows: Mapping[str, Mapping[str, float]], column: str) -> list[tuple[str, float]]:
     """The shapes with the smallest and the largest value of a column, and these."""
     values = {name: row[column] for name, row in rows.items()}
     low = min(values, key=lambda name: values[name])
@@ -654,7 +648,7 @@ def recorded_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
         ("outside the 5-95 % range", "outside", OUTSIDE_LIMITS),
         ("mean rank", "rank", RANK_LIMITS),
     ):
-        ends = _farthest(rows, column, limits)
+        ends = _farthest(rows, column)
         for word, (name, value) in zip(("smallest", "largest"), ends, strict=True):
             aims.append(RecordedAim(f"{n}: {title}, {word} ({name})", value, *limits))
     trees = numbers["apart"][AT_LIKE_BEV]["trees"]

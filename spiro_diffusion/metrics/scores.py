@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,11 @@ from scipy.spatial.distance import cdist, pdist
 from ..spirometry.clock import N_BINS, WIDTHS, volume_on_clock
 
 # %% auto #0
-__all__ = ['TITLES', 'HEADLINE', 'KS_NOISE', 'NULL_TIMES', 'NULL_LEVEL', 'NULL_DRAWS', 'LIMB_MARGIN', 'TINY', 'TREES', 'FOLDS',
-           'SLOPE_TOLERANCE', 'ks_distance', 'null_distribution', 'ratio_to_null', 'p_value', 'beside_chance', 'crps',
-           'pit', 'covered', 'pit_distance', 'calibration', 'bootstrap', 'correlation_gaps', 'energy_score',
-           'energy_distance', 'mmd', 'frechet', 'density_coverage', 'collapse_angle', 'loop_shape', 'auc',
-           'classifier_auc', 'physical_validity', 'volumes_at', 'nearest']
+__all__ = ['TITLES', 'HEADLINE', 'NULL_TIMES', 'NULL_LEVEL', 'NULL_DRAWS', 'LIMB_MARGIN', 'TINY', 'TREES', 'FOLDS',
+           'SLOPE_TOLERANCE', 'side_by_side', 'ks_distance', 'null_distribution', 'ratio_to_null', 'p_value',
+           'beside_chance', 'crps', 'pit', 'covered', 'pit_distance', 'calibration', 'bootstrap', 'correlation_gaps',
+           'energy_score', 'energy_distance', 'mmd', 'frechet', 'density_coverage', 'collapse_angle', 'loop_shape',
+           'auc', 'classifier_auc', 'physical_validity', 'volumes_at', 'nearest']
 
 # %% ../../nbs/metrics/00_scores.ipynb #8497798c
 TITLES = {
@@ -38,10 +38,13 @@ TITLES = {
 HEADLINE = tuple(TITLES)
 """Their names."""
 
-KS_NOISE = 1.36
-"""95th percentile of Kolmogorov's distribution: the KS distance of n independent uniform numbers, a
-calibrated PIT, from uniform is over this / sqrt(n) once in twenty.
-"""
+
+def side_by_side(
+    people: pd.DataFrame, draws: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The indices in `draws` (P, D) each: people's own (P, K), and drawn (P, D, K)."""
+    truth = people[list(draws)].to_numpy(dtype=float)
+    return truth, np.stack(list(draws.values()), axis=2)
 
 
 def ks_distance(truth: np.ndarray, draws: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from spiro_diffusion.metrics.scores import (
     crps,
     ks_distance,
     null_distribution,
+    side_by_side,
 )
 
 # %% auto #0
@@ -61,8 +62,7 @@ class _Numbers:
     @classmethod
     def of(cls, people: pd.DataFrame, draws: Mapping[str, np.ndarray]) -> _Numbers:
         """The indices in `draws`, (P, D) each, and those of people."""
-        truth = people[list(draws)].to_numpy(dtype=float)
-        return cls(truth, np.stack(list(draws.values()), axis=2))
+        return cls(*side_by_side(people, draws))
 
     def null(self, statistic: Callable[..., np.ndarray], seed: int) -> np.ndarray:
         """The null distribution of statistic(truth, draws) under the model, (times, ...); what is

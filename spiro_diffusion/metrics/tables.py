@@ -31,6 +31,7 @@ from spiro_diffusion.metrics.scores import (
     mmd,
     null_distribution,
     pit_distance,
+    side_by_side,
     volumes_at,
 )
 from ..spirometry.indices import indices_on_clock
@@ -120,8 +121,7 @@ def chance_table(
     Columns: what `scores.beside_chance` says of both, as `ks_ratio` and `pit_ratio`; the family is
     all indices. A pretended truth is one curve of each person with all its indices.
     """
-    truth = people[list(draws)].to_numpy(dtype=float)
-    drawn = np.stack([values[:, :NULL_DRAWS] for values in draws.values()], axis=2)
+    truth, drawn = side_by_side(people, draws)
     known = np.isfinite(truth)
 
     def distances(truth: np.ndarray, draws: np.ndarray) -> list[list[float]]:
@@ -131,14 +131,9 @@ def chance_table(
             for distance in (ks_distance, pit_distance)
         ]
 
-    null = null_distribution(distances, drawn, rng=rng_for(seed, "distances"))
+    null = null_distribution(distances, drawn[:, :NULL_DRAWS], rng=rng_for(seed, "distances"))
     columns = {}
-    for which, name in enumerate(("ks", "pit")):
-        distance = (ks_distance, pit_distance)[which]
-        found = [
-            distance(truth[here, k], values[here])
-            for k, (here, values) in enumerate(zip(known.T, draws.values(), strict=True))
-        ]
+    for which, (name, found) in enumerate(zip(("ks", "pit"), distances(truth, drawn), strict=True)):
         for column, values in beside_chance(found, null[:, which]).items():
             columns[f"{name}_{column}"] = values
     return pd.DataFrame(columns, index=list(draws))
@@ -223,10 +218,9 @@ def joint_scores(
 
     The numbers are those of `scale`; NaN for people who lack one.
     """
-    names = list(scale.index)
-    unit = scale.to_numpy()
-    truth = people[names].to_numpy(dtype=float) / unit
-    drawn = np.stack([draws[name] for name in names], axis=2) / unit
+    truth, drawn = side_by_side(people, {name: draws[name] for name in scale.index})
+    truth = truth / scale.to_numpy()
+    drawn = drawn / scale.to_numpy()
     known = np.isfinite(truth).all(axis=1)
     scores = np.full(len(people), np.nan)
     scores[known] = energy_score(drawn[known], truth[known])
@@ -265,8 +259,8 @@ def correlation_table(
     an index are left out.
     """
     known = people[list(names)].notna().all(axis=1).to_numpy()
-    truth = people.loc[known, list(names)].to_numpy(dtype=float)
-    drawn = np.stack([draws[name][known, :NULL_DRAWS] for name in names], axis=2)
+    few = {name: draws[name][known, :NULL_DRAWS] for name in names}
+    truth, drawn = side_by_side(people[known], few)
     one, other = np.triu_indices(len(names), 1)
     null_draws = drawn if drawn.shape[1] > 1 else np.stack([truth, drawn[:, 0]], axis=1)
 

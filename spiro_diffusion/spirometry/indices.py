@@ -3,6 +3,7 @@
 # %% ../../nbs/spirometry/02_indices.ipynb #88b425db
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from spiro_diffusion.spirometry.manoeuvre import (
 # %% auto #0
 __all__ = ['Rule', 'ROUNDING', 'PEAK_ROUNDING', 'LEAST_SLOPE', 'FEV_TIMES', 'FEF_SHARES', 'FEF_HALF_WIDTH', 'SHORTEST_PASSAGE',
            'RISE_FROM', 'RISE_TO', 'INDICES', 'CHUNK', 'volume_at', 'time_at_level', 'first_peak', 'flow_spans',
-           'mean_flows', 'measure_rows', 'indices', 'indices_of_rows', 'indices_on_clock']
+           'mean_flows', 'measure_rows', 'pieces', 'indices', 'indices_of_rows', 'indices_on_clock']
 
 # %% ../../nbs/spirometry/02_indices.ipynb #873d3d02
 def volume_at(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
@@ -222,6 +223,12 @@ CHUNK = 2048
 """Curves that are measured at a time: at the length of NHANES's recordings, arrays of 34 MB."""
 
 
+def pieces(n: int, chunk: int) -> Iterator[slice]:
+    """Rows 0 to n, `chunk` at a time; one empty piece if there is none."""
+    for first in range(0, max(n, 1), chunk):
+        yield slice(first, first + chunk)
+
+
 def _as_table(parts: list[dict[str, np.ndarray]]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)[list(INDICES)]
 
@@ -243,8 +250,8 @@ def indices(
     """
     volume = np.atleast_2d(np.asarray(volume))
     parts = []
-    for first in range(0, max(len(volume), 1), chunk):
-        found = find_expirations(volume[first : first + chunk], time, which)
+    for part in pieces(len(volume), chunk):
+        found = find_expirations(volume[part], time, which)
         parts.append(measure_rows(found.rows, found.time, rule, found.start))
     return _as_table(parts)
 
@@ -259,8 +266,8 @@ def indices_of_rows(
     """
     volume = np.atleast_2d(np.asarray(volume))
     parts = []
-    for first in range(0, max(len(volume), 1), chunk):
-        rows, axis, _ = monotone_rows(volume[first : first + chunk], time)
+    for part in pieces(len(volume), chunk):
+        rows, axis, _ = monotone_rows(volume[part], time)
         parts.append(measure_rows(rows, axis, rule))
     return _as_table(parts)
 
@@ -272,7 +279,7 @@ def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = CHUNK) 
     """
     flow = np.atleast_2d(flow)
     parts = []
-    for start in range(0, max(len(flow), 1), chunk):
-        rows = volume_on_clock(flow[start : start + chunk])
+    for part in pieces(len(flow), chunk):
+        rows = volume_on_clock(flow[part])
         parts.append(measure_rows(rows, CLOCK, rule))
     return _as_table(parts)

@@ -14,6 +14,7 @@ from spiro_diffusion.spirometry.indices import (
     flow_spans,
     mean_flows,
     measure_rows,
+    pieces,
     time_at_level,
     volume_at,
 )
@@ -127,8 +128,7 @@ def shapes_of_rows(
     chunk: rows that are measured at a time. Raises ValueError on an unknown rule.
     """
     parts = []
-    for first in range(0, max(len(rows), 1), chunk):
-        some = slice(first, first + chunk)
+    for some in pieces(len(rows), chunk):
         begins = None if start is None else start[some]
         parts.append(_measured_shapes(rows[some], time, begins, rule))
     return pd.concat(parts, ignore_index=True)
@@ -141,7 +141,7 @@ def shapes_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = CHUNK) -
     """
     flow = np.atleast_2d(flow)
     parts = []
-    for first in range(0, max(len(flow), 1), chunk):
-        rows = volume_on_clock(flow[first : first + chunk])
+    for some in pieces(len(flow), chunk):
+        rows = volume_on_clock(flow[some])
         parts.append(_measured_shapes(rows, CLOCK, None, rule))
     return pd.concat(parts, ignore_index=True)
