@@ -304,8 +304,8 @@ def data_table(training: Mapping[str, Any]) -> str:
 
 # %% ../../nbs/apps/07_cards.ipynb #0614d0c7
 NOT_COMPARED = (
-    "The published run had no table of recorded loops, so that its blows were not compared with"
-    " recorded ones."
+    "In the published run simulated blows were not compared with recorded ones (bench/recorded.py"
+    " does, where there is a table of recorded loops)."
 )
 
 

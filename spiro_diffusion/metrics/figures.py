@@ -763,7 +763,7 @@ def _draw_samplers(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     shown = [calls for calls in CALL_TICKS if calls <= table["calls"].max()]
     ax.set_xticks(shown, [str(calls) for calls in shown])
     ax.minorticks_off()
-    ax.legend(fontsize=5.5, loc="upper right", handlelength=1, borderaxespad=0)
+    ax.legend(fontsize=5.5, loc="best", handlelength=1, borderaxespad=0)
     _mark_cut_off(ax, table)
 
 
