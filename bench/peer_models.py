@@ -19,12 +19,18 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 from unittest.mock import MagicMock
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spiro_diffusion.cldm import CLDM, CLDMSettings, Conditioner, edm_loss, hide_values, sample
-from spiro_diffusion.generation.drawing import Models
+from spiro_diffusion.generation.drawing import (
+    DrawSettings,
+    Models,
+    draw_rows,
+    requested_patients,
+)
 from spiro_diffusion.vqvae import VQVAE, codec_loss
 
 OURS = "Spiro-Diffusion"
@@ -62,6 +68,7 @@ class Network:
     samplers: dict[str, Draw]
     conditional: bool = True
     not_recommended: dict[str, Draw] = field(default_factory=dict)  # at this project's calls
+    whole: dict[str, Callable[[], Any]] = field(default_factory=dict)  # with decoding and more
 
 
 def our_codec(device: str) -> Codec:
@@ -76,8 +83,11 @@ def our_codec(device: str) -> Codec:
     return Codec(OURS, vqvae, vqvae.encode, vqvae.decode, loss, partial(vqvae.quantiser, z))
 
 
-def our_network(models: Models, calls: int) -> Network:
-    """The shipped cLDM; `calls`: calls of its U-Net by the default sampler."""
+def our_network(models: Models, calls: int, table: pd.DataFrame) -> Network:
+    """The shipped cLDM; `calls`: calls of its U-Net by the default sampler.
+
+    table: patients, a curve of each of whom is generated as a user would.
+    """
     cldm = CLDM.from_pretrained().to(models.vqvae.device).requires_grad_(True)
     generator = torch.Generator(models.vqvae.device)
 
@@ -96,7 +106,12 @@ def our_network(models: Models, calls: int) -> Network:
         f"DPM-Solver++ 2M, {calls - 1} calls": partial(draw, calls=calls - 1),
     }
     at_these_calls = {f"DPM-Solver++ 2M, {calls} calls": usual}
-    return Network(OURS, cldm, ready, loss, samplers, True, at_these_calls)
+    patients = requested_patients(table, DrawSettings(), cldm.settings)
+    generated = partial(
+        draw_rows, patients, DrawSettings(), models, models.vqvae.device, progress=False
+    )
+    whole = {f"{calls} calls, with indices, z-scores and redraws": generated}
+    return Network(OURS, cldm, ready, loss, samplers, True, at_these_calls, whole)
 
 
 class Peer(nn.Module):

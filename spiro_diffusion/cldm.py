@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,10 +46,10 @@ __all__ = ['HIGHEST_SIGMA', 'FOUR_STEPS', 'FIVE_STEPS', 'TWELVE_STEPS', 'MANY_ST
            'GROUPS', 'Denoise', 'NORMAL_ONLY_ABOVE', 'FreshNoise', 'Sampler', 'SAMPLERS', 'FULL_WIDTHS', 'PROFILES',
            'SLOWEST_AVERAGE', 'SMALLEST_STD', 'VALIDATION_ROWS', 'Preconditioning', 'precondition', 'NoiseLayout',
            'usual_layout', 'noise_levels', 'variable_embedding', 'Conditioner', 'hide_values', 'start_at_zero',
-           'NormalPart', 'ResBlock', 'CrossAttention', 'Stage', 'UNet', 'CLDMSettings', 'Conditions', 'CLDM', 'ddim',
-           'dpmpp', 'heun', 'ddpm', 'sample', 'training_sigmas', 'weighted_error', 'guess_of_noised', 'edm_loss',
-           'Profile', 'settings_for', 'Rows', 'rows_of_split', 'scales_of', 'settings_of_data', 'new_model',
-           'train_cldm']
+           'NormalPart', 'with_neighbours', 'ResBlock', 'Keys', 'CrossAttention', 'Stage', 'Context', 'UNet',
+           'CLDMSettings', 'Conditions', 'CLDM', 'ddim', 'dpmpp', 'heun', 'ddpm', 'sample', 'training_sigmas',
+           'weighted_error', 'guess_of_noised', 'edm_loss', 'Profile', 'settings_for', 'Rows', 'rows_of_split',
+           'scales_of', 'settings_of_data', 'new_model', 'train_cldm']
 
 # %% ../nbs/03_cldm.ipynb #387ff3dd
 class Preconditioning(NamedTuple):
@@ -157,6 +158,25 @@ class Conditioner(nn.Module):
         return torch.where(known[..., None], torch.stack(tokens, 1), self.null)
 
 # %% ../nbs/03_cldm.ipynb #d73321d5
+class _Rates(NamedTuple):
+    """How K variables are hidden and blurred, on one device."""
+
+    drop: Tensor  # (K,), share of rows
+    blur: Tensor  # (K,), SD
+    groups: list[Tensor]  # of each group, whether a variable belongs to it, (K,)
+
+
+@lru_cache(maxsize=8)
+def _rates(variables: tuple[Variable, ...], device: torch.device) -> _Rates:
+    """The rates of variables, copied to a device once."""
+    groups = sorted({v.group for v in variables if v.group})
+    return _Rates(
+        torch.tensor([v.drop for v in variables], device=device),
+        torch.tensor([v.blur for v in variables], device=device),
+        [torch.tensor([v.group == group for v in variables], device=device) for group in groups],
+    )
+
+
 def hide_values(
     values: Tensor,
     variables: tuple[Variable, ...],
@@ -170,19 +190,16 @@ def hide_values(
     share `together` of them.
     """
     device = values.device
-    groups = sorted({v.group for v in variables if v.group})
-    sizes = [1, len(groups), len(variables)]
+    rates = _rates(variables, device)
+    sizes = [1, len(rates.groups), len(variables)]
     chance = torch.rand(len(values), sum(sizes), generator=generator, device=device)
     row_chance, group_chance, value_chance = chance.split(sizes, dim=1)
 
-    drop = torch.tensor([v.drop for v in variables], device=device)
-    hidden = (value_chance < drop) | (row_chance < everything)
-    for group, column in zip(groups, group_chance.unbind(1), strict=True):
-        members = torch.tensor([v.group == group for v in variables], device=device)
+    hidden = (value_chance < rates.drop) | (row_chance < everything)
+    for members, column in zip(rates.groups, group_chance.unbind(1), strict=True):
         hidden |= (column[:, None] < together) & members
 
-    blur = torch.tensor([v.blur for v in variables], device=device)
-    noise = blur * torch.randn(values.shape, generator=generator, device=device)
+    noise = rates.blur * torch.randn(values.shape, generator=generator, device=device)
     return (values + noise).masked_fill(hidden, torch.nan)
 
 # %% ../nbs/03_cldm.ipynb #7d737938
@@ -235,141 +252,175 @@ class NormalPart(nn.Module):
         return (best @ self.axes).view_as(x)
 
 # %% ../nbs/03_cldm.ipynb #6c697436
-GROUPS = 8  # of channels, in the group norms and in the mixing of positions
+GROUPS = 8  # of channels, in the mixing of positions
+
+
+def with_neighbours(rows: Tensor) -> Tensor:
+    """Rows (B, L, c) beside the ones before and after them, 0 beyond the ends: (B, L, 3 c)."""
+    padded = functional.pad(rows, (0, 0, 1, 1))
+    return torch.cat([padded[:, :-2], rows, padded[:, 2:]], 2)
 
 
 class ResBlock(nn.Module):
-    """x (B, c_in, L) and an embedding (B, emb) to (B, c_out, L): convolution, mixing of positions,
+    """x (B, L, c_in) and an embedding (B, emb) to (B, L, c_out): convolution, mixing of positions,
     FiLM, convolution, beside a path that skips them."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, length: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, c_in)
-        self.conv1 = nn.Conv1d(c_in, c_out, 3, padding=1)
+        self.norm1 = nn.LayerNorm(c_in)
+        self.conv1 = nn.Linear(3 * c_in, c_out)
         self.mix = nn.Parameter(torch.randn(GROUPS, length, length) * 0.3 / length**0.5)
         self.film = nn.Linear(emb, 2 * c_out)
-        self.norm2 = nn.GroupNorm(GROUPS, c_out)
-        self.conv2 = nn.Conv1d(c_out, c_out, 3, padding=1)
-        self.skip = nn.Conv1d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.norm2 = nn.LayerNorm(c_out, elementwise_affine=False)
+        self.conv2 = nn.Linear(3 * c_out, c_out)
+        self.skip = nn.Linear(c_in, c_out) if c_in != c_out else nn.Identity()
         start_at_zero(self.conv2)
 
     def mixed(self, h: Tensor) -> Tensor:
-        """h (B, c, L) plus, in each group of channels, a learned mixture of all positions."""
-        groups = h.unflatten(1, (GROUPS, -1))
-        return h + torch.einsum("bgcl,glk->bgck", groups, self.mix).flatten(1, 2)
+        """h (B, L, c) plus, in each group of channels, a learned mixture of all positions."""
+        groups = h.unflatten(2, (GROUPS, -1)).permute(2, 1, 0, 3)  # (GROUPS, L, B, c / GROUPS)
+        mixture = (self.mix @ groups.flatten(2)).view(groups.shape)
+        return h + mixture.permute(2, 1, 0, 3).flatten(2)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.mixed(self.conv1(functional.silu(self.norm1(x))))
-        scale, shift = self.film(emb)[..., None].chunk(2, 1)
-        h = self.norm2(h) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(functional.silu(h))
+        h = self.mixed(self.conv1(with_neighbours(functional.silu(self.norm1(x)))))
+        scale, shift = self.film(emb)[:, None].chunk(2, 2)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.skip(x) + self.conv2(with_neighbours(functional.silu(h)))
 
 # %% ../nbs/03_cldm.ipynb #8fae03e7
+class Keys(NamedTuple):
+    """What tokens (B, K, width) are to one cross-attention, H = B * heads, d channels a head."""
+
+    k: Tensor  # (H, d, K), over the root of d
+    v: Tensor  # (H, K, d)
+
+
 class CrossAttention(nn.Module):
-    """Positions x (B, c, L) attend to tokens (B, K, width); untrained, x comes back as it is."""
+    """Positions x (B, L, c) attend to tokens (B, K, width); untrained, x comes back as it is."""
 
     def __init__(self, channels: int, width: int, heads: int = 4):
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.norm = nn.LayerNorm(channels)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(width, 2 * channels)
         self.out = nn.Linear(channels, channels)
         start_at_zero(self.out)
 
     def by_head(self, rows: Tensor) -> Tensor:
-        """(B, L or K, c) to (B, heads, L or K, c / heads)."""
-        return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """(B, L or K, c) to (H, L or K, d)."""
+        return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """Queries of the positions, (B, heads, L, c / heads)."""
-        return self.by_head(self.q(self.norm(x).transpose(1, 2)))
-
-    def look(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """The attention weights (B, heads, L, K); those of one position add up to 1."""
-        q = self.queries(x)
-        k = self.by_head(self.kv(tokens).chunk(2, -1)[0])
-        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        q = self.queries(x)
+    def keys(self, tokens: Tensor) -> Keys:
+        """Keys and values of tokens (B, K, width)."""
         k, v = (self.by_head(rows) for rows in self.kv(tokens).chunk(2, -1))
-        h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.out(h).transpose(1, 2)
+        return Keys((k / math.sqrt(k.shape[-1])).transpose(1, 2).contiguous(), v)
+
+    def look(self, x: Tensor, keys: Keys) -> Tensor:
+        """The attention weights (H, L, K); those of one position add up to 1."""
+        return (self.by_head(self.q(self.norm(x))) @ keys.k).softmax(-1)
+
+    def forward(self, x: Tensor, keys: Keys) -> Tensor:
+        h = self.look(x, keys) @ keys.v
+        return x + self.out(h.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2))
 
 # %% ../nbs/03_cldm.ipynb #4872c61e
-class Stage(nn.ModuleList):
+class Stage(nn.Module):
     """A residual block, then cross-attention: what the U-Net does at one level, down or up."""
 
     def __init__(self, c_in: int, c_out: int, token: int, emb: int, length: int):
-        super().__init__([ResBlock(c_in, c_out, emb, length), CrossAttention(c_out, token)])
+        super().__init__()
+        self.block = ResBlock(c_in, c_out, emb, length)
+        self.attend = CrossAttention(c_out, token)
 
-    def forward(self, x: Tensor, emb: Tensor, tokens: Tensor) -> Tensor:
-        block, attend = self
-        return attend(block(x, emb), tokens)
+    def forward(self, x: Tensor, emb: Tensor, keys: Keys) -> Tensor:
+        return self.attend(self.block(x, emb), keys)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What tokens (B, K, width) are to the U-Net; it is the same at every noise level."""
+
+    person: Tensor  # (B, emb)
+    keys: list[Keys]  # of each stage, those on the way down first
 
 # %% ../nbs/03_cldm.ipynb #87552589
 class UNet(nn.Module):
-    """F(x; c_noise, tokens): x (B, channels + more, positions) to (B, channels, positions)."""
+    """F(x; c_noise, context): x (B, channels + more, positions) to (B, channels, positions)."""
 
     waves: Tensor
 
     def __init__(
         self,
-        channels: int = 8,
-        widths: tuple[int, ...] = (64, 80, 112),  # channels at each level
+        channels: int = 1,
+        widths: tuple[int, ...] = (64, 88, 120),  # channels at each level
         token: int = 64,  # width of a token
         emb: int = 96,  # width of the embedding of noise level and person
         positions: int = 32,
         more: int = 0,  # channels that are seen, but not predicted
+        patch: int = 2,  # neighbouring positions that make a row
     ):
         super().__init__()
+        self.patch = patch
         self.register_buffer("waves", 2.0 ** torch.linspace(-1, 4, 16))
         self.noise = nn.Sequential(nn.Linear(32, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.person = nn.Linear(token, emb)
-        self.stem = nn.Conv1d(channels + more, widths[0], 3, padding=1)
-        self.place = nn.Parameter(torch.randn(1, widths[0], positions) * 0.1)
-        levels = [(width, positions >> level) for level, width in enumerate(widths)]
+        length = positions // patch
+        self.stem = nn.Linear((channels + more) * patch, widths[0])
+        self.place = nn.Parameter(torch.randn(1, length, widths[0]) * 0.1)
+        levels = [(width, length >> level) for level, width in enumerate(widths)]
         steps = list(pairwise(widths))
-        self.down = nn.ModuleList(Stage(w, w, token, emb, length) for w, length in levels)
-        self.shrink = nn.ModuleList(nn.Conv1d(a, b, 3, stride=2, padding=1) for a, b in steps)
+        self.down = nn.ModuleList(Stage(w, w, token, emb, rows) for w, rows in levels)
+        self.shrink = nn.ModuleList(nn.Linear(2 * a, b) for a, b in steps)
         self.middle = ResBlock(widths[-1], widths[-1], emb, levels[-1][1])
-        self.grow = nn.ModuleList(nn.Conv1d(b, a, 3, padding=1) for a, b in steps)
-        self.up = nn.ModuleList(Stage(2 * w, w, token, emb, length) for w, length in levels)
-        self.norm = nn.GroupNorm(GROUPS, widths[0])
-        self.head = nn.Conv1d(widths[0], channels, 3, padding=1)
+        self.grow = nn.ModuleList(nn.Linear(b, 2 * a) for a, b in steps)
+        self.up = nn.ModuleList(Stage(2 * w, w, token, emb, rows) for w, rows in levels)
+        self.norm = nn.LayerNorm(widths[0])
+        self.head = nn.Linear(widths[0], channels * patch)
         start_at_zero(self.head)
 
-    def embedding(self, c_noise: Tensor, tokens: Tensor) -> Tensor:
-        """What every block is given, (B, emb), of c_noise (B,) and tokens (B, K, token)."""
+    def context(self, tokens: Tensor) -> Context:
+        """What the U-Net is given of people, from tokens (B, K, token)."""
+        stages = [*self.down, *self.up]
+        return Context(self.person(tokens.mean(1)), [s.attend.keys(tokens) for s in stages])
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """x (B, C, positions) as rows (B, positions / patch, C * patch)."""
+        return x.unflatten(2, (-1, self.patch)).transpose(1, 2).flatten(2)
+
+    def back(self, rows: Tensor) -> Tensor:
+        """Rows (B, positions / patch, C * patch) as (B, C, positions)."""
+        return rows.unflatten(2, (-1, self.patch)).transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor, c_noise: Tensor, context: Context) -> Tensor:
         phase = c_noise[:, None] * self.waves
         noise = self.noise(torch.cat([phase.sin(), phase.cos()], 1))
-        return functional.silu(noise + self.person(tokens.mean(1)))
-
-    def forward(self, x: Tensor, c_noise: Tensor, tokens: Tensor) -> Tensor:
-        emb = self.embedding(c_noise, tokens)
-        h = self.stem(x) + self.place
+        emb = functional.silu(noise + context.person)
+        h = self.stem(self.rows_of(x)) + self.place
         twins = []
         for level, stage in enumerate(self.down):
-            h = stage(h, emb, tokens)
+            h = stage(h, emb, context.keys[level])
             twins.append(h)
             if level < len(self.shrink):
-                h = self.shrink[level](h)
+                h = self.shrink[level](h.unflatten(1, (-1, 2)).flatten(2))
         h = self.middle(h, emb)
         for level in reversed(range(len(self.up))):
-            h = self.up[level](torch.cat([h, twins[level]], 1), emb, tokens)
+            keys = context.keys[len(self.down) + level]
+            h = self.up[level](torch.cat([h, twins[level]], 2), emb, keys)
             if level > 0:
-                h = self.grow[level - 1](functional.interpolate(h, scale_factor=2.0))
-        return self.head(functional.silu(self.norm(h)))
+                h = self.grow[level - 1](h).unflatten(2, (2, -1)).flatten(1, 2)
+        return self.back(self.head(functional.silu(self.norm(h))))
 
 # %% ../nbs/03_cldm.ipynb #0c52bcee
 @dataclass
 class CLDMSettings:
     """What a cLDM is made from, how it is trained, and the scaling of its clinical variables."""
 
-    channels: int = 8
+    channels: int = 1
     positions: int = 32
-    widths: tuple[int, ...] = (64, 80, 112)
+    patch: int = 2  # neighbouring positions that the U-Net sees as one
+    widths: tuple[int, ...] = (64, 88, 120)
     token: int = 64
     variables: tuple[Variable, ...] = VARIABLES
     mean: list[float] = field(default_factory=lambda: [0.0] * len(VARIABLES))
@@ -412,7 +463,7 @@ NORMAL_ONLY_ABOVE = 50.0  # sigma; above it a sampler evaluates the normal part 
 class Conditions:
     """What the network is given about B people; it is the same at every noise level."""
 
-    tokens: Tensor  # (B, K, width), for the U-Net
+    context: Context  # for the U-Net
     mean: Tensor  # (B, C * P), of the normal part, along the principal axes
     variance: Tensor  # (B, C * P)
 
@@ -426,13 +477,15 @@ class CLDM(nn.Module):
         self.settings = s
         self.conditioner = Conditioner(s.variables, s.mean, s.std, s.token)
         self.normal = NormalPart(s.channels * s.positions, len(s.variables) * s.token)
-        self.unet = UNet(s.channels, s.widths, s.token, positions=s.positions, more=s.channels)
+        seen = 2 * s.channels  # beside x: the normal guess, and what that takes for noise
+        shape = {"positions": s.positions, "patch": s.patch}
+        self.unet = UNet(s.channels, s.widths, s.token, more=seen, **shape)
 
     def conditions(self, values: Tensor) -> Conditions:
         """What clinical values (B, K), NaN where missing, give the network."""
         tokens = self.conditioner(values)
         mean, variance = self.normal.expect(tokens)
-        return Conditions(tokens, mean, variance)
+        return Conditions(self.unet.context(tokens), mean, variance)
 
     def normal_guess(self, x: Tensor, sigma: Tensor, given: Conditions) -> Tensor:
         """What a normal distribution would say, of the shape of x (B, C, P)."""
@@ -442,8 +495,9 @@ class CLDM(nn.Module):
         """D(x; sigma), of the shape of x (B, C, P)."""
         factors = precondition(sigma[:, None, None])
         normal = self.normal_guess(x, sigma, given)
-        seen = torch.cat([factors.c_in * x, normal], 1)
-        return normal + factors.c_out * self.unet(seen, factors.c_noise.flatten(), given.tokens)
+        noise = (x - normal) / sigma[:, None, None]
+        seen = torch.cat([factors.c_in * x, normal, noise], 1)
+        return normal + factors.c_out * self.unet(seen, factors.c_noise.flatten(), given.context)
 
     def forward(self, x: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
         return self.guess(x, sigma, self.conditions(values))

@@ -123,7 +123,7 @@ What a laboratory may leave out is hidden in half of the training rows; a blur i
 class CompletionSettings:
     """What a completion model is made from and how it is trained."""
 
-    widths: tuple[int, ...] = (32, 48, 64)
+    widths: tuple[int, ...] = (48, 72, 96)
     token: int = 64
     hidden: int = 256
     variables: tuple[Variable, ...] = CLINICAL
@@ -306,11 +306,13 @@ def denoiser(
 ) -> Callable[[Tensor, float | Tensor], Tensor]:
     """D as a function of x (N, 1, 32) and sigma, a number or (N,)."""
 
+    context = model.unet.context(tokens)
+
     def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         c_skip, c_out, c_in, c_noise = precondition(level)
         inputs = torch.cat([c_in[:, None, None] * x, past], 1)
-        f = model.unet(inputs, c_noise, tokens)
+        f = model.unet(inputs, c_noise, context)
         return c_skip[:, None, None] * x + c_out[:, None, None] * f
 
     return denoise
@@ -656,9 +658,10 @@ def train_completion(
     own = rows.volume[: rows.survey]
     _learn_usual(model, own, held if enough_held else own)
 
-    train(model, forecast_loss, data, settings.forecast, folder / "forecast", resume)
+    blows = {"blows": [settings.gaps, settings.wide, settings.sooner, settings.held]}
+    train(model, forecast_loss, data, settings.forecast, folder / "forecast", resume, extra=blows)
     model.forecast.requires_grad_(False)
-    history = train(model, tail_loss, data, settings.train, folder, resume)
+    history = train(model, tail_loss, data, settings.train, folder, resume, extra=blows)
     _save(folder, model)
 
     model = Completion.from_pretrained(folder)
