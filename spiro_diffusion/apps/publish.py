@@ -62,13 +62,13 @@ PAPER = Recipe(
     name="paper",
     only={
         "01_vqvae": {"steps": 6_000},
-        "03_cldm": {"steps": 4_000, "completion_steps": 4_000},
+        "03_cldm": {"steps": 8_000, "completion_steps": 4_000},
         "05_evaluation": {"draws": 20},
     },
     benches={
         "reconstruction": "--run_dir {run} --data_dir {data} --weights {checkpoints}/completion"
         " --draws 30 --most 1200",
-        "samplers": "--run-dir {run} --people 60 --draws 4",
+        "samplers": "--run-dir {run} --people 120 --draws 5",
         "ablation": "--run-dir {run} --people 100 --draws 4 --codec-steps 200 --steps 200"
         " --more 400",
         "recorded": "--run_dir {run} --loops {loops} --device {device}",
@@ -80,7 +80,7 @@ REHEARSAL = Recipe(
     benches={
         "reconstruction": "--run_dir {run} --data_dir {data} --weights {checkpoints}/completion"
         " --draws 10 --most 50",
-        "samplers": "--run-dir {run} --people 10 --draws 2 --skip-ddpm",
+        "samplers": "--run-dir {run} --people 10 --draws 2 --many 10 --skip-ddpm",
         "ablation": "--run-dir {run} --people 10 --draws 2 --codec-steps 5 --steps 5 --more 5",
         "recorded": "--run_dir {run} --loops {loops} --draws 50 --simulated 2 --trials 60",
     },
