@@ -277,8 +277,50 @@ def cohort_growth(results: Results) -> str:
         ]
         steps = name.removeprefix("steps_")
         head = f"{steps} steps a curve, files of {run['partition']:,} curves\n\n"
-        parts.append(head + markdown(rows))
+        parts.append(head + markdown(rows) + straightness(run))
+        if "workers" in run:
+            parts.append(shared_out(run["workers"]))
     return "\n".join(parts)
+
+
+def straightness(run: Results) -> str:
+    """How straight the time is, and how flat the memory, in a sentence; "" of old runs."""
+    said = []
+    if fit := run.get("fit"):
+        said.append(
+            f"{fit['start_s']:.2f} s and {fit['ms_per_curve']:.3g} ms a curve of the processor's "
+            f"time fit all sizes within {fit['misfit']:.1%}"
+        )
+    if ratio := run.get("largest_over_ten_thousand"):
+        said.append(
+            f"the largest takes {ratio['cpu_ms_per_curve']:.2f} times the time for a curve, and "
+            f"{ratio['peak_MB']:.2f} times the memory, of 10,000 curves"
+        )
+    return f"\n{sentence('; '.join(said))}.\n" if said else ""
+
+
+WORKERS_GOAL = 1.7
+"""Times one worker that two should be as fast."""
+
+
+def shared_out(results: Results) -> str:
+    """What more Dask workers do for one cohort."""
+    rows = [
+        {
+            "workers": row["workers"],
+            "torch's threads each": row["torch_threads"],
+            "curves": row["curves"],
+            "files": row["partitions"],
+            "s": row["seconds"],
+            "curves/s": row["curves_per_s"],
+            "peak MB of a worker": row["peak_MB"],
+            "MB more than after its first file": row["grown_MB"],
+        }
+        for row in results["rows"]
+    ]
+    times = results["times_one_worker"]
+    head = f"Dask workers of one thread; {times:.2f} times one worker (aim for two: {WORKERS_GOAL})"
+    return f"{head}\n\n{markdown(rows)}"
 
 
 def ablation(results: Results) -> str:

@@ -69,3 +69,38 @@ def test_gpu_benchmark_without_a_gpu_or_time(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu"])
     with pytest.raises(SystemExit, match="give --toy"):
         gpu["main"]()
+
+
+def test_growth_is_fitted():
+    growth = runpy.run_path(str(BENCH / "cohort_growth.py"))
+    sizes = [1000, 10_000, 100_000]
+    rows = [
+        {"curves": n, "cpu_seconds": 2 + n / 400, "cpu_ms_per_curve": 2000 / n + 2.5, "peak_MB": 4}
+        for n in sizes
+    ]
+    fit = growth["fit_of"](rows)
+    assert math.isclose(fit["start_s"], 2)
+    assert math.isclose(fit["ms_per_curve"], 2.5)
+    assert fit["misfit"] < 1e-9
+    rows[2]["cpu_seconds"] *= 1.5
+    assert growth["fit_of"](rows)["misfit"] > 0.1
+    assert growth["fit_of"](rows[:1]) is None
+    assert math.isclose(growth["largest_over_compared"](rows)["cpu_ms_per_curve"], 2.52 / 2.7)
+    assert growth["largest_over_compared"](rows[:2]) is None
+
+
+def test_growth_benchmark_at_toy_size(tmp_path):
+    """One process, and one and two Dask workers of one thread each."""
+    out = tmp_path / "cohort_growth.json"
+    call = [sys.executable, str(BENCH / "cohort_growth.py"), "--out", str(out), "--steps", "2"]
+    call += ["--largest", "40", "--partition", "20"]
+    call += ["--workers", "2", "--shared", "80", "--shared-partition", "20"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(out.read_text(encoding="utf-8"))["steps_2"]
+    assert [row["curves"] for row in run["sizes"]] == [40]
+    assert [row["workers"] for row in run["workers"]["rows"]] == [1, 2]
+    assert all(row["torch_threads"] == 1 for row in run["workers"]["rows"])
+    assert all(row["partitions"] == 4 for row in run["workers"]["rows"])
+    assert run["workers"]["times_one_worker"] > 0
+    assert "times one worker" in runpy.run_path(str(BENCH / "table.py"))["page"](tmp_path)
