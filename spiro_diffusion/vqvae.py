@@ -22,6 +22,7 @@ from .base.files import sha256_of, shipped_weights
 from .base.provenance import array_sha256, check_provenance, write_provenance
 from spiro_diffusion.learning.curves import (
     BEFORE_UNIT,
+    BIN_WIDTHS,
     DELAY_UNIT,
     N_FEATURES,
     N_MARKS,
@@ -36,7 +37,6 @@ from spiro_diffusion.learning.curves import (
     marks,
     vary,
     volume_of,
-    widths_on,
 )
 from .learning.devices import Array, device_for, in_batches
 from spiro_diffusion.learning.training import (
@@ -274,7 +274,7 @@ def with_peak(flow: Tensor, peak: Tensor) -> Tensor:
     """
     top = flow.amax(1, keepdim=True)
     near_top = (flow / top) ** 4
-    exhaled = flow * widths_on(flow.device)
+    exhaled = flow * BIN_WIDTHS.to(flow.device)
     mean = (exhaled * near_top).sum(1, keepdim=True) / exhaled.sum(1, keepdim=True)
     change = ((peak[:, None] / top).clamp(*PEAK_CHANGE) - 1) / (1 - mean)
     return flow * (1 + change * (near_top - mean))
@@ -429,7 +429,7 @@ def huber(error: Tensor, beta: float) -> Tensor:
 # %% ../nbs/01_vqvae.ipynb #75f5027d
 def codec_terms(made: AlignedBlow, wanted: AlignedBlow) -> dict[str, Tensor]:
     """The terms of the loss between a decoder's outputs and what `align` gave."""
-    width = (widths_on(made.flow.device) / FINE).sqrt().clamp(max=2)
+    width = (BIN_WIDTHS.to(made.flow.device) / FINE).sqrt().clamp(max=2)
     before = made.before - wanted.before
     volume = volume_of(made.flow - wanted.flow)[:, 1:] + before[:, None]
     seconds = FINE * (made.delay - wanted.delay)

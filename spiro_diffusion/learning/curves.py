@@ -15,8 +15,8 @@ from ..spirometry.clock import CLOCK, END, FINE, N_BINS, N_FINE, WIDTHS, rows_to
 # %% auto #0
 __all__ = ['LOWEST_PEAK', 'HIGHEST_PEAK', 'EDGES', 'BIN_WIDTHS', 'BEFORE', 'NOTHING', 'N_MARKS', 'DELAY_UNIT', 'BEFORE_UNIT',
            'PEAK_UNIT', 'USUAL_END', 'SHORTEST_END', 'N_FEATURES', 'MARK_WEIGHTS', 'RISE_AND_PEAK', 'MOST_SLOWED',
-           'MOST_ENLARGED', 'VARIED_PEAK', 'CUT', 'REST', 'formula_blows', 'check_flow', 'edges_on', 'widths_on',
-           'volume_of', 'move', 'AlignedBlow', 'last_edge', 'align', 'log_end', 'marks', 'features', 'vary', 'assemble']
+           'MOST_ENLARGED', 'VARIED_PEAK', 'CUT', 'REST', 'formula_blows', 'check_flow', 'volume_of', 'move',
+           'AlignedBlow', 'last_edge', 'align', 'log_end', 'marks', 'features', 'vary', 'assemble']
 
 # %% ../../nbs/learning/01_curves.ipynb #0eb53390
 def formula_blows(n: int, seed: int = 0) -> np.ndarray:
@@ -81,33 +81,11 @@ EDGES = torch.tensor(CLOCK, dtype=torch.float32)
 """Edges of the clock's bins, (513,) s."""
 BIN_WIDTHS = torch.tensor(WIDTHS, dtype=torch.float32)
 """Widths of the clock's bins, (512,) s."""
-_COPIES: dict[tuple[str, torch.device], Tensor] = {}
-"""Constants on the devices where they were needed; torch.compile looks into a dict, not into an
-lru_cache."""
-
-
-def _copy_on(device: torch.device, name: str, constant: Tensor) -> Tensor:
-    """A constant on a device, copied there once."""
-    where = (name, device)
-    if where not in _COPIES:
-        with torch.inference_mode(False):
-            _COPIES[where] = constant.to(device)
-    return _COPIES[where]
-
-
-def edges_on(device: torch.device) -> Tensor:
-    """Edges of the clock's bins, (513,) s, on a device; not to be changed."""
-    return _copy_on(device, "edges", EDGES)
-
-
-def widths_on(device: torch.device) -> Tensor:
-    """Widths of the clock's bins, (512,) s, on a device; not to be changed."""
-    return _copy_on(device, "widths", BIN_WIDTHS)
 
 
 def volume_of(flow: Tensor) -> Tensor:
     """Volume (N, 513) L at the edges of the clock, from flow (N, 512) L/s; differentiable."""
-    return functional.pad(torch.cumsum(flow.float() * widths_on(flow.device), 1), (1, 0))
+    return functional.pad(torch.cumsum(flow.float() * BIN_WIDTHS.to(flow.device), 1), (1, 0))
 
 
 def _volume_at(flow: Tensor, time: Tensor, slack: float = 0.0) -> Tensor:
@@ -115,7 +93,7 @@ def _volume_at(flow: Tensor, time: Tensor, slack: float = 0.0) -> Tensor:
 
     A time within `slack` s below an edge counts as past it.
     """
-    edges = edges_on(flow.device)
+    edges = EDGES.to(flow.device)
     after = torch.searchsorted(edges, (time + slack).contiguous(), right=True)
     at = (after - 1).clamp(0, N_BINS - 1)
     return volume_of(flow).gather(1, at) + flow.gather(1, at) * (time - edges[at])
@@ -126,10 +104,10 @@ def move(flow: Tensor, bins: Tensor) -> Tensor:
 
     Exact in the first two seconds, where bins are 10 ms wide; after them volume is kept.
     """
-    edges = edges_on(flow.device)
+    edges = EDGES.to(flow.device)
     bins = bins[:, None]
     time = (edges - FINE * bins).clamp(0, END)
-    moved = _volume_at(flow, time, slack=1e-5).diff(dim=1) / widths_on(flow.device)
+    moved = _volume_at(flow, time, slack=1e-5).diff(dim=1) / BIN_WIDTHS.to(flow.device)
     source = torch.arange(N_FINE, device=flow.device) - bins
     exact = flow.gather(1, source.clamp(0, N_FINE - 1))
     known = (source >= 0) & (source < N_FINE)
@@ -157,16 +135,16 @@ NOTHING = 1e-4
 
 def last_edge(flow: Tensor) -> Tensor:
     """Time (N,) s at which the last bin with any volume of flow (N, 512) L/s ends."""
-    exhaled = flow * widths_on(flow.device) > NOTHING
+    exhaled = flow * BIN_WIDTHS.to(flow.device) > NOTHING
     after = exhaled.flip(1).int().argmax(1)
-    return edges_on(flow.device)[N_BINS - after]
+    return EDGES.to(flow.device)[N_BINS - after]
 
 
 def align(flow: Tensor) -> AlignedBlow:
     """Flow (N, 512) L/s, each curve moved so that half of its peak is first passed in bin 30."""
     peak = flow.amax(1)
     passed = flow[:, :N_FINE] >= 0.5 * peak[:, None]
-    first = passed.int().argmax(1).masked_fill(~passed.any(1), BEFORE)
+    first = torch.where(passed.any(1), passed.float().argmax(1), BEFORE)
     delay = first - BEFORE
     return AlignedBlow(
         flow=move(flow, -delay),
@@ -205,18 +183,18 @@ def marks(blow: AlignedBlow) -> Tensor:
 
 N_FEATURES = N_BINS + N_BINS // 8 + N_MARKS
 """Numbers that a linear model sees of a curve: flow, volume and marks."""
-MARK_WEIGHTS = torch.tensor([3.0, 1.5, 1.0, 16.0])
-"""Weights of the marks among the features, (4,)."""
+MARK_WEIGHTS = (3.0, 1.5, 1.0, 16.0)
+"""Weights of the marks among the features."""
 RISE_AND_PEAK = 60
 """Bins of an aligned curve that hold its rise and its peak and count twice."""
 
 
 def features(blow: AlignedBlow) -> Tensor:
     """What a linear model sees of aligned curves, (N, N_FEATURES): flow, volume and marks."""
-    weight = (widths_on(blow.flow.device) / FINE).sqrt().clamp(max=3) / 1.5
+    weight = (BIN_WIDTHS.to(blow.flow.device) / FINE).sqrt().clamp(max=3) / 1.5
     weight[:RISE_AND_PEAK] *= 2
     volume = (volume_of(blow.flow)[:, 8::8] + blow.before[:, None]) * 8**0.5
-    weighted_marks = marks(blow) * _copy_on(volume.device, "marks", MARK_WEIGHTS)
+    weighted_marks = marks(blow) * torch.tensor(MARK_WEIGHTS, device=volume.device)
     return torch.cat([blow.flow * weight, volume, weighted_marks], 1)
 
 # %% ../../nbs/learning/01_curves.ipynb #c73129f5
@@ -233,9 +211,10 @@ def vary(flow: Tensor, generator: torch.Generator | None = None) -> Tensor:
     draws = torch.rand(2, len(flow), 1, generator=generator, device=flow.device) * 2 - 1
     slowed = MOST_SLOWED ** draws[0]
     enlarged = MOST_ENLARGED ** draws[1]
-    time = (edges_on(flow.device) / slowed).clamp(max=END)
+    edges = EDGES.to(flow.device)
+    time = (edges / slowed).clamp(max=float(edges[-1]))
     volume = _volume_at(flow, time).diff(dim=1).clamp(min=0)
-    varied = enlarged * volume / widths_on(flow.device)
+    varied = enlarged * volume / BIN_WIDTHS.to(flow.device)
     return varied * (VARIED_PEAK / varied.amax(1, keepdim=True).clamp(min=VARIED_PEAK))
 
 # %% ../../nbs/learning/01_curves.ipynb #13842abb
@@ -261,7 +240,7 @@ def _placed(blow: AlignedBlow) -> tuple[Tensor, Tensor]:
 
 def _ended(flow: Tensor, end: Tensor) -> Tensor:
     """Flow (N, 512) L/s that is 0 after `end` (N,) s; the rest is shared out after 2 s."""
-    edges = edges_on(flow.device)
+    edges = EDGES.to(flow.device)
     volume = volume_of(flow)
     total = volume[:, -1:]
     over = (edges[:-1] + edges[1:]) / 2 > end[:, None]
@@ -269,7 +248,7 @@ def _ended(flow: Tensor, end: Tensor) -> Tensor:
     early = ended[:, :N_FINE]
     late = ended[:, N_FINE:]
     lacking = total - volume_of(ended)[:, -1:]
-    late_volume = (late * widths_on(flow.device)[N_FINE:]).sum(1, keepdim=True)
+    late_volume = (late * BIN_WIDTHS[N_FINE:].to(flow.device)).sum(1, keepdim=True)
     share = lacking / late_volume.clamp_min(REST)
     return torch.cat([early, late * (1 + share)], 1)
 
