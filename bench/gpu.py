@@ -44,19 +44,19 @@ from spiro_diffusion.generation.drawing import (
     DEFAULT_CONDITIONS,
     DrawSettings,
     Models,
-    draw_curves,
+    draw_rows,
     load_models,
     requested_patients,
-    starting_noise,
     version_of,
 )
 from spiro_diffusion.inference import generate
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.learning.curves import formula_blows
 from spiro_diffusion.learning.devices import device_for
+from spiro_diffusion.learning.noise import starting_noise
 from spiro_diffusion.learning.training import LossFn, TrainConfig, machine_name, train
-from spiro_diffusion.spirometry.indices import indices_on_clock
-from spiro_diffusion.spirometry.quality import acceptability_on_clock
+from spiro_diffusion.spirometry.indices import INDICES, indices_on_clock
+from spiro_diffusion.spirometry.quality import measure_on_clock
 from spiro_diffusion.spirometry.reference import zscores
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -282,7 +282,7 @@ def cohort_row(models: Models, device: torch.device, curves: int, batch: int) ->
     }
 
 
-def stages(models: Models, device: torch.device, curves: int, batch: int) -> dict[str, float]:
+def stages(models: Models, device: torch.device, curves: int, batch: int) -> dict[str, Any]:
     """Seconds of each stage of `generate`, done alone on rows of the same size, and of all."""
     how = DrawSettings(draws=DRAWS, seed=SEED)
     settings = models.cldm.settings
@@ -290,44 +290,43 @@ def stages(models: Models, device: torch.device, curves: int, batch: int) -> dic
     models.move_to(device)
     table = requested_patients(some_patients(curves // DRAWS), how, settings)
     rows = table.loc[table.index.repeat(DRAWS)].reset_index(drop=True)
-    rows["draw"] = np.arange(curves) % DRAWS
-    full = rows.assign(**DEFAULT_CONDITIONS)
-    names = rows["patient"].tolist()
-    draws = rows["draw"].tolist()
+    draws = np.arange(curves) % DRAWS
+    people = rows.assign(draw=draws, sex=rows["sex"].map({1: "male", 2: "female"}))
 
     def noise() -> Tensor:
-        return torch.as_tensor(starting_noise(names, draws, SEED, shape)).to(device)
+        return starting_noise(rows["patient"], draws, SEED, shape, device=device)
 
     def conditions() -> Tensor:
-        return torch.as_tensor(encode_patients(full, settings.variables)).to(device)
+        full = rows.assign(**DEFAULT_CONDITIONS)
+        return torch.from_numpy(encode_patients(full, settings.variables)).to(device)
 
-    unit = noise()
-    values = conditions()
+    values = conditions().split(batch)
+    unit = noise().split(batch)
 
     @torch.no_grad()
-    def network() -> Tensor:
-        parts = zip(values.split(batch), unit.split(batch), strict=True)
-        return torch.cat([cldm.sample(models.cldm.denoiser(v), x, how.steps) for v, x in parts])
+    def network() -> list[Tensor]:
+        parts = zip(values, unit, strict=True)
+        return [cldm.sample(models.cldm.denoiser(v), x, how.steps) for v, x in parts]
 
     latents = network()
 
     @torch.no_grad()
-    def decode() -> np.ndarray:
-        return torch.cat([models.decode(part) for part in latents.split(batch)]).cpu().numpy()
+    def decoder() -> np.ndarray:
+        return np.concatenate([models.decode(part).cpu().numpy() for part in latents])
 
-    flow = decode()
-    people = rows.assign(sex=rows["sex"].map({1: "male", 2: "female"}))
-    measured = people.join(indices_on_clock(flow))
+    flow = decoder()
+    measured = people.join(indices_on_clock(flow)[list(INDICES)])
     calls: dict[str, Callable[[], Any]] = {
         "patients": lambda: requested_patients(some_patients(curves // DRAWS), how, settings),
         "noise": noise,
         "conditions": conditions,
         "network": network,
-        "decoder": decode,
-        "acceptability": lambda: acceptability_on_clock(flow),
-        "indices": lambda: indices_on_clock(flow),
-        "z-scores and table": lambda: people.join(zscores(measured, check_units=False)),
-        "draw_curves, redraws included": lambda: draw_curves(models, rows, how, device, batch),
+        "decoder, to the host": decoder,
+        "indices and acceptability": lambda: measure_on_clock(flow),
+        "z-scores and table": lambda: measured.join(zscores(measured, check_units=False)),
+        "all, redraws included": lambda: draw_rows(
+            table, how, models, device, batch=batch, progress=False
+        ),
     }
     seconds = {name: seconds_of(call, device, 1) for name, call in calls.items()}
     return {"curves": curves, "batch": batch, "seconds": seconds}
@@ -518,7 +517,8 @@ def everything(device: torch.device, sizes: Sizes, recorder: Recorder) -> dict[s
     for curves, batch in sizes.cohorts:
         what = {"curves": curves, "batch": batch}
         record["generate"].append(recorder.part(what, cohort_row, models, device, curves, batch))
-    record["stages"] = recorder.part({}, stages, models, device, *sizes.staged)
+    with tf32(False):
+        record["stages"] = recorder.part({}, stages, models, device, *sizes.staged)
     for network in (denoiser_to_train(models, sizes), codec_to_train(sizes)):
         for batch in sizes.batches:
             what = {"network": network.name, "batch": batch}
