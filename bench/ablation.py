@@ -41,11 +41,12 @@ from spiro_diffusion import vqvae as codec
 from spiro_diffusion.base.files import sha256_of, write_json
 from spiro_diffusion.cldm import CLDM, Rows, sample
 from spiro_diffusion.data import load_prepared
-from spiro_diffusion.generation.drawing import DEFAULT_CONDITIONS, starting_noise
+from spiro_diffusion.generation.drawing import DEFAULT_CONDITIONS
 from spiro_diffusion.generation.steering import steer
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.learning.curves import AlignedBlow, volume_of
+from spiro_diffusion.learning.noise import starting_noise
 from spiro_diffusion.learning.training import TrainConfig, train
 from spiro_diffusion.metrics.scores import HEADLINE, classifier_auc, crps
 from spiro_diffusion.metrics.tables import chance_table
@@ -178,8 +179,8 @@ def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.nd
     patients = held.people[["age", "height", "gender"]].assign(**DEFAULT_CONDITIONS)
     values = torch.from_numpy(encode_patients(patients, settings.variables))
     noise = starting_noise(
-        held.people["SEQN"].repeat(held.draws).tolist(),
-        np.tile(np.arange(held.draws), len(held.people)).tolist(),
+        held.people["SEQN"].repeat(held.draws),
+        np.tile(np.arange(held.draws), len(held.people)),
         SEED,
         (settings.channels, settings.positions),
     )
@@ -187,7 +188,7 @@ def draw(model: CLDM, vqvae: codec.VQVAE, held: HeldOut, steered: bool) -> np.nd
     if steered:
         target = {"fev1": torch.from_numpy(held.fev1).float()}
         denoise = steer(denoise, vqvae.decode_latents, target)
-    return vqvae.decode_latents(sample(denoise, torch.from_numpy(noise))).numpy()
+    return vqvae.decode_latents(sample(denoise, noise)).numpy()
 
 
 def judge(

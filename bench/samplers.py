@@ -33,10 +33,10 @@ from spiro_diffusion.generation.drawing import (
     DEFAULT_CONDITIONS,
     Models,
     load_models,
-    starting_noise,
 )
 from spiro_diffusion.latents import load_described
 from spiro_diffusion.learning.conditions import encode_patients
+from spiro_diffusion.learning.noise import starting_noise
 from spiro_diffusion.metrics.scores import bootstrap, crps
 from spiro_diffusion.spirometry.indices import indices_on_clock
 
@@ -146,7 +146,7 @@ def task_of(run_dir: str, people: int, draws: int) -> Task:
         models,
         indices_on_clock(signals[held.index]),
         values.repeat_interleave(draws, 0),
-        torch.from_numpy(noise),
+        noise,
     )
 
 

@@ -187,6 +187,94 @@ def single(results: Results) -> str:
     return f"{threads(results['threads'])}.\n\n" + markdown(rows)
 
 
+def measured(rows: list[Results], columns: dict[str, str]) -> str:
+    """The rows that were measured, columns by their titles; below them why others failed."""
+    good = [row for row in rows if "failed" not in row]
+    parts = [markdown([{title: row[name] for title, name in columns.items()} for row in good])]
+    for row in rows:
+        if "failed" in row:
+            what = ", ".join(cell(value) for name, value in row.items() if name != "failed")
+            parts.append(f"Not measured{': ' if what else ''}{what} ({row['failed']}).\n")
+    return "\n".join(part for part in parts if part)
+
+
+APART = {"flow (L/s)": "difference_L_per_s", "FVC (mL)": "difference_fvc_mL"}
+"""Columns of the differences between CPU and device."""
+GPU_TABLES = {
+    "sampling": (
+        "**Sampling alone**, differences from the CPU",
+        {
+            "": "what",
+            "batch": "batch",
+            "curves/s": "curves_per_s",
+            "first call (s)": "first_call_s",
+            **APART,
+        },
+    ),
+    "same_cohort": (
+        "**The same cohort on CPU and device**; others: accepted on one, drawn again on the other",
+        {"curves": "curves", **APART, "others": "others"},
+    ),
+    "generate": (
+        "**`generate`**, indices and z-scores included",
+        {
+            "curves": "curves",
+            "batch": "batch",
+            "s": "seconds",
+            "curves/s": "curves_per_s",
+            "GB on the device": "device_GB",
+        },
+    ),
+    "training": (
+        "**Training**: steps/s through `train`, and of loss, gradient and optimiser alone",
+        {
+            "": "network",
+            "batch": "batch",
+            "steps/s": "steps_per_s",
+            "alone": "steps_per_s_alone",
+        },
+    ),
+}
+"""The title and columns of each table of the GPU's benchmark."""
+NO_GPU = (
+    "Not measured: it needs a GPU. `python bench/gpu.py` runs for at most five minutes, and writes "
+    "`bench/results/gpu.json`.\n"
+)
+
+
+def stages_of(stages: Results) -> str:
+    """Where the time of `generate` goes."""
+    head = "**Stages of `generate`**, each alone\n\n"
+    if "failed" in stages:
+        return head + measured([stages], {})
+    rows = [{"": name, "ms": 1000 * seconds} for name, seconds in stages["seconds"].items()]
+    size = f"{stages['curves']:,} curves in batches of {stages['batch']:,}"
+    return head.replace("each", f"{size}, each") + markdown(rows)
+
+
+def gpu(results: Results) -> str:
+    """What one GPU does, beside what was aimed at."""
+    versions = [f"{name} {version}" for name, version in results["versions"].items() if version]
+    size = " **Toy sizes, which show nothing but that it works.**" if results["toy"] else ""
+    minutes = results["seconds"] / 60
+    parts = [f"{results['device']}; {', '.join(versions)}; {minutes:.1f} minutes.{size}\n"]
+    for name, (title, columns) in GPU_TABLES.items():
+        rows = results[name] if isinstance(results[name], list) else [results[name]]
+        parts.append(f"{title}\n\n{measured(rows, columns)}")
+    parts.append(stages_of(results["stages"]))
+    aims = [
+        {
+            "": goal["what"],
+            "aim": goal["goal"],
+            "measured": goal["measured"],
+            "met": "yes" if goal["met"] else "**no**",
+        }
+        for goal in results["goals"]
+    ]
+    parts.append("**Aims**\n\n" + markdown(aims))
+    return "\n".join(parts)
+
+
 GROWTH_COLUMNS = ("curves", "seconds", "cpu_ms_per_curve", "peak_MB", "file_MB")
 """What is shown of each size; old runs do not have the processor's time."""
 
@@ -201,8 +289,50 @@ def cohort_growth(results: Results) -> str:
         ]
         steps = name.removeprefix("steps_")
         head = f"{steps} steps a curve, files of {run['partition']:,} curves\n\n"
-        parts.append(head + markdown(rows))
+        parts.append(head + markdown(rows) + straightness(run))
+        if "workers" in run:
+            parts.append(shared_out(run["workers"]))
     return "\n".join(parts)
+
+
+def straightness(run: Results) -> str:
+    """How straight the time is, and how flat the memory, in a sentence; "" of old runs."""
+    said = []
+    if fit := run.get("fit"):
+        said.append(
+            f"{fit['start_s']:.2f} s and {fit['ms_per_curve']:.3g} ms a curve of the processor's "
+            f"time fit all sizes within {fit['misfit']:.1%}"
+        )
+    if ratio := run.get("largest_over_ten_thousand"):
+        said.append(
+            f"the largest takes {ratio['cpu_ms_per_curve']:.2f} times the time for a curve, and "
+            f"{ratio['peak_MB']:.2f} times the memory, of 10,000 curves"
+        )
+    return f"\n{sentence('; '.join(said))}.\n" if said else ""
+
+
+WORKERS_GOAL = 1.7
+"""Times one worker that two should be as fast."""
+
+
+def shared_out(results: Results) -> str:
+    """What more Dask workers do for one cohort."""
+    rows = [
+        {
+            "workers": row["workers"],
+            "torch's threads each": row["torch_threads"],
+            "curves": row["curves"],
+            "files": row["partitions"],
+            "s": row["seconds"],
+            "curves/s": row["curves_per_s"],
+            "peak MB of a worker": row["peak_MB"],
+            "MB more than after its first file": row["grown_MB"],
+        }
+        for row in results["rows"]
+    ]
+    times = results["times_one_worker"]
+    head = f"Dask workers of one thread; {times:.2f} times one worker (aim for two: {WORKERS_GOAL})"
+    return f"{head}\n\n{markdown(rows)}"
 
 
 def ablation(results: Results) -> str:
@@ -413,7 +543,7 @@ def shapes_at_equal_indices(results: Results) -> str:
     return head + markdown(rows)
 
 
-APART = {
+JUDGES = {
     "trees": "trees",
     "trees_with_noise": "trees, device noise added",
     "network": "network",
@@ -429,7 +559,7 @@ def told_apart(results: Results) -> str:
     rows = []
     for comparison, found in results["apart"].items():
         row = {"": comparison}
-        row |= {title: found.get(name) for name, title in APART.items()}
+        row |= {title: found.get(name) for name, title in JUDGES.items()}
         row["median of ln BEV/FVC over the person's"] = results["bev"][comparison]["bev_median"]
         rows.append(row)
     head = (
@@ -496,21 +626,27 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "samplers": samplers,
     "single": single,
     "cohort_growth": cohort_growth,
+    "gpu": gpu,
     "ablation": ablation,
     "reconstruction": reconstruction,
     "recorded": recorded,
 }
 
 
-def page() -> str:
-    """The whole page: a section for each benchmark that has results."""
+UNMEASURED = {"gpu": NO_GPU}
+"""What is said of a benchmark without results; of others nothing."""
+
+
+def page(folder: Path = HERE / "results") -> str:
+    """The whole page: a section for each benchmark that has results in `folder`."""
     parts = [HEAD]
     for name, section in SECTIONS.items():
-        path = HERE / "results" / f"{name}.json"
+        path = folder / f"{name}.json"
+        said = UNMEASURED.get(name)
         if path.is_file():
-            results = json.loads(path.read_text(encoding="utf-8"))
-            title = name.replace("_", " ")
-            parts.append(f"## {title}\n\n`bench/{name}.py`. {section(results)}")
+            said = section(json.loads(path.read_text(encoding="utf-8")))
+        if said:
+            parts.append(f"## {name.replace('_', ' ')}\n\n`bench/{name}.py`. {said}")
     return "\n".join(parts)
 
 

@@ -27,13 +27,13 @@ def generate(
     *,
     models: Models | None = None,
     device: str | None = None,
-    batch: int = 256,
+    batch: int | None = None,
     **options: Unpack[GenerateOptions],
 ) -> Cohort:
     """Generate `draws` curves for each patient; see `check_patients` for what `patients` may be.
 
     models: loaded ones (`load_models`); device: "cpu", "cuda" or, if None, whichever is there;
-    batch: curves drawn at once. options, each a keyword:
+    batch: curves drawn at once, 256 on a CPU and more on a GPU if None. options, each a keyword:
         guidance: scale of classifier-free guidance, 0 to 10; 1 (the default) for none, which
             other packages call 0 (Ho 2022); at 0 the person is ignored.
         steps: of the sampler (5), each but the first a call of the U-Net.

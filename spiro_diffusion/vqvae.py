@@ -38,7 +38,7 @@ from spiro_diffusion.learning.curves import (
     vary,
     volume_of,
 )
-from .learning.devices import Array, device_for, in_batches
+from .learning.devices import Array, device_for, in_batches, kept_on
 from spiro_diffusion.learning.training import (
     TrainConfig,
     fill_model,
@@ -274,7 +274,7 @@ def with_peak(flow: Tensor, peak: Tensor) -> Tensor:
     """
     top = flow.amax(1, keepdim=True)
     near_top = (flow / top) ** 4
-    exhaled = flow * BIN_WIDTHS.to(flow.device)
+    exhaled = flow * kept_on(flow.device, BIN_WIDTHS)
     mean = (exhaled * near_top).sum(1, keepdim=True) / exhaled.sum(1, keepdim=True)
     change = ((peak[:, None] / top).clamp(*PEAK_CHANGE) - 1) / (1 - mean)
     return flow * (1 + change * (near_top - mean))
@@ -429,7 +429,7 @@ def huber(error: Tensor, beta: float) -> Tensor:
 # %% ../nbs/01_vqvae.ipynb #75f5027d
 def codec_terms(made: AlignedBlow, wanted: AlignedBlow) -> dict[str, Tensor]:
     """The terms of the loss between a decoder's outputs and what `align` gave."""
-    width = (BIN_WIDTHS.to(made.flow.device) / FINE).sqrt().clamp(max=2)
+    width = (kept_on(made.flow.device, BIN_WIDTHS) / FINE).sqrt().clamp(max=2)
     before = made.before - wanted.before
     volume = volume_of(made.flow - wanted.flow)[:, 1:] + before[:, None]
     seconds = FINE * (made.delay - wanted.delay)

@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from ..learning.curves import EDGES
+from ..learning.devices import kept_on
 from ..spirometry.clock import END, FINE, N_BINS
 
 # %% auto #0
@@ -73,7 +74,7 @@ LEAST_RISE = 1e-6
 
 def volume_at(volume: Tensor, time: Tensor) -> Tensor:
     """Volume (N, K) L of volume (N, 513) L at each row's own times (N, K) s."""
-    edges = EDGES.to(time.device)
+    edges = kept_on(time.device, EDGES)
     left = torch.searchsorted(edges, time.contiguous(), right=True) - 1
     left = left.clamp(0, N_BINS - 1)
     low = volume.gather(1, left)
@@ -84,7 +85,7 @@ def volume_at(volume: Tensor, time: Tensor) -> Tensor:
 
 def time_at(volume: Tensor, level: Tensor) -> Tensor:
     """Time (N, K) s at which volume (N, 513) L first reaches each row's own levels (N, K) L."""
-    edges = EDGES.to(volume.device)
+    edges = kept_on(volume.device, EDGES)
     right = torch.searchsorted(volume.contiguous(), level.contiguous()).clamp(1, N_BINS)
     low = volume.gather(1, right - 1)
     high = volume.gather(1, right)
@@ -94,7 +95,7 @@ def time_at(volume: Tensor, level: Tensor) -> Tensor:
 
 def last_edge(time: Tensor) -> Tensor:
     """Number of the last edge of the clock that is not after each time (s), -1 before the first."""
-    return torch.searchsorted(EDGES.to(time.device), time, right=True) - 1
+    return torch.searchsorted(kept_on(time.device, EDGES), time, right=True) - 1
 
 
 def edge_at(stop: float) -> int:
@@ -113,7 +114,7 @@ def bridge(volume: Tensor, start: Tensor, stop: Tensor) -> Tensor:
 
     A row in which stop is not after start + 1 (-1 and -1 for no gap) stays as it is.
     """
-    edges = EDGES.to(volume.device)
+    edges = kept_on(volume.device, EDGES)
     left = start.clamp(min=0)[:, None]
     right = stop.clamp(min=1)[:, None]
     left_volume = volume.gather(1, left)
@@ -209,13 +210,13 @@ def _past(volume: Tensor, cut_time: Tensor, unit: Tensor, observed: Tensor) -> T
     volume (N, 513) L, constant after the cut at cut_time (N, 1) s; unit (N, 1) s/L, what flow is
     multiplied by; observed (N, 512), 1 for a bin that was observed.
     """
-    edges = (cut_time - OFFSETS.to(volume.device)).clamp(min=0)
+    edges = (cut_time - kept_on(volume.device, OFFSETS)).clamp(min=0)
     width = edges[:, :-1] - edges[:, 1:]
     inside = (width > SHORTEST_STEP).float()
     at_edges = volume_at(volume, edges)
     flow = -at_edges.diff(dim=1) / width.clamp(min=1e-3)
     seconds_observed = nn.functional.pad(
-        torch.cumsum(observed * EDGES.diff().to(volume.device), 1), (1, 0)
+        torch.cumsum(observed * kept_on(volume.device, EDGES).diff(), 1), (1, 0)
     )
     share = -volume_at(seconds_observed, edges).diff(dim=1) / width.clamp(min=1e-3)
     channels = [
@@ -233,7 +234,7 @@ def _start_and_peak(volume: Tensor) -> tuple[Tensor, Tensor]:
     flow = rise / (PEAK_BINS * FINE)
     peak = flow.amax(1, keepdim=True)
     half = (flow >= 0.5 * peak).float().argmax(1)
-    return (EDGES.to(volume.device)[half] - 0.075)[:, None], peak
+    return (kept_on(volume.device, EDGES)[half] - 0.075)[:, None], peak
 
 
 def look(volume: Tensor, cut: Tensor, observed: Tensor) -> Seen:
@@ -242,15 +243,15 @@ def look(volume: Tensor, cut: Tensor, observed: Tensor) -> Seen:
     observed (N, 512): 1 for bins that were observed, 0 for those of a bridged gap.
     """
     device = volume.device
-    cut_time = EDGES.to(device)[cut][:, None]
+    cut_time = kept_on(device, EDGES)[cut][:, None]
     exhaled = volume.gather(1, cut[:, None]).clamp(min=LEAST_VOLUME)
     volume = torch.minimum(volume, exhaled)
     start, peak = _start_and_peak(volume)
     duration = (cut_time - start).clamp(min=LEAST_DURATION)
-    windows = WINDOWS.to(device)
+    windows = kept_on(device, WINDOWS)
     flow = (exhaled - volume_at(volume, (cut_time - windows).clamp(min=0))) / windows
-    course = volume_at(volume, torch.minimum(start + SINCE.to(device), cut_time)) / exhaled
-    times = (time_at(volume, SHARES.to(device) * exhaled) - start + 0.1).clamp(min=0.02)
+    course = volume_at(volume, torch.minimum(start + kept_on(device, SINCE), cut_time)) / exhaled
+    times = (time_at(volume, kept_on(device, SHARES) * exhaled) - start + 0.1).clamp(min=0.02)
     features = [
         exhaled.log(),
         duration.log(),
@@ -262,7 +263,7 @@ def look(volume: Tensor, cut: Tensor, observed: Tensor) -> Seen:
         (times / duration).log(),
     ]
     flow_now = flow[:, GUESS_WINDOWS].mean(1, keepdim=True)
-    ahead = OFFSETS[1:].to(device)
+    ahead = kept_on(device, OFFSETS)[1:]
     to_come = flow_now * duration * ahead / (duration + ahead)
     return Seen(
         features=torch.cat(features, 1),
@@ -279,7 +280,7 @@ HIGHEST_LOG = 3.0
 def tail(volume: Tensor, cut: Tensor, seen: Seen) -> Tensor:
     """The tail (N, 32) of volume (N, 513) L after the edges `cut` (N,), as the network draws it."""
     device = volume.device
-    time = (EDGES.to(device)[cut][:, None] + OFFSETS[1:].to(device)).clamp(max=END)
+    time = (kept_on(device, EDGES)[cut][:, None] + kept_on(device, OFFSETS)[1:]).clamp(max=END)
     to_come = volume_at(volume, time) - volume.gather(1, cut[:, None])
     return torch.log(to_come.clamp(min=0) / seen.volume + FLOOR) - seen.guess
 
@@ -338,7 +339,7 @@ def random_gaps(
     length, kind, place, chosen = torch.rand(
         4, len(cut), generator=generator, device=cut.device
     ).unbind()
-    cut_time = EDGES.to(cut.device)[cut]
+    cut_time = kept_on(cut.device, EDGES)[cut]
     seconds = 0.05 + 0.4 * length
     anywhere = 0.1 + place * (cut_time - seconds - 0.25).clamp(min=0)
     start = torch.where(kind < HESITATION_SHARE, 0.0, anywhere)
@@ -356,7 +357,7 @@ def stretch(volume: Tensor, generator: torch.Generator | None = None) -> Tensor:
     draws = torch.rand(2, len(volume), 1, generator=generator, device=device)
     time, size = (draws * 2 - 1).unbind()
     smallest_size, smallest_time = SMALLEST_STRETCH
-    at = (EDGES.to(device) * (1 / smallest_time) ** time).clamp(max=END)
+    at = (kept_on(device, EDGES) * (1 / smallest_time) ** time).clamp(max=END)
     return volume_at(volume, at) * (1 / smallest_size) ** size
 
 
@@ -366,7 +367,7 @@ def ease_off(volume: Tensor, share: float, generator: torch.Generator | None = N
     Both the flow at which that begins and the time constant are log-uniform.
     """
     device = volume.device
-    edges = EDGES.to(device)
+    edges = kept_on(device, EDGES)
     level, fade, chosen = torch.rand(3, len(volume), 1, generator=generator, device=device).unbind()
     lowest, highest = EASE_FLOW
     quickest, slowest = EASE_TIME
@@ -389,7 +390,7 @@ def hold(volume: Tensor, share: float, generator: torch.Generator | None = None)
     When that is and how long it lasts are log-uniform.
     """
     device = volume.device
-    edges = EDGES.to(device)
+    edges = kept_on(device, EDGES)
     place, length, chosen = torch.rand(
         3, len(volume), 1, generator=generator, device=device
     ).unbind()
@@ -404,7 +405,7 @@ def hold(volume: Tensor, share: float, generator: torch.Generator | None = None)
 def _before_rest(volume: Tensor, cut: Tensor, generator: torch.Generator | None) -> Tensor:
     """Edges (N,) `cut`, drawn anew where the blow has been at rest for `AT_REST` by then."""
     coming = volume[:, -1:] - volume > LEAST_TO_COME
-    last_rise = EDGES.to(volume.device)[coming.sum(1).clamp(max=N_BINS)]
+    last_rise = kept_on(volume.device, EDGES)[coming.sum(1).clamp(max=N_BINS)]
     last = last_edge((last_rise + AT_REST).clamp(max=END))
     first = edge_at(SHORTEST)
     share = torch.rand(len(cut), generator=generator, device=volume.device)

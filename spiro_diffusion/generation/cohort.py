@@ -44,7 +44,8 @@ def _write_parquet(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
     offsets = pa.array(np.arange(len(table) + 1, dtype=np.int32) * N_BINS)
     curves = pa.ListArray.from_arrays(offsets, values)
     columns = pa.Table.from_pandas(table, preserve_index=False)
-    pq.write_table(columns.append_column("flow", curves), path)
+    names = columns.column_names  # without flow, whose values hardly repeat: no dictionary
+    pq.write_table(columns.append_column("flow", curves), path, use_dictionary=names)
 
 
 def _write_npz(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:

@@ -3,7 +3,6 @@
 # %% ../../nbs/generation/01_drawing.ipynb #c0b78dfa
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,6 @@ from ..base.arrays import open_array
 from ..base.errors import DataError, need_file
 from ..base.files import record_beside, sha256_of, shipped_weights
 from ..base.provenance import array_sha256, check_provenance
-from ..base.seeds import rng_for
 from ..base.units import MOST_SHOWN, Z_SCORE, shown, why_impossible
 from .cohort import Cohort
 from ..learning.conditions import encode_patients
@@ -29,12 +27,11 @@ from spiro_diffusion.learning.patients import (
     OPTIONAL,
     Z_SCORES,
     check_patients,
-    patient_name,
     shown_name,
 )
 from ..spirometry.clock import N_BINS
-from ..spirometry.indices import INDICES, indices_on_clock
-from ..spirometry.quality import acceptability_on_clock
+from ..spirometry.indices import INDICES
+from ..spirometry.quality import measure_on_clock
 from ..spirometry.reference import SOURCES, value_at, zscores
 
 if TYPE_CHECKING:
@@ -44,10 +41,11 @@ if TYPE_CHECKING:
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
-__all__ = ['SAME', 'MOST_GUIDANCE', 'MOST', 'LEAST', 'ADULT', 'RATIO_APART', 'FARTHEST', 'DEFAULT_CONDITIONS', 'Models',
-           'ModelFolders', 'load_models', 'contradiction', 'check_targets', 'read_target', 'is_whole', 'DrawSettings',
-           'GenerateOptions', 'check_options', 'settings_of', 'models_of', 'steered_to', 'check_request',
-           'requested_patients', 'starting_noise', 'draw_curves', 'version_of', 'record_of', 'draw_rows']
+__all__ = ['SAME', 'MOST_GUIDANCE', 'MOST', 'LEAST', 'ADULT', 'RATIO_APART', 'FARTHEST', 'DEFAULT_CONDITIONS', 'CURVES_AT_ONCE',
+           'Models', 'ModelFolders', 'load_models', 'contradiction', 'check_targets', 'read_target', 'is_whole',
+           'DrawSettings', 'GenerateOptions', 'check_options', 'settings_of', 'models_of', 'steered_to',
+           'check_request', 'requested_patients', 'draw_and_measure', 'draw_curves', 'version_of', 'record_of',
+           'draw_rows']
 
 # %% ../../nbs/generation/01_drawing.ipynb #4a7d9651
 @dataclass
@@ -481,56 +479,75 @@ def requested_patients(
     return table
 
 # %% ../../nbs/generation/01_drawing.ipynb #f825dfb2
-def _stream_key(name: int | str) -> int:
-    """A patient's name as a key of a random stream."""
-    if isinstance(name, int):
-        return name
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
+@dataclass(frozen=True)
+class _Request:
+    """What N curves are drawn from, a row a curve, on the device that draws."""
+
+    streams: Tensor  # (N, 2), as `streams_of` gives them
+    conditions: Tensor  # (N, K) clinical values, NaN where missing
+    targets: dict[str, Tensor]  # (N,) by index, L, L/s or a ratio; NaN where left alone
+
+    def take(self, part: np.ndarray) -> _Request:
+        """Some of the rows, by their places (n,)."""
+        import torch
+
+        places = torch.from_numpy(part).to(self.streams.device)
+        targets = {name: value[places] for name, value in self.targets.items()}
+        return _Request(self.streams[places], self.conditions[places], targets)
 
 
-def starting_noise(
-    patients: Sequence[Any], draws: Sequence[int], seed: int, shape: tuple[int, ...], again: int = 0
-) -> np.ndarray:
-    """Unit noise (N, *shape) float32 from the seed and each row's patient, draw and redraw `again`.
+def _request_of(
+    models: Models, rows: pd.DataFrame, settings: DrawSettings, device: Any
+) -> _Request:
+    """What each of `rows`, as `draw_curves` takes them, is drawn from."""
+    import torch
 
-    patients: (N,) names, 7, 7.0 and "7" being one and the same; draws: (N,) numbers from 0.
-    """
-    keys = {patient: _stream_key(patient_name(patient)) for patient in set(patients)}
-    redraw = (again,) if again else ()
-    noise = []
-    for patient, draw in zip(patients, draws, strict=True):
-        stream = rng_for(seed, "draw", keys[patient], int(draw), *redraw)
-        noise.append(stream.standard_normal(shape, dtype=np.float32))
-    return np.stack(noise)
+    from spiro_diffusion.learning.noise import streams_of
+
+    conditions = encode_patients(rows, models.cldm.settings.variables)
+    targets = steered_to(rows, settings)
+    return _Request(
+        streams_of(rows["patient"], rows["draw"]).to(device),
+        torch.from_numpy(conditions).to(device),
+        {k: torch.from_numpy(v).to(device, torch.float32) for k, v in targets.items()},
+    )
 
 # %% ../../nbs/generation/01_drawing.ipynb #37433446
+CURVES_AT_ONCE = {"cpu": 256, "cuda": 2048}
+"""Curves that are drawn at once on each kind of device, if nobody says how many."""
+
+
 def _draw_batch(
-    models: Models,
-    rows: pd.DataFrame,
-    targets: Mapping[str, np.ndarray],
-    settings: DrawSettings,
-    device: Any,
-    again: int,
+    models: Models, request: _Request, settings: DrawSettings, again: int
 ) -> np.ndarray:
-    """Curves (N, 512) L/s for rows and what they are steered to, drawn for the `again`-th time."""
+    """Curves (N, 512) L/s of a request, drawn for the `again`-th time."""
     import torch
 
     from spiro_diffusion.cldm import sample
     from spiro_diffusion.generation.steering import steer
     from spiro_diffusion.learning.devices import few_threads
+    from spiro_diffusion.learning.noise import full_float32, unit_noise
 
     model = models.cldm.settings
     shape = (model.channels, model.positions)
-    names = rows["patient"].tolist()
-    noise = starting_noise(names, rows["draw"].tolist(), settings.seed, shape, again)
-    conditions = torch.from_numpy(encode_patients(rows, model.variables)).to(device)
-    denoise = models.cldm.denoiser(conditions, settings.guidance)
-    if targets:
-        wanted = {k: torch.from_numpy(v).to(device, torch.float32) for k, v in targets.items()}
-        denoise = steer(denoise, models.decode, wanted)
-    with torch.no_grad(), few_threads(len(rows)):
-        latents = sample(denoise, torch.from_numpy(noise).to(device), settings.steps)
+    with torch.no_grad(), few_threads(len(request.streams)), full_float32():
+        noise = unit_noise(request.streams, settings.seed, shape, again)
+        denoise = models.cldm.denoiser(request.conditions, settings.guidance)
+        if request.targets:
+            denoise = steer(denoise, models.decode, request.targets)
+        latents = sample(denoise, noise, settings.steps)
         return models.decode(latents).float().cpu().numpy()
+
+
+def _batch_on(device: Any, batch: int | None) -> int:
+    """How many curves are drawn at once. Raises DataError if that is no number of curves."""
+    import torch
+
+    if batch is None:
+        return CURVES_AT_ONCE.get(torch.device(device).type, CURVES_AT_ONCE["cpu"])
+    if not is_whole(batch) or batch < 1:
+        raise DataError(f"batch {shown(batch)} cannot be: give a whole number, 1 or more")
+    return batch
 
 
 def _with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
@@ -540,27 +557,28 @@ def _with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def draw_curves(
+def draw_and_measure(
     models: Models,
     rows: pd.DataFrame,
     settings: DrawSettings,
     device: Any,
-    batch: int = 256,
+    batch: int | None = None,
     progress: bool = False,
-) -> np.ndarray:
-    """Curves (N, 512) float32 L/s, one for each of `rows`, `batch` at a time.
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Curves (N, 512) float32 L/s, one for each of `rows`, and their `INDICES` (L, L/s, s).
 
-    rows: `patient`, `draw` and the columns of `requested_patients`. Raises DataError if batch < 1.
+    rows: `patient`, `draw` and the columns of `requested_patients`; batch: curves drawn at once,
+    None for `CURVES_AT_ONCE`. Raises DataError if batch < 1.
     """
     from tqdm.auto import tqdm
 
-    if not is_whole(batch) or batch < 1:
-        raise DataError(f"batch {shown(batch)} cannot be: give a whole number, 1 or more")
+    batch = _batch_on(device, batch)
     models.move_to(device)
     rows = _with_defaults(rows)
-    targets = steered_to(rows, settings)
+    request = _request_of(models, rows, settings, device)
     rejectable = (rows["effort"] == "A").to_numpy()
     flow = np.empty((len(rows), N_BINS), dtype=np.float32)
+    measured = np.empty((len(rows), len(INDICES)))
     remaining = np.arange(len(rows))
     for again in range(settings.redraws + 1):
         starts = tqdm(
@@ -571,13 +589,25 @@ def draw_curves(
         )
         for start in starts:
             part = remaining[start : start + batch]
-            wanted = {name: value[part] for name, value in targets.items()}
-            flow[part] = _draw_batch(models, rows.iloc[part], wanted, settings, device, again)
-        accepted = acceptability_on_clock(flow[remaining])["acceptable"].to_numpy()
+            flow[part] = _draw_batch(models, request.take(part), settings, again)
+        found, criteria = measure_on_clock(flow[remaining])
+        measured[remaining] = found.to_numpy()
+        accepted = criteria["acceptable"].to_numpy()
         remaining = remaining[~accepted & rejectable[remaining]]
         if not len(remaining):
             break
-    return flow
+    return flow, pd.DataFrame(measured, columns=list(INDICES))
+
+
+def draw_curves(
+    models: Models,
+    rows: pd.DataFrame,
+    settings: DrawSettings,
+    device: Any,
+    batch: int | None = None,
+) -> np.ndarray:
+    """The curves (N, 512) L/s alone; as `draw_and_measure`."""
+    return draw_and_measure(models, rows, settings, device, batch)[0]
 
 # %% ../../nbs/generation/01_drawing.ipynb #3bb1320c
 @lru_cache
@@ -614,7 +644,7 @@ def draw_rows(
     device: Any,
     start: int = 0,
     stop: int | None = None,
-    batch: int = 256,
+    batch: int | None = None,
     progress: bool = True,
 ) -> Cohort:
     """Rows start to stop of the cohort of all patients in `table`: drawn and measured.
@@ -627,9 +657,9 @@ def draw_rows(
     place = np.arange(start, len(table) * settings.draws if stop is None else stop)
     rows = table.iloc[place // settings.draws].reset_index(drop=True)
     rows.insert(1, "draw", place % settings.draws)
-    flow = draw_curves(models, rows, settings, device, batch, progress)
+    flow, measured = draw_and_measure(models, rows, settings, device, batch, progress)
     requested = {name: f"{name}_asked" for name in OPTIONAL if name.endswith("_z")}
     rows = rows.assign(sex=rows["sex"].map({1: "male", 2: "female"})).rename(columns=requested)
-    rows = rows.join(indices_on_clock(flow)[list(INDICES)])
+    rows = rows.join(measured)
     scores = zscores(rows, check_units=False)
     return Cohort(rows.join(scores), flow, record_of(table, settings, models))

@@ -38,8 +38,8 @@ __all__ = ['CURVES', 'BYTES', 'LEAST_WAITING', 'Workplace', 'Task', 'Plan', 'wri
            'generate_partitions']
 
 # %% ../../nbs/generation/04_partitions.ipynb #b97711ca
-CURVES = 5000  # a partition: about 11 MB, half a minute on one core
-BYTES = 2300  # a curve in Parquet, roughly
+CURVES = 5000  # a partition: about 10 MB, half a minute on one core
+BYTES = 2000  # a curve in Parquet, roughly
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .devices import kept_on
 from ..spirometry.clock import CLOCK, END, FINE, N_BINS, N_FINE, WIDTHS, rows_to_clock
 
 # %% auto #0
@@ -85,7 +86,7 @@ BIN_WIDTHS = torch.tensor(WIDTHS, dtype=torch.float32)
 
 def volume_of(flow: Tensor) -> Tensor:
     """Volume (N, 513) L at the edges of the clock, from flow (N, 512) L/s; differentiable."""
-    return functional.pad(torch.cumsum(flow.float() * BIN_WIDTHS.to(flow.device), 1), (1, 0))
+    return functional.pad(torch.cumsum(flow.float() * kept_on(flow.device, BIN_WIDTHS), 1), (1, 0))
 
 
 def _volume_at(flow: Tensor, time: Tensor, slack: float = 0.0) -> Tensor:
@@ -93,7 +94,7 @@ def _volume_at(flow: Tensor, time: Tensor, slack: float = 0.0) -> Tensor:
 
     A time within `slack` s below an edge counts as past it.
     """
-    edges = EDGES.to(flow.device)
+    edges = kept_on(flow.device, EDGES)
     after = torch.searchsorted(edges, (time + slack).contiguous(), right=True)
     at = (after - 1).clamp(0, N_BINS - 1)
     return volume_of(flow).gather(1, at) + flow.gather(1, at) * (time - edges[at])
@@ -104,10 +105,10 @@ def move(flow: Tensor, bins: Tensor) -> Tensor:
 
     Exact in the first two seconds, where bins are 10 ms wide; after them volume is kept.
     """
-    edges = EDGES.to(flow.device)
+    edges = kept_on(flow.device, EDGES)
     bins = bins[:, None]
     time = (edges - FINE * bins).clamp(0, END)
-    moved = _volume_at(flow, time, slack=1e-5).diff(dim=1) / BIN_WIDTHS.to(flow.device)
+    moved = _volume_at(flow, time, slack=1e-5).diff(dim=1) / kept_on(flow.device, BIN_WIDTHS)
     source = torch.arange(N_FINE, device=flow.device) - bins
     exact = flow.gather(1, source.clamp(0, N_FINE - 1))
     known = (source >= 0) & (source < N_FINE)
@@ -135,9 +136,9 @@ NOTHING = 1e-4
 
 def last_edge(flow: Tensor) -> Tensor:
     """Time (N,) s at which the last bin with any volume of flow (N, 512) L/s ends."""
-    exhaled = flow * BIN_WIDTHS.to(flow.device) > NOTHING
+    exhaled = flow * kept_on(flow.device, BIN_WIDTHS) > NOTHING
     after = exhaled.flip(1).int().argmax(1)
-    return EDGES.to(flow.device)[N_BINS - after]
+    return kept_on(flow.device, EDGES)[N_BINS - after]
 
 
 def align(flow: Tensor) -> AlignedBlow:
@@ -183,7 +184,7 @@ def marks(blow: AlignedBlow) -> Tensor:
 
 N_FEATURES = N_BINS + N_BINS // 8 + N_MARKS
 """Numbers that a linear model sees of a curve: flow, volume and marks."""
-MARK_WEIGHTS = (3.0, 1.5, 1.0, 16.0)
+MARK_WEIGHTS = torch.tensor([3.0, 1.5, 1.0, 16.0])
 """Weights of the marks among the features."""
 RISE_AND_PEAK = 60
 """Bins of an aligned curve that hold its rise and its peak and count twice."""
@@ -191,10 +192,10 @@ RISE_AND_PEAK = 60
 
 def features(blow: AlignedBlow) -> Tensor:
     """What a linear model sees of aligned curves, (N, N_FEATURES): flow, volume and marks."""
-    weight = (BIN_WIDTHS.to(blow.flow.device) / FINE).sqrt().clamp(max=3) / 1.5
+    weight = (kept_on(blow.flow.device, BIN_WIDTHS) / FINE).sqrt().clamp(max=3) / 1.5
     weight[:RISE_AND_PEAK] *= 2
     volume = (volume_of(blow.flow)[:, 8::8] + blow.before[:, None]) * 8**0.5
-    weighted_marks = marks(blow) * torch.tensor(MARK_WEIGHTS, device=volume.device)
+    weighted_marks = marks(blow) * kept_on(volume.device, MARK_WEIGHTS)
     return torch.cat([blow.flow * weight, volume, weighted_marks], 1)
 
 # %% ../../nbs/learning/01_curves.ipynb #c73129f5
@@ -211,10 +212,10 @@ def vary(flow: Tensor, generator: torch.Generator | None = None) -> Tensor:
     draws = torch.rand(2, len(flow), 1, generator=generator, device=flow.device) * 2 - 1
     slowed = MOST_SLOWED ** draws[0]
     enlarged = MOST_ENLARGED ** draws[1]
-    edges = EDGES.to(flow.device)
-    time = (edges / slowed).clamp(max=float(edges[-1]))
+    edges = kept_on(flow.device, EDGES)
+    time = (edges / slowed).clamp(max=END)
     volume = _volume_at(flow, time).diff(dim=1).clamp(min=0)
-    varied = enlarged * volume / BIN_WIDTHS.to(flow.device)
+    varied = enlarged * volume / kept_on(flow.device, BIN_WIDTHS)
     return varied * (VARIED_PEAK / varied.amax(1, keepdim=True).clamp(min=VARIED_PEAK))
 
 # %% ../../nbs/learning/01_curves.ipynb #13842abb
@@ -240,7 +241,7 @@ def _placed(blow: AlignedBlow) -> tuple[Tensor, Tensor]:
 
 def _ended(flow: Tensor, end: Tensor) -> Tensor:
     """Flow (N, 512) L/s that is 0 after `end` (N,) s; the rest is shared out after 2 s."""
-    edges = EDGES.to(flow.device)
+    edges = kept_on(flow.device, EDGES)
     volume = volume_of(flow)
     total = volume[:, -1:]
     over = (edges[:-1] + edges[1:]) / 2 > end[:, None]
@@ -248,7 +249,7 @@ def _ended(flow: Tensor, end: Tensor) -> Tensor:
     early = ended[:, :N_FINE]
     late = ended[:, N_FINE:]
     lacking = total - volume_of(ended)[:, -1:]
-    late_volume = (late * BIN_WIDTHS[N_FINE:].to(flow.device)).sum(1, keepdim=True)
+    late_volume = (late * kept_on(flow.device, BIN_WIDTHS)[N_FINE:]).sum(1, keepdim=True)
     share = lacking / late_volume.clamp_min(REST)
     return torch.cat([early, late * (1 + share)], 1)
 

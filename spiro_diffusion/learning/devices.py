@@ -3,6 +3,7 @@
 # %% ../../nbs/learning/00_devices.ipynb #f4bdc609
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..base.errors import DataError
 
 # %% auto #0
-__all__ = ['CURVES_PER_THREAD', 'Array', 'device_for', 'few_threads', 'in_batches']
+__all__ = ['CURVES_PER_THREAD', 'Array', 'device_for', 'kept_on', 'few_threads', 'in_batches']
 
 # %% ../../nbs/learning/00_devices.ipynb #198f8033
 def device_for(name: str | None = "auto") -> torch.device:
@@ -31,6 +32,12 @@ def device_for(name: str | None = "auto") -> torch.device:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as err:
         raise DataError(f'device {name!r} is not there: use "auto", "cpu" or "cuda"') from err
+
+# %% ../../nbs/learning/00_devices.ipynb #f4800349
+@functools.cache
+def kept_on(device: torch.device, constant: Tensor) -> Tensor:
+    """`constant` on `device`, copied there once; for tensors that live as long as the program."""
+    return constant.to(device)
 
 # %% ../../nbs/learning/00_devices.ipynb #dd8ee0a5
 CURVES_PER_THREAD = 64  # curves of a batch for which another thread pays

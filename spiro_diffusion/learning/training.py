@@ -33,7 +33,9 @@ __all__ = ['LossFn', 'Validate', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE', 'TrainConfig'
            'fill_model', 'train']
 
 # %% ../../nbs/learning/04_training.ipynb #cc410e2e
-LossFn = Callable[[Any, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
+LossFn = Callable[
+    [Any, tuple[Tensor, ...], torch.Generator | None, int], tuple[Tensor, dict[str, Any]]
+]
 """loss_fn(model, batch, generator, step) -> the loss, and scalars to note by their names."""
 Validate = Callable[[Any], dict[str, float]]
 """validate(model) -> what is measured on data that are not trained on, by name."""
@@ -85,15 +87,16 @@ def seed_for(*keys: int) -> int:
 class Batches:
     """Row numbers of each step's batch: one seeded permutation of `n` rows after another."""
 
-    def __init__(self, n: int, batch: int, seed: int):
+    def __init__(self, n: int, batch: int, seed: int, device: torch.device | str = "cpu"):
         self.n = n
         self.batch = batch
         self.seed = seed
+        self.device = device
         self.epoch = -1
         self.order = torch.empty(0)
 
     def rows(self, step: int) -> Tensor:
-        """Row numbers (batch,) int64 of `step`."""
+        """Row numbers (batch,) int64 of `step`, on the device."""
         first = step * self.batch
         end = first + self.batch
         parts = []
@@ -107,7 +110,7 @@ class Batches:
         """The order (n,) of all rows in `epoch`; that of the last requested epoch is kept."""
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(seed_for(self.seed, 1, epoch))
-            self.order = torch.randperm(self.n, generator=generator)
+            self.order = torch.randperm(self.n, generator=generator).to(self.device)
             self.epoch = epoch
         return self.order
 
@@ -145,7 +148,7 @@ class LossModule(nn.Module):
         self.loss_fn = loss_fn
 
     def forward(
-        self, batch: tuple[Tensor, ...], generator: torch.Generator, step: int
+        self, batch: tuple[Tensor, ...], generator: torch.Generator | None, step: int
     ) -> tuple[Tensor, dict[str, Any]]:
         return self.loss_fn(self.model, batch, generator, step)
 
@@ -160,24 +163,39 @@ class _Run:
     optimizer: torch.optim.Optimizer
     config: TrainConfig
     device: torch.device
+    generator: torch.Generator | None  # what the loss draws from; None: torch's own
     rank: int
     world: int
 
 # %% ../../nbs/learning/04_training.ipynb #6ba955a6
-def _step(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
-    """One optimiser step on this process's share of the batch; returns the scalars to note."""
+def _seed(run: _Run, step: int) -> None:
+    """Seed the random numbers of `step`."""
     seed = seed_for(run.config.seed, 2, step, run.rank)
     torch.manual_seed(seed)
-    generator = torch.Generator(run.device).manual_seed(seed)
+    if run.generator is not None:
+        run.generator.manual_seed(seed)
+
+
+def _advance(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
+    """One optimiser step on this process's share of the batch; returns the scalars to note.
+
+    Nothing in it is read from the device or copied to it.
+    """
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.config, step)
-    loss, scalars = run.loss(batch, generator, step)
+    loss, scalars = run.loss(batch, run.generator, step)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)
     run.optimizer.step()
     run.ema.update(step)
     return {"loss": loss.detach(), **scalars}
+
+
+def _step(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
+    """`_advance` with the random numbers of `step`."""
+    _seed(run, step)
+    return _advance(run, batch, step)
 
 
 @torch.no_grad()
@@ -214,7 +232,17 @@ def _new_run(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> _Run:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
-    return _Run(model, loss, Ema(model, config.ema), optimizer, config, device, rank, world)
+    return _Run(
+        model=model,
+        loss=loss,
+        ema=Ema(model, config.ema),
+        optimizer=optimizer,
+        config=config,
+        device=device,
+        generator=torch.Generator(device),
+        rank=rank,
+        world=world,
+    )
 
 
 @torch.no_grad()
@@ -252,14 +280,15 @@ class _Log:
         self._begin_window()
 
     def _begin_window(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Any] = {}
         self.count = 0
         self.since = time.monotonic()
 
     def add(self, scalars: dict[str, Any]) -> None:
-        """Note the scalars of one step."""
+        """Note the scalars of one step, tensors where they are."""
         for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0.0) + torch.as_tensor(value).detach().float()
+            noted = value.detach().float() if isinstance(value, Tensor) else value
+            self.sums[name] = self.sums.get(name, 0.0) + noted
         self.count += 1
 
     def point(self, step: int, lr: float) -> dict[str, float]:
@@ -456,7 +485,7 @@ def _loop(
     """The steps that a run still lacks; its history."""
     config = run.config
     first, log = checkpoints.start(run, resume)
-    batches = Batches(len(data[0]), config.batch, config.seed)
+    batches = Batches(len(data[0]), config.batch, config.seed, run.device)
     bar = tqdm(
         range(first, config.steps),
         initial=first,
@@ -465,7 +494,7 @@ def _loop(
         disable=run.rank > 0,
     )
     for k in bar:
-        rows = batches.rows(k)[run.rank :: run.world].to(run.device)
+        rows = batches.rows(k)[run.rank :: run.world]
         log.add(_step(run, tuple(part[rows] for part in data), k))
         done = k + 1
         last = done == config.steps

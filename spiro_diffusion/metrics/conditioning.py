@@ -8,8 +8,9 @@ import pandas as pd
 import torch
 
 from ..cldm import sample
-from ..generation.drawing import Models, starting_noise
+from ..generation.drawing import Models
 from ..generation.steering import steer
+from ..learning.noise import starting_noise
 from .participants import conditions_of, draw_for, on_device
 from ..spirometry.indices import indices_on_clock
 from ..spirometry.quality import acceptability_on_clock
@@ -37,14 +38,14 @@ def steering_misses(
     to = on_device(models, device)
     settings = models.cldm.settings
     shape = (settings.channels, settings.positions)
-    noise = starting_noise(people["SEQN"].tolist(), [0] * len(people), seed, shape)
+    noise = starting_noise(people["SEQN"], [0] * len(people), seed, shape, device=to)
     requested = share * people[name].to_numpy()
     denoise = steer(
         models.cldm.denoiser(conditions_of(people, settings.variables).to(to)),
         models.decode,
         {name: torch.from_numpy(requested).to(to, torch.float32)},
     )
-    latents = sample(denoise, torch.from_numpy(noise).to(to))
+    latents = sample(denoise, noise)
     flow = models.decode(latents).cpu().numpy()
     miss = 1000 * np.abs(indices_on_clock(flow)[name].to_numpy() - requested)
     return {
@@ -113,10 +114,10 @@ def grid_means(
     settings = models.cldm.settings
     shape = (settings.channels, settings.positions)
     grid = grid_people()
-    noise = np.tile(starting_noise([0] * draws, range(draws), seed, shape), (len(grid), 1, 1))
+    noise = starting_noise([0] * draws, range(draws), seed, shape).repeat(len(grid), 1, 1)
     conditions = conditions_of(grid.loc[grid.index.repeat(draws)], settings.variables)
     flow = []
-    batches = zip(conditions.split(BATCH), torch.from_numpy(noise).split(BATCH), strict=True)
+    batches = zip(conditions.split(BATCH), noise.split(BATCH), strict=True)
     for values, x in batches:
         latents = sample(models.cldm.denoiser(values.to(to)), x.to(to))
         flow.append(models.decode(latents).cpu().numpy())

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 
 from ..base.errors import DataError
 from ..cldm import sample
-from ..generation.drawing import Models, starting_noise
+from ..generation.drawing import Models
 from ..generation.steering import steer
 from ..learning.devices import few_threads
+from ..learning.noise import starting_noise
 from .figures import AMBER, GENERATED, REAL, STYLE, sheet
 from .participants import conditions_of, draw_for, on_device
 from .two_sample import as_recorded, curve_auc
@@ -160,11 +161,11 @@ def steered_curves(
     parts = []
     for first in range(0, len(rows), BATCH):
         some = slice(first, first + BATCH)
-        noise = starting_noise(names[some], draws[some], seed, shape)
+        noise = starting_noise(names[some], draws[some], seed, shape, device=to)
         target = dict(zip(STEERED_TO, wanted[some].T, strict=True))
         denoise = steer(models.cldm.denoiser(conditions[some]), models.decode, target)
         with torch.no_grad(), few_threads(len(noise)):
-            latents = sample(denoise, torch.from_numpy(noise).to(to))
+            latents = sample(denoise, noise)
             parts.append(models.decode(latents).float().cpu().numpy())
     return np.concatenate(parts)
 

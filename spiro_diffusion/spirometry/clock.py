@@ -129,7 +129,7 @@ def volume_on_clock(flow: np.ndarray) -> np.ndarray:
 
     flow: (N, 512) or (512,) L/s on the clock. Raises ValueError on another shape.
     """
-    flow = np.atleast_2d(np.asarray(flow, dtype=np.float64))
+    flow = np.atleast_2d(np.asarray(flow))
     if flow.ndim != 2 or flow.shape[1] != N_BINS:
         raise ValueError(f"flow on the clock must be (N, {N_BINS}), not {flow.shape}")
     volume = np.zeros((len(flow), N_BINS + 1))

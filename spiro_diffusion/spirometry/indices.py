@@ -3,8 +3,10 @@
 # %% ../../nbs/spirometry/02_indices.ipynb #88b425db
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,38 +26,60 @@ from spiro_diffusion.spirometry.manoeuvre import (
 
 # %% auto #0
 __all__ = ['Rule', 'ROUNDING', 'PEAK_ROUNDING', 'LEAST_SLOPE', 'FEV_TIMES', 'FEF_SHARES', 'FEF_HALF_WIDTH', 'SHORTEST_PASSAGE',
-           'RISE_FROM', 'RISE_TO', 'INDICES', 'CHUNK', 'volume_at', 'time_at_level', 'first_peak', 'flow_spans',
-           'mean_flows', 'measure_rows', 'pieces', 'indices', 'indices_of_rows', 'indices_on_clock']
+           'RISE_FROM', 'RISE_TO', 'PASSAGES', 'INDICES', 'CHUNK', 'ON_CLOCK', 'Found', 'volume_at', 'time_at_level',
+           'first_peak', 'flow_spans', 'mean_flows', 'measure_rows', 'pieces', 'cores', 'in_pieces', 'joined',
+           'indices', 'indices_of_rows', 'indices_on_clock']
 
 # %% ../../nbs/spirometry/02_indices.ipynb #873d3d02
+def _columns(values: np.ndarray) -> np.ndarray:
+    """Numbers (N,) or (N, K) as (N, K)."""
+    return values[:, None] if values.ndim == 1 else values
+
+
 def volume_at(rows: np.ndarray, time: np.ndarray, when: np.ndarray) -> np.ndarray:
-    """Volume (N,) of each row at its own time `when` (N,) s, linear in between.
+    """Volume of each row at its own times `when` s, (N,) or (N, K) as these; linear in between.
 
     rows: (N, T) that never fall; time: (T,) s. Before the first sample it is that of the first,
     after the last sample that of the last.
     """
-    when = np.clip(when, time[0], time[-1])
-    right = np.clip(np.searchsorted(time, when, side="right"), 1, len(time) - 1)
+    times = np.clip(_columns(when), time[0], time[-1])
+    right = np.clip(np.searchsorted(time, times, side="right"), 1, len(time) - 1)
     left = right - 1
-    weight = (when - time[left]) / (time[right] - time[left])
-    each = np.arange(len(rows))
+    weight = (times - time[left]) / (time[right] - time[left])
+    each = np.arange(len(rows))[:, None]
     before = rows[each, left]
-    return before + (rows[each, right] - before) * weight
+    return (before + (rows[each, right] - before) * weight).reshape(when.shape)
+
+
+def _number_below(rows: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """How many values of each row (N, T), which never falls, lie below its levels (N, K).
+
+    By halving: where a power of two more of them lie below as well, the number grows by it.
+    """
+    length = rows.shape[1]
+    flat = np.ascontiguousarray(rows).reshape(-1)
+    before = np.arange(len(rows))[:, None] * length - 1
+    number = np.zeros(levels.shape, dtype=np.intp)
+    for power in reversed(range(length.bit_length())):
+        more = np.minimum(number + (1 << power), length)
+        number += (flat[before + more] < levels).astype(np.intp) << power
+    return np.minimum(number, length)
 
 
 def time_at_level(rows: np.ndarray, time: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Time (N,) s at which each row first reaches its own `level` (N,), linear in between.
+    """Time s at which each row first reaches its own levels, (N,) or (N, K) as these.
 
-    rows: (N, T) that never fall, of volume or of anything else; time: (T,) s.
+    rows: (N, T) that never fall, of volume or of anything else; time: (T,) s; linear in between.
     """
-    right = np.clip((rows < level[:, None]).sum(1), 1, rows.shape[1] - 1)
+    levels = _columns(level)
+    right = np.clip(_number_below(rows, levels), 1, rows.shape[1] - 1)
     left = right - 1
-    each = np.arange(len(rows))
+    each = np.arange(len(rows))[:, None]
     low = rows[each, left]
     high = rows[each, right]
     rise = np.where(high > low, high - low, 1)
-    weight = np.clip((level - low) / rise, 0, 1)
-    return time[left] + (time[right] - time[left]) * weight
+    weight = np.clip((levels - low) / rise, 0, 1)
+    return (time[left] + (time[right] - time[left]) * weight).reshape(level.shape)
 
 # %% ../../nbs/spirometry/02_indices.ipynb #24b5ed4b
 Rule = Literal["2019", "2005"]
@@ -151,23 +175,33 @@ RISE_TO = 0.9
 """Shares of PEF between which rise time is measured (Graham 2019)."""
 
 
-def _mean_flow(rows: np.ndarray, time: np.ndarray, start: float, stop: float) -> np.ndarray:
-    """Mean flow (N,) L/s while each row goes from share `start` to share `stop` of its FVC."""
-    fvc = rows[:, -1]
-    passage = time_at_level(rows, time, stop * fvc) - time_at_level(rows, time, start * fvc)
-    return (stop - start) * fvc / np.maximum(passage, SHORTEST_PASSAGE)
+PASSAGES = {
+    **{name: (p - FEF_HALF_WIDTH, p + FEF_HALF_WIDTH) for name, p in FEF_SHARES.items()},
+    "fef2575": (0.25, 0.75),
+}
+"""The part of FVC, from share to share, over which each flow is a mean."""
+
+
+def _passages(
+    rows: np.ndarray, time: np.ndarray, fvc: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The mean flows of `PASSAGES`, each (N,) L/s, and the time (N,) s at which FVC is reached."""
+    starts, stops = np.transpose(list(PASSAGES.values()))
+    reached = time_at_level(rows, time, fvc[:, None] * np.concatenate([starts, stops, [1.0]]))
+    lasted = np.maximum(reached[:, len(starts) : -1] - reached[:, : len(starts)], SHORTEST_PASSAGE)
+    flows = (stops - starts) * fvc[:, None] / lasted
+    return dict(zip(PASSAGES, flows.T, strict=True)), reached[:, -1]
 
 
 def _rise_time(flow: np.ndarray, time: np.ndarray, peak: np.ndarray) -> np.ndarray:
     """Time (N,) s from 10 to 90 % of PEF; flow (N, K) in the spans of `flow_spans`."""
-    each = np.arange(len(flow))
-    pef = flow[each, peak]
-    until_peak = np.arange(flow.shape[1]) <= peak[:, None]
-    rising = np.where(until_peak, np.maximum.accumulate(flow, axis=1), np.inf)
-    middle = np.mean(flow_spans(time), axis=0)
-    return time_at_level(rising, middle, RISE_TO * pef) - time_at_level(
-        rising, middle, RISE_FROM * pef
-    )
+    pef = flow[np.arange(len(flow)), peak]
+    until = max(int(peak.max(initial=0)) + 1, 2)  # what comes after the last peak does not count
+    is_before = np.arange(until) <= peak[:, None]
+    rising = np.where(is_before, np.maximum.accumulate(flow[:, :until], axis=1), np.inf)
+    middle = np.mean(flow_spans(time), axis=0)[:until]
+    reached = time_at_level(rising, middle, pef[:, None] * np.array([RISE_FROM, RISE_TO]))
+    return reached[:, 1] - reached[:, 0]
 
 
 def measure_rows(
@@ -178,25 +212,26 @@ def measure_rows(
     time: (T,) s; start: (N,) samples at which the expirations begin, before which time zero cannot
     lie; the first ones if not given. Raises ValueError on an unknown rule.
     """
-    each = np.arange(len(rows))
     flow = mean_flows(rows, time)
     peak = first_peak(flow)
     fvc = rows[:, -1]
     begins = time[0] if start is None else time[start]
     t0 = np.maximum(_time_zero(rows, time, peak, rule), begins)
-    measured = {"fvc": fvc}
-    for name, seconds in FEV_TIMES.items():
-        measured[name] = volume_at(rows, time, t0 + seconds)
-    measured["fev1_fvc"] = measured["fev1"] / np.where(fvc > 0, fvc, np.nan)
-    measured["pef"] = flow[each, peak]
-    for name, share in FEF_SHARES.items():
-        measured[name] = _mean_flow(rows, time, share - FEF_HALF_WIDTH, share + FEF_HALF_WIDTH)
-    measured["fef2575"] = _mean_flow(rows, time, 0.25, 0.75)
-    measured["fet"] = np.maximum(time_at_level(rows, time, fvc) - t0, 0)
-    measured["bev"] = volume_at(rows, time, t0)
-    measured["rise_time"] = _rise_time(flow, time, peak)
-    measured["t0"] = t0 - time[0]
-    return measured
+    read_at = np.array([0.0, *FEV_TIMES.values()])
+    bev, *volumes = volume_at(rows, time, t0[:, None] + read_at).T
+    fevs = dict(zip(FEV_TIMES, volumes, strict=True))
+    flows, stops = _passages(rows, time, fvc)
+    return {
+        "fvc": fvc,
+        **fevs,
+        "fev1_fvc": fevs["fev1"] / np.where(fvc > 0, fvc, np.nan),
+        "pef": flow[np.arange(len(rows)), peak],
+        **flows,
+        "fet": np.maximum(stops - t0, 0),
+        "bev": bev,
+        "rise_time": _rise_time(flow, time, peak),
+        "t0": t0 - time[0],
+    }
 
 # %% ../../nbs/spirometry/02_indices.ipynb #7d9088c3
 INDICES = (
@@ -229,8 +264,35 @@ def pieces(n: int, chunk: int) -> Iterator[slice]:
         yield slice(first, first + chunk)
 
 
-def _as_table(parts: list[dict[str, np.ndarray]]) -> pd.DataFrame:
-    return pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)[list(INDICES)]
+ON_CLOCK = 512
+"""Curves on the clock that are measured at a time: arrays of 2 MB."""
+
+
+def cores() -> int:
+    """Cores that this process may use: those it is allowed, and at most OMP_NUM_THREADS."""
+    allowed = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(allowed, int(limit))) if limit.isdecimal() else allowed
+
+
+Found = TypeVar("Found")
+
+
+def in_pieces(measure: Callable[[slice], Found], n: int, chunk: int) -> list[Found]:
+    """What `measure` finds of each piece of rows 0 to n, `chunk` rows at a time on all `cores`."""
+    parts = list(pieces(n, chunk))
+    workers = min(cores(), len(parts))
+    if workers == 1:
+        return [measure(part) for part in parts]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(measure, parts))
+
+
+def joined(parts: list[dict[str, np.ndarray]]) -> pd.DataFrame:
+    """A table of the columns that were found in pieces, each a dict of the same names."""
+    return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def indices(
@@ -249,11 +311,12 @@ def indices(
     Raises DataError as `find_expirations` does, and ValueError on an unknown rule.
     """
     volume = np.atleast_2d(np.asarray(volume))
-    parts = []
-    for part in pieces(len(volume), chunk):
+
+    def measure(part: slice) -> dict[str, np.ndarray]:
         found = find_expirations(volume[part], time, which)
-        parts.append(measure_rows(found.rows, found.time, rule, found.start))
-    return _as_table(parts)
+        return measure_rows(found.rows, found.time, rule, found.start)
+
+    return joined(in_pieces(measure, len(volume), chunk))[list(INDICES)]
 
 
 def indices_of_rows(
@@ -265,21 +328,22 @@ def indices_of_rows(
     Raises ValueError as `monotone_rows` does, and on an unknown rule.
     """
     volume = np.atleast_2d(np.asarray(volume))
-    parts = []
-    for part in pieces(len(volume), chunk):
+
+    def measure(part: slice) -> dict[str, np.ndarray]:
         rows, axis, _ = monotone_rows(volume[part], time)
-        parts.append(measure_rows(rows, axis, rule))
-    return _as_table(parts)
+        return measure_rows(rows, axis, rule)
+
+    return joined(in_pieces(measure, len(volume), chunk))[list(INDICES)]
 
 
-def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = CHUNK) -> pd.DataFrame:
+def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = ON_CLOCK) -> pd.DataFrame:
     """The indices of curves on the clock, as `indices` gives them.
 
     flow: (N, 512) or (512,) L/s BTPS. Raises ValueError on another shape and on an unknown rule.
     """
     flow = np.atleast_2d(flow)
-    parts = []
-    for part in pieces(len(flow), chunk):
-        rows = volume_on_clock(flow[part])
-        parts.append(measure_rows(rows, CLOCK, rule))
-    return _as_table(parts)
+
+    def measure(part: slice) -> dict[str, np.ndarray]:
+        return measure_rows(volume_on_clock(flow[part]), CLOCK, rule)
+
+    return joined(in_pieces(measure, len(flow), chunk))[list(INDICES)]

@@ -10,14 +10,21 @@ from ..base.errors import DataError
 from ..base.flags import read_flags
 from ..base.units import QUANTITIES, is_missing, numbers_of, why_impossible
 from .clock import CLOCK, END, volume_at_times, volume_on_clock
-from .indices import measure_rows, time_at_level, volume_at
+from spiro_diffusion.spirometry.indices import (
+    INDICES,
+    ON_CLOCK,
+    in_pieces,
+    joined,
+    measure_rows,
+    volume_at,
+)
 from .manoeuvre import Which, find_expirations
 
 # %% auto #0
 __all__ = ['MAX_BEV_SHARE', 'MAX_BEV', 'PLATEAU_TIME', 'PLATEAU_RISE', 'LONG_EXPIRATION', 'REPEATABLE', 'SLOW_RISE', 'ROUNDING',
            'COUGH_STEP', 'COUGH_UNTIL', 'COUGH_SEARCH', 'COUGH_DIP', 'COUGH_RECOVERY', 'GRADE_LIMITS', 'YOUNG',
            'YOUNG_GRADE_LIMITS', 'YOUNG_SHARE', 'acceptability_of_rows', 'acceptability', 'acceptability_on_clock',
-           'repeatability']
+           'measure_on_clock', 'repeatability']
 
 # %% ../../nbs/spirometry/03_quality.ipynb #cce3c173
 MAX_BEV_SHARE = 0.05
@@ -62,21 +69,60 @@ def _cough(
         return np.zeros(0, dtype=bool)
     since = np.arange(0, min(time[-1] - begins.min(), COUGH_SEARCH), COUGH_STEP)
     grid = begins[:, None] + since
-    if np.ptp(begins) == 0:  # much faster, and the rule: curves on the clock, recordings cut out
+    if np.ptp(begins) == 0:  # faster, and the rule: curves on the clock, recordings cut out
         volume = volume_at_times(rows, time, grid[0])
     else:
-        volume = np.stack([volume_at(rows, time, when) for when in grid.T], axis=1)
+        volume = volume_at(rows, time, grid)
     flow = np.diff(volume, axis=1) / COUGH_STEP
-    peak = flow.argmax(1)
-    after_peak = np.arange(flow.shape[1]) >= peak[:, None]
     in_first_second = grid[:, 1:] <= t0[:, None] + COUGH_UNTIL + ROUNDING
-    flow = np.where(after_peak & in_first_second, flow, np.nan)
-    largest_before = np.fmax.accumulate(flow, axis=1)
-    largest_after = np.fmax.accumulate(flow[:, ::-1], axis=1)[:, ::-1]
-    with np.errstate(invalid="ignore"):
-        dips = flow < COUGH_DIP * largest_before
+    after_peak = np.arange(flow.shape[1]) >= flow.argmax(1)[:, None]
+    searched = slice(int(in_first_second.sum(1).max()))  # what comes later counts in no row
+    counts = (in_first_second & after_peak)[:, searched]
+    flow = np.where(counts, flow[:, searched], -np.inf)
+    largest_before = np.maximum.accumulate(flow, axis=1)
+    largest_after = np.maximum.accumulate(flow[:, ::-1], axis=1)[:, ::-1]
+    dips = flow < COUGH_DIP * largest_before
+    with np.errstate(invalid="ignore"):  # infinity less infinity, where nothing counts
         recovers = largest_after - flow > COUGH_RECOVERY * pef[:, None]
-    return np.asarray((dips & recovers).any(1))
+    return np.asarray((counts & dips & recovers).any(1))
+
+
+def _criteria(
+    rows: np.ndarray,
+    time: np.ndarray,
+    end: np.ndarray,
+    measured: dict[str, np.ndarray],
+    largest_fvc: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """The columns of `acceptability_of_rows`, of rows whose indices are measured already."""
+    begins = np.full(len(rows), time[0]) if start is None else time[start]
+    fvc = measured["fvc"]
+    t0 = time[0] + measured["t0"]
+    expiration = end - time[0] - measured["t0"]
+    in_last_second = fvc - volume_at(rows, time, end - PLATEAU_TIME)
+    long_enough = expiration >= PLATEAU_TIME
+
+    sharp = measured["bev"] <= np.maximum(MAX_BEV_SHARE * fvc, MAX_BEV) + ROUNDING
+    no_cough = ~_cough(rows, time, begins, t0, measured["pef"])
+    plateau = (in_last_second <= PLATEAU_RISE + ROUNDING) & long_enough
+    long = expiration >= LONG_EXPIRATION - ROUNDING
+    near_largest = np.zeros(len(rows), dtype=bool)
+    if largest_fvc is not None:
+        near_largest = fvc >= np.asarray(largest_fvc) - REPEATABLE
+    ended = plateau | long | near_largest
+    return {
+        "bev": sharp,
+        "no_cough": no_cough,
+        "plateau": plateau,
+        "fet15": long,
+        "near_largest": near_largest,
+        "end": ended,
+        "fev1_acceptable": sharp & no_cough,
+        "fvc_acceptable": sharp & ended,
+        "acceptable": sharp & no_cough & ended,
+        "rise_time_warning": measured["rise_time"] > SLOW_RISE,
+    }
 
 
 def acceptability_of_rows(
@@ -91,29 +137,7 @@ def acceptability_of_rows(
     end: (N,) s on `time`; start: (N,) samples at which they begin, the first ones if not given.
     """
     measured = measure_rows(rows, time, "2019", start)
-    begins = np.full(len(rows), time[0]) if start is None else time[start]
-    fvc = measured["fvc"]
-    t0 = time[0] + measured["t0"]
-    expiration = end - time[0] - measured["t0"]
-    in_last_second = fvc - volume_at(rows, time, end - PLATEAU_TIME)
-    long_enough = expiration >= PLATEAU_TIME
-
-    criteria = pd.DataFrame(
-        {"bev": measured["bev"] <= np.maximum(MAX_BEV_SHARE * fvc, MAX_BEV) + ROUNDING}
-    )
-    criteria["no_cough"] = ~_cough(rows, time, begins, t0, measured["pef"])
-    criteria["plateau"] = (in_last_second <= PLATEAU_RISE + ROUNDING) & long_enough
-    criteria["fet15"] = expiration >= LONG_EXPIRATION - ROUNDING
-    if largest_fvc is None:
-        criteria["near_largest"] = False
-    else:
-        criteria["near_largest"] = fvc >= np.asarray(largest_fvc) - REPEATABLE
-    criteria["end"] = criteria["plateau"] | criteria["fet15"] | criteria["near_largest"]
-    criteria["fev1_acceptable"] = criteria["bev"] & criteria["no_cough"]
-    criteria["fvc_acceptable"] = criteria["bev"] & criteria["end"]
-    criteria["acceptable"] = criteria["fev1_acceptable"] & criteria["fvc_acceptable"]
-    criteria["rise_time_warning"] = measured["rise_time"] > SLOW_RISE
-    return criteria
+    return pd.DataFrame(_criteria(rows, time, end, measured, largest_fvc, start))
 
 # %% ../../nbs/spirometry/03_quality.ipynb #bf3139ca
 def acceptability(
@@ -137,6 +161,26 @@ def acceptability(
     return acceptability_of_rows(found.rows, found.time, end, largest_fvc, found.start)
 
 
+def _on_clock(
+    flow: np.ndarray, largest_fvc: np.ndarray | None = None, end: np.ndarray | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The indices and the criteria of flow (N, 512) or (512,) on the clock."""
+    flow = np.atleast_2d(flow)
+    largest_fvc, end = (
+        None if of is None else np.broadcast_to(of, len(flow)) for of in (largest_fvc, end)
+    )
+
+    def measure(part: slice) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        rows = volume_on_clock(flow[part])
+        measured = measure_rows(rows, CLOCK, "2019")
+        ends = measured["t0"] + measured["fet"] if end is None else end[part]
+        largest = None if largest_fvc is None else largest_fvc[part]
+        return measured, _criteria(rows, CLOCK, np.minimum(ends, END), measured, largest)
+
+    measured, criteria = zip(*in_pieces(measure, len(flow), ON_CLOCK), strict=True)
+    return joined(measured)[list(INDICES)], joined(criteria)
+
+
 def acceptability_on_clock(
     flow: np.ndarray, largest_fvc: np.ndarray | None = None, end: np.ndarray | None = None
 ) -> pd.DataFrame:
@@ -146,10 +190,15 @@ def acceptability_on_clock(
     of each curve; without it, the moment at which the volume stops rising.
     Raises ValueError on another shape.
     """
-    rows = volume_on_clock(flow)
-    if end is None:
-        end = time_at_level(rows, CLOCK, rows[:, -1])
-    return acceptability_of_rows(rows, CLOCK, np.minimum(end, END), largest_fvc)
+    return _on_clock(flow, largest_fvc, end)[1]
+
+
+def measure_on_clock(flow: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`indices_on_clock` and `acceptability_on_clock` of flow (N, 512) or (512,) L/s at once.
+
+    Raises ValueError on another shape.
+    """
+    return _on_clock(flow)
 
 # %% ../../nbs/spirometry/03_quality.ipynb #5dad866c
 GRADE_LIMITS = {"A": 0.150, "C": 0.200, "D": 0.250}

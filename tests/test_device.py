@@ -1,0 +1,124 @@
+"""Nothing on the way from noise to curves waits for the device or copies to it from the host.
+
+Such a step is no error on a GPU, it is slow, and a CUDA graph cannot hold it. Without a GPU it
+shows in three ways: a tensor of which the host asks a value, one made of the host's numbers, and,
+on PyTorch's device "meta", an operation in which tensors of two devices meet.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from spiro_diffusion import cldm
+from spiro_diffusion.cldm import SAMPLERS, noise_levels, sample
+from spiro_diffusion.generation.drawing import Models, load_models
+from spiro_diffusion.learning.curves import formula_blows
+from spiro_diffusion.vqvae import codec_loss
+
+aten = torch.ops.aten
+ASKED = {
+    aten._local_scalar_dense,
+    aten.equal,
+    aten.is_nonzero,
+    aten.masked_select,
+    aten.nonzero,
+    aten._unique2,
+}
+"""Operations after which the host knows a value, or a size, that the device computed."""
+
+
+class OnDeviceAlone(TorchDispatchMode):
+    """Inside, an operation that makes the host wait, or in which two devices meet, is an error."""
+
+    def __torch_dispatch__(
+        self, call: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        masks = call.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
+            tensor.dtype == torch.bool for tensor in given[1:]
+        )
+        assert not masks, "an index by a mask waits for the device"
+        assert call.overloadpacket not in ASKED, f"{call} waits for the device"
+        assert call.overloadpacket is not aten.lift_fresh, "a tensor is made of the host's numbers"
+        made = call(*args, **kwargs)
+        made_here = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        devices = {str(tensor.device) for tensor in [*given, *made_here]}
+        assert len(devices) < 2, f"{call} has tensors on {' and '.join(sorted(devices))}"
+        return made
+
+
+@pytest.fixture(scope="module", params=["cpu", "meta"])
+def models(request) -> Models:
+    models = load_models()
+    models.move_to(request.param)
+    return models
+
+
+def checked(call: Callable[[], Any]) -> Any:
+    """What `call` gives the second time: constants are copied to a device the first time."""
+    call()
+    with OnDeviceAlone():
+        return call()
+
+
+def person(models: Models) -> Tensor:
+    """Clinical values (4, K) of people of whom age, height and sex are known."""
+    values = torch.full((4, len(models.cldm.settings.variables)), torch.nan)
+    values[:, :3] = torch.tensor([45.0, 175.0, 1.0])
+    return values.to(models.vqvae.device)
+
+
+def latents(models: Models) -> Tensor:
+    """Unit noise (4, C, P)."""
+    settings = models.cldm.settings
+    return torch.randn(4, settings.channels, settings.positions, device=models.vqvae.device)
+
+
+@pytest.mark.parametrize(
+    ("method", "guidance"), [("dpmpp", 2.0), *((method, 1.0) for method in SAMPLERS)]
+)
+def test_sampling(models, method, guidance, monkeypatch):
+    levels = noise_levels(3)  # computed by the host, which no device waits for
+    monkeypatch.setattr(cldm, "noise_levels", lambda *_: levels)
+    values = person(models)
+    noise = latents(models)
+    drawn = checked(lambda: sample(models.cldm.denoiser(values, guidance), noise, 3, method))
+    assert drawn.shape == noise.shape
+
+
+def test_decoding(models):
+    z = latents(models)
+    with torch.no_grad():
+        assert checked(lambda: models.decode(z)).shape == (4, 512)
+
+
+def test_training_the_codec(models):
+    """The loss and its gradient; `torch.rand` of a seeded generator is not there on "meta"."""
+    codec = deepcopy(models.vqvae).requires_grad_(True)
+    flow = torch.from_numpy(formula_blows(8)).to(codec.device)
+    checked(lambda: codec_loss(codec, (flow,), None, 0)[0].backward())
+
+
+@pytest.mark.parametrize(
+    ("said", "device", "fault"),
+    [
+        ("waits", "cpu", lambda x: x.sum().item()),
+        ("waits", "cpu", lambda x: x[x > 0]),
+        ("waits", "cpu", lambda x: bool((x > 0).any())),
+        ("waits", "cpu", lambda x: x.nonzero()),
+        ("waits", "cpu", lambda x: torch.equal(x, x)),
+        ("host's numbers", "cpu", lambda x: x * torch.tensor([1.0, 2.0, 3.0], device=x.device)),
+        ("tensors on cpu and meta", "meta", lambda x: x * torch.ones(3).to(x.device)),
+        ("tensors on cpu and meta", "meta", lambda x: x * torch.ones(())),
+    ],
+)
+def test_faults_are_found(said, device, fault):
+    with pytest.raises(AssertionError, match=said), OnDeviceAlone():
+        fault(torch.ones(3, device=device))
