@@ -669,8 +669,9 @@ def draw_rows(
     rows = table.iloc[place // settings.draws].reset_index(drop=True)
     rows.insert(1, "draw", place % settings.draws)
     flow, measured = draw_and_measure(models, rows, settings, device, batch, progress)
-    columns = {f"{name}_asked" if name in Z_SCORES else name: rows[name] for name in rows}
-    columns["sex"] = rows["sex"].map({1: "male", 2: "female"})
-    columns |= dict(measured.items())
-    columns |= dict(zscores(pd.DataFrame(columns), check_units=False).items())
+    columns = {f"{name}_asked" if name in Z_SCORES else name: rows[name].array for name in rows}
+    columns["sex"] = np.where(rows["sex"] == 1, "male", "female")
+    columns |= {name: column.array for name, column in measured.items()}
+    scores = zscores(pd.DataFrame(columns), check_units=False)
+    columns |= {name: column.array for name, column in scores.items()}
     return Cohort(pd.DataFrame(columns), flow, record_of(table, settings, models))
