@@ -22,7 +22,7 @@ from ..base.files import record_beside, sha256_of, shipped_weights
 from ..base.provenance import array_sha256, check_provenance
 from ..base.units import MOST_SHOWN, Z_SCORE, shown, why_impossible
 from .cohort import Cohort
-from ..learning.conditions import encode_patients
+from ..learning.conditions import Variable, encode_patients
 from spiro_diffusion.learning.patients import (
     OPTIONAL,
     Z_SCORES,
@@ -496,6 +496,23 @@ class _Request:
         return _Request(self.streams[places], self.conditions[places], targets)
 
 
+@lru_cache
+def _assumed(variables: tuple[Variable, ...]) -> dict[int, float]:
+    """By the place of a variable: what `encode_patients` makes of `DEFAULT_CONDITIONS`."""
+    encoded = encode_patients(pd.DataFrame([DEFAULT_CONDITIONS]), variables)[0]
+    places = {variable.name: place for place, variable in enumerate(variables)}
+    return {places[name]: encoded[places[name]] for name in DEFAULT_CONDITIONS if name in places}
+
+
+def _conditions_of(rows: pd.DataFrame, variables: tuple[Variable, ...]) -> np.ndarray:
+    """`encode_patients` of rows, with `DEFAULT_CONDITIONS` in place of columns not given."""
+    conditions = encode_patients(rows, variables)
+    for place, code in _assumed(variables).items():
+        if variables[place].name not in rows:
+            conditions[:, place] = code
+    return conditions
+
+
 def _request_of(
     models: Models, rows: pd.DataFrame, settings: DrawSettings, device: Any
 ) -> _Request:
@@ -504,7 +521,7 @@ def _request_of(
 
     from spiro_diffusion.learning.noise import streams_of
 
-    conditions = encode_patients(rows, models.cldm.settings.variables)
+    conditions = _conditions_of(rows, models.cldm.settings.variables)
     targets = steered_to(rows, settings)
     return _Request(
         streams_of(rows["patient"], rows["draw"]).to(device),
@@ -550,13 +567,6 @@ def _batch_on(device: Any, batch: int | None) -> int:
     return batch
 
 
-def _with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the columns of `DEFAULT_CONDITIONS`, where they are not given."""
-    return rows.assign(
-        **{name: value for name, value in DEFAULT_CONDITIONS.items() if name not in rows}
-    )
-
-
 def draw_and_measure(
     models: Models,
     rows: pd.DataFrame,
@@ -574,9 +584,10 @@ def draw_and_measure(
 
     batch = _batch_on(device, batch)
     models.move_to(device)
-    rows = _with_defaults(rows)
     request = _request_of(models, rows, settings, device)
-    rejectable = (rows["effort"] == "A").to_numpy()
+    rejectable = np.ones(len(rows), dtype=bool)  # `DEFAULT_CONDITIONS` says so
+    if "effort" in rows:
+        rejectable = (rows["effort"] == "A").to_numpy()
     flow = np.empty((len(rows), N_BINS), dtype=np.float32)
     measured = np.empty((len(rows), len(INDICES)))
     remaining = np.arange(len(rows))
@@ -658,8 +669,9 @@ def draw_rows(
     rows = table.iloc[place // settings.draws].reset_index(drop=True)
     rows.insert(1, "draw", place % settings.draws)
     flow, measured = draw_and_measure(models, rows, settings, device, batch, progress)
-    requested = {name: f"{name}_asked" for name in OPTIONAL if name.endswith("_z")}
-    rows = rows.assign(sex=rows["sex"].map({1: "male", 2: "female"})).rename(columns=requested)
-    rows = rows.join(measured)
-    scores = zscores(rows, check_units=False)
-    return Cohort(rows.join(scores), flow, record_of(table, settings, models))
+    columns = {f"{name}_asked" if name in Z_SCORES else name: rows[name].array for name in rows}
+    columns["sex"] = np.where(rows["sex"] == 1, "male", "female")
+    columns |= {name: column.array for name, column in measured.items()}
+    scores = zscores(pd.DataFrame(columns), check_units=False)
+    columns |= {name: column.array for name, column in scores.items()}
+    return Cohort(pd.DataFrame(columns), flow, record_of(table, settings, models))

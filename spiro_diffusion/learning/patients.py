@@ -383,7 +383,8 @@ def _between(limits: tuple[float, float]) -> str:
 
 def _outside(values: pd.Series, limits: tuple[float, float]) -> np.ndarray:
     """Which values (N,) lie outside the limits; a missing one does not."""
-    return (values.notna() & ~values.between(*limits)).to_numpy()
+    numbers = values.to_numpy(dtype=float)
+    return (numbers < limits[0]) | (numbers > limits[1])
 
 
 def _first(checked: pd.DataFrame, where: np.ndarray) -> Any:
@@ -424,6 +425,8 @@ def _check_ages(checked: pd.DataFrame, ages: tuple[float, float]) -> None:
 def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
     """Raise DataError on the first height in other units, else on the first outside (cm)."""
     outside = _outside(checked["height"], heights)
+    if not outside.any():
+        return
     for row in checked[outside].itertuples():
         reason = looks_like("height", row.height)
         if row.height in MISSING_CODES:
@@ -433,12 +436,11 @@ def _check_heights(checked: pd.DataFrame, heights: tuple[float, float]) -> None:
                 f"patient {shown_name(row.patient)}: height {number_text(row.height)} "
                 f"{_with_way_out(reason, 'height')}"
             )
-    if outside.any():
-        row = _first(checked, outside)
-        raise DataError(
-            f"patient {shown_name(row.patient)}: height {number_text(row.height)} cm is "
-            f"outside {_between(heights)} cm, where the model was trained; choose a height within"
-        )
+    row = _first(checked, outside)
+    raise DataError(
+        f"patient {shown_name(row.patient)}: height {number_text(row.height)} cm is "
+        f"outside {_between(heights)} cm, where the model was trained; choose a height within"
+    )
 
 # %% ../../nbs/learning/03_patients.ipynb #d2a9acd0
 UNHEARD_OF = 6.0
@@ -515,7 +517,7 @@ def _beyond(checked: pd.DataFrame, heights: tuple[float, float]) -> pd.Series:
 def _read_values(given: Given, optional: tuple[Variable, ...]) -> pd.DataFrame:
     """Names and values of all patients, each read. Raises DataError on one that cannot be."""
     names = _names(given.table)
-    read = pd.DataFrame({"patient": names})
+    read: dict[str, Any] = {"patient": names}
     for name in ("age", "height"):
         factor = given.factors.get(name, 1.0)
         read[name] = _read_measurement(names, given.table[name], factor)
@@ -529,7 +531,7 @@ def _read_values(given: Given, optional: tuple[Variable, ...]) -> pd.DataFrame:
         else:
             factor = given.factors.get(variable.name, 1.0)
             read[variable.name] = _read_measurement(names, column, factor)
-    return read
+    return pd.DataFrame(read)
 
 
 def check_patients(

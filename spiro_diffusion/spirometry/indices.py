@@ -316,7 +316,7 @@ def indices(
         found = find_expirations(volume[part], time, which)
         return measure_rows(found.rows, found.time, rule, found.start)
 
-    return joined(in_pieces(measure, len(volume), chunk))[list(INDICES)]
+    return joined(in_pieces(measure, len(volume), chunk))
 
 
 def indices_of_rows(
@@ -333,7 +333,7 @@ def indices_of_rows(
         rows, axis, _ = monotone_rows(volume[part], time)
         return measure_rows(rows, axis, rule)
 
-    return joined(in_pieces(measure, len(volume), chunk))[list(INDICES)]
+    return joined(in_pieces(measure, len(volume), chunk))
 
 
 def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = ON_CLOCK) -> pd.DataFrame:
@@ -346,4 +346,4 @@ def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = ON_CLOC
     def measure(part: slice) -> dict[str, np.ndarray]:
         return measure_rows(volume_on_clock(flow[part]), CLOCK, rule)
 
-    return joined(in_pieces(measure, len(flow), chunk))[list(INDICES)]
+    return joined(in_pieces(measure, len(flow), chunk))

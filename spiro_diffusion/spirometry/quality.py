@@ -11,7 +11,6 @@ from ..base.flags import read_flags
 from ..base.units import QUANTITIES, is_missing, numbers_of, why_impossible
 from .clock import CLOCK, END, volume_at_times, volume_on_clock
 from spiro_diffusion.spirometry.indices import (
-    INDICES,
     ON_CLOCK,
     in_pieces,
     joined,
@@ -178,7 +177,7 @@ def _on_clock(
         return measured, _criteria(rows, CLOCK, np.minimum(ends, END), measured, largest)
 
     measured, criteria = zip(*in_pieces(measure, len(flow), ON_CLOCK), strict=True)
-    return joined(measured)[list(INDICES)], joined(criteria)
+    return joined(measured), joined(criteria)
 
 
 def acceptability_on_clock(

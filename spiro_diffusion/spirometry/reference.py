@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SOURCES', 'GLI_2012_OTHER', 'NHANES3_CAUCASIAN', 'NHANES3_OF_RIDRETH1', 'MALE', 'FEMALE', 'SEX_CODES', 'STATURE_AGES',
            'STATURE', 'STATURE_SD', 'ODD_HEIGHT', 'USUAL_HEIGHT', 'LIKE_MONTHS', 'AGE_OF_SHORT', 'LOOKS_LIKE_INCHES',
-           'PEOPLE', 'TALLEST', 'SECANT_STEPS', 'Z_EXACT', 'Z_FOUND', 'SEARCHED', 'sex_code', 'sex_codes', 'sex_of',
-           'height_score', 'looks_like_months', 'zscores', 'predicted', 'value_at']
+           'PEOPLE', 'TALLEST', 'Inputs', 'FEW', 'SECANT_STEPS', 'Z_EXACT', 'Z_FOUND', 'SEARCHED', 'sex_code',
+           'sex_codes', 'sex_of', 'height_score', 'looks_like_months', 'zscores', 'predicted', 'value_at']
 
 # %% ../../nbs/spirometry/04_reference.ipynb #d453f095
 SOURCES = {
@@ -184,9 +184,13 @@ def _check_units(age: np.ndarray, height: np.ndarray) -> None:
                 raise DataError(f"{name} {value:g} {unit}")
 
 
-def _warn_of_months(inputs: pd.DataFrame) -> None:
-    """Warn of the first age that looks like one in months; `inputs` as `_inputs` gives them."""
-    age, height, sex = (inputs[name].to_numpy() for name in ("age", "height", "sex"))
+Inputs = dict[str, np.ndarray]
+"""Age (years), height (cm), sex (0 female, 1 male) and groups of people, each (N,), by name."""
+
+
+def _warn_of_months(inputs: Inputs) -> None:
+    """Warn of the first age that looks like one in months."""
+    age, height, sex = (inputs[name] for name in ("age", "height", "sex"))
     months = looks_like_months(age, height, 2 - sex)
     if months.any():
         row = int(months.argmax())
@@ -215,54 +219,82 @@ def _as_people(table: Any) -> pd.DataFrame:
     return table.rename(columns=names)
 
 
-def _inputs(people: pd.DataFrame) -> pd.DataFrame:
-    """Age (years), height (cm), sex (0 female, 1 male) and groups, as pyspiro takes them.
+def _inputs(people: pd.DataFrame) -> Inputs:
+    """What pyspiro is given of people.
 
     Raises DataError on a column that is missing, and on values that are none or in other units.
     """
     if missing := [name for name in ("age", "height") if name not in people]:
         raise DataError(f"the table has no {', '.join(missing)}: give age (years) and height (cm)")
-    inputs = pd.DataFrame(
-        {
-            "age": numbers_of(people["age"]),
-            "height": numbers_of(people["height"]),
-            "sex": 2 - sex_of(people),
-            "GLI_2012": GLI_2012_OTHER,
-            "HANKINSON_1999": NHANES3_CAUCASIAN,
-        },
-        index=people.index,
-    )
-    _check_units(inputs["age"].to_numpy(), inputs["height"].to_numpy())
+    inputs = {
+        "age": numbers_of(people["age"]),
+        "height": numbers_of(people["height"]),
+        "sex": 2 - sex_of(people),
+        "GLI_2012": np.full(len(people), GLI_2012_OTHER),
+        "HANKINSON_1999": np.full(len(people), NHANES3_CAUCASIAN),
+    }
+    _check_units(inputs["age"], inputs["height"])
     if "ethnicity" in people:
-        codes = pd.Series(numbers_of(people["ethnicity"]), index=people.index)
-        group = codes.map(NHANES3_OF_RIDRETH1)
-        inputs["HANKINSON_1999"] = group.fillna(NHANES3_CAUCASIAN).astype(int)
+        group = pd.Series(numbers_of(people["ethnicity"])).map(NHANES3_OF_RIDRETH1)
+        inputs["HANKINSON_1999"] = group.fillna(NHANES3_CAUCASIAN).to_numpy().astype(int)
     return inputs
 
 # %% ../../nbs/spirometry/04_reference.ipynb #1dec2bf5
-def _computed(inputs: pd.DataFrame, name: str, metrics: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Each of pyspiro's `metrics` (N,) of the values in column `name`.
+FEW = 4
+"""People for whom pyspiro is faster asked for each than for whole columns."""
 
-    inputs: as `_inputs` gives it, with a column `name` of values (L, L/s or a ratio).
-    NaN where an input is missing or outside the equations.
-    """
+
+def _one_by_one(
+    name: str, people: Inputs, values: np.ndarray, metrics: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """`_computed` of people of whom all is known, each by pyspiro's scalar methods."""
     equation, parameter = _equation(name)
-    group_column = SOURCES[name][0]
-    groups = {"ethnicity_col": group_column} if group_column in inputs else {}
-    needed = np.stack([inputs[column].to_numpy() for column in ("age", "height", "sex", name)])
-    known = ~np.isnan(needed).any(0)
-    found = {metric: np.full(len(inputs), np.nan) for metric in metrics}
-    if known.any():
-        complete = inputs if known.all() else inputs[known]
-        computed = equation.compute(complete, parameter, value_col=name, metrics=metrics, **groups)
+    rows = zip(*(column.tolist() for column in people.values()), strict=True)
+    found = {metric: np.full(len(values), np.nan) for metric in metrics}
+    for row, (person, value) in enumerate(zip(rows, values.tolist(), strict=True)):
+        given = dict(zip(people, person, strict=True)) | {"parameter": parameter, "value": value}
         for metric in metrics:
-            found[metric][known] = pd.to_numeric(computed[metric], errors="coerce")
+            computed = getattr(equation, metric)(**given)
+            if not pd.isna(computed):
+                found[metric][row] = computed
     return found
 
 
-def _zscore(inputs: pd.DataFrame, name: str, values: np.ndarray | pd.Series) -> np.ndarray:
-    """z-scores (N,) of the values (N,) of index `name`; inputs as `_inputs` gives them."""
-    return _computed(inputs.assign(**{name: values}), name, ("zscore",))["zscore"]
+def _by_column(
+    name: str, people: Inputs, values: np.ndarray, metrics: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """`_computed` of people of whom all is known, by pyspiro's own tables."""
+    equation, parameter = _equation(name)
+    table = pd.DataFrame(people | {"value": values})
+    groups = {"ethnicity_col": "ethnicity"} if "ethnicity" in people else {}
+    computed = equation.compute(table, parameter, value_col="value", metrics=metrics, **groups)
+    return {m: pd.to_numeric(computed[m], errors="coerce").to_numpy() for m in metrics}
+
+
+def _computed(
+    inputs: Inputs, name: str, values: np.ndarray, metrics: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Each of pyspiro's `metrics` (N,) of the values (N,) of index `name` (L, L/s or a ratio).
+
+    NaN where an input or a value is missing or outside the equations.
+    """
+    people = {key: inputs[key] for key in ("age", "height", "sex")}
+    known = ~np.isnan([*people.values(), values]).any(0)
+    if (group := SOURCES[name][0]) in inputs:
+        people["ethnicity"] = inputs[group]
+    people = {key: column[known] for key, column in people.items()}
+    people["sex"] = people["sex"].astype(int)
+    found = {metric: np.full(len(values), np.nan) for metric in metrics}
+    if known.any():
+        compute = _one_by_one if known.sum() <= FEW else _by_column
+        for metric, computed in compute(name, people, values[known], metrics).items():
+            found[metric][known] = computed
+    return found
+
+
+def _zscore(inputs: Inputs, name: str, values: np.ndarray) -> np.ndarray:
+    """z-scores (N,) of the values (N,) of index `name`."""
+    return _computed(inputs, name, values, ("zscore",))["zscore"]
 
 
 def _check_index(name: str, values: np.ndarray) -> None:
@@ -326,7 +358,7 @@ def predicted(
     _warn_of_months(inputs)
     columns = {}
     for name in names:
-        of_one = _computed(inputs.assign(**{name: 1.0}), name, ("percent", "lln"))
+        of_one = _computed(inputs, name, np.ones(len(people)), ("percent", "lln"))
         columns[f"{name}_pred"] = 100.0 / of_one["percent"]
         columns[f"{name}_lln"] = of_one["lln"]
     return pd.DataFrame(columns, index=people.index)
