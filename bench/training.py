@@ -70,9 +70,8 @@ def measure(name: str, batch: int, seconds: float) -> float:
         return loss(model, rows, generator, step)
 
     config = replace(settings.train, steps=10**6, batch=batch, device="cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.suppress(KeyboardInterrupt):
-            train(model, timed_loss, data, config, folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+        train(model, timed_loss, data, config, folder)
     return 1000 * (begun[-1] - begun[FIRST]) / (len(begun) - 1 - FIRST)
 
 

@@ -17,7 +17,7 @@ def test_page_is_that_of_the_results():
 def test_training_bench_compares_with_the_usual_way_alone():
     bench = runpy.run_path(str(BENCH / "training.py"))
     times = {"alone": [100.0, 120.0, 500.0], "core taken": [240.0]}
-    found = {way: times for way in bench["WAYS"]}
+    found = dict.fromkeys(bench["WAYS"], times)
     rows = bench["rows_of"]("codec", found)
     assert [row["core_taken_over_usual"] for row in rows] == [2.0] * len(bench["WAYS"])
     section = runpy.run_path(str(BENCH / "table.py"))["training"]
