@@ -275,6 +275,28 @@ def gpu(results: Results) -> str:
     return "\n".join(parts)
 
 
+def training(results: Results) -> str:
+    """How long a training step takes on cores of which another program holds one."""
+    rows = [
+        {
+            "": row["model"],
+            "threads": row["threads"],
+            "ms alone": row["ms_alone"],
+            "to spinning": row["alone_over_usual"],
+            "ms, a core taken": row["ms_core_taken"],
+            "to alone": row["core_taken_over_alone"],
+            "to spinning alone": row["core_taken_over_usual"],
+        }
+        for row in results["rows"]
+    ]
+    head = (
+        f"{results['cores']} cores, batch {results['batch']}, medians of {results['rounds']} "
+        "rounds. How threads wait for one another changes no number that is computed; how many "
+        "they are changes its last digits.\n\n"
+    )
+    return head + markdown(rows)
+
+
 GROWTH_COLUMNS = ("curves", "seconds", "cpu_ms_per_curve", "peak_MB", "file_MB")
 """What is shown of each size; old runs do not have the processor's time."""
 
@@ -625,6 +647,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "peers": peers,
     "samplers": samplers,
     "single": single,
+    "training": training,
     "cohort_growth": cohort_growth,
     "gpu": gpu,
     "ablation": ablation,

@@ -1,4 +1,4 @@
-"""What crosses a process: a killed run that is continued, and a run of two processes."""
+"""A killed run that is continued, a run of two processes, and what makes a step wait."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from waiting import noted_waits
 
+from spiro_diffusion import cldm, vqvae
 from spiro_diffusion.base.arrays import load_safetensors
 from spiro_diffusion.base.files import read_json
+from spiro_diffusion.completion import model as completion
+from spiro_diffusion.learning import training
 
 SCRIPT = Path(__file__).with_name("small_training.py")
 
@@ -74,3 +79,73 @@ def test_two_processes_agree_with_one(run_here: Callable[..., None], tmp_path: P
     for name, value in alone.items():
         np.testing.assert_allclose(first[name], value, atol=2e-4, err_msg=name)
     assert read_json(two / "history.json")["step"] == list(range(5, 61, 5))
+
+
+def codec_step() -> tuple[nn.Module, training.LossFn, tuple[torch.Tensor, ...]]:
+    model = vqvae.VQVAE(vqvae.settings_for("smoke").model)
+    return model, vqvae.codec_loss, (torch.rand(16, 512),)
+
+
+def cldm_step() -> tuple[nn.Module, training.LossFn, tuple[torch.Tensor, ...]]:
+    settings = cldm.settings_for("smoke")
+    latents = torch.randn(16, settings.channels, settings.positions)
+    values = torch.ones(16, len(settings.variables))
+    return cldm.CLDM(settings), cldm.edm_loss, (latents, values)
+
+
+def completion_step() -> tuple[completion.Completion, tuple[torch.Tensor, ...]]:
+    settings = completion.CompletionSettings.of_length(10)
+    values = torch.ones(16, len(settings.variables))
+    return completion.Completion(settings), (torch.rand(16, 513).cumsum(1), values)
+
+
+def forecast_step() -> tuple[nn.Module, training.LossFn, tuple[torch.Tensor, ...]]:
+    model, batch = completion_step()
+    return model, completion.forecast_loss, batch
+
+
+def tail_step() -> tuple[nn.Module, training.LossFn, tuple[torch.Tensor, ...]]:
+    model, batch = completion_step()
+    return model, completion.tail_loss, batch
+
+
+@pytest.mark.parametrize("make", [codec_step, cldm_step, forecast_step, tail_step])
+def test_nothing_in_a_step_waits_for_the_device(
+    make: Callable[[], tuple[nn.Module, training.LossFn, tuple[torch.Tensor, ...]]],
+) -> None:
+    """The meta device has no numbers to be read, and shows what is copied to it.
+
+    AdamW's fused kernel does not exist there: plain gradient descent stands in for it.
+    """
+    model, loss_fn, batch = make()
+    model.to("meta").train()
+    run = training._Run(
+        model=model,
+        loss=training.LossModule(model, loss_fn),
+        ema=training.Ema(model, 0.9),
+        optimizer=torch.optim.SGD(model.parameters(), foreach=True),
+        config=training.TrainConfig(steps=10),
+        device=torch.device("meta"),
+        generator=None,
+        rank=0,
+        world=1,
+    )
+    log = training._Log()
+    data = tuple(part.to("meta") for part in batch)
+    rows = training.Batches(16, 8, 0, "meta")
+    for step in range(2):  # constants are copied in the first
+        with noted_waits() as waits:
+            picked = rows.rows(step)
+            log.add(training._step(run, tuple(part[picked] for part in data), step))
+    assert not [wait for wait in waits if not wait.startswith("hide_values")]
+
+
+def test_waiting_is_seen() -> None:
+    there = torch.zeros(3, device="meta")
+    with noted_waits() as waits:
+        torch.tensor([1.0], device="meta")
+        torch.ones(3).to("meta")
+        there + 1
+    assert len(waits) == 2
+    with pytest.raises(RuntimeError):
+        float(there[0])

@@ -6,9 +6,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -18,8 +19,9 @@ from ..base.files import write_figure
 from ..base.units import shown, why_no_number
 
 # %% auto #0
-__all__ = ['WRONG', 'INTERRUPTED', 'FIGURE_FORMATS', 'OneSentenceParser', 'print_notes', 'warnings_as_notes', 'nothing_written',
-           'Command', 'Answer', 'answer', 'add_person', 'person_of', 'check_figure_name', 'save_figure']
+__all__ = ['WRONG', 'INTERRUPTED', 'FIGURE_FORMATS', 'OneSentenceParser', 'print_notes', 'warnings_as_notes', 'let_threads_sleep',
+           'nothing_written', 'Command', 'Answer', 'answer', 'add_person', 'person_of', 'check_figure_name',
+           'save_figure']
 
 # %% ../../nbs/apps/00_console.ipynb #7c7d3900
 WRONG = 2
@@ -67,6 +69,11 @@ def warnings_as_notes() -> Iterator[None]:
         warnings.showwarning = show_note
         yield
 
+# %% ../../nbs/apps/00_console.ipynb #4c75f25b
+def let_threads_sleep(environment: MutableMapping[str, str]) -> None:
+    """Have threads that wait for others sleep, in programs that load torch after this."""
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
+
 # %% ../../nbs/apps/00_console.ipynb #e8bf6f29
 def nothing_written(args: argparse.Namespace) -> str:
     """What Ctrl-C leaves behind, unless a command says otherwise."""
@@ -103,6 +110,7 @@ class Command:
     def run(self, argv: Sequence[str] | None = None) -> int:
         """The exit status: 0, 2 after a DataError (one sentence on stderr), 130 after Ctrl-C."""
         args = self.parser().parse_args(argv)
+        let_threads_sleep(os.environ)
         try:
             with warnings_as_notes():
                 self.work(args)

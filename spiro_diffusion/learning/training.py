@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LossFn', 'Validate', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE', 'TrainConfig', 'learning_rate', 'seed_for', 'Batches', 'Ema',
-           'LossModule', 'join_processes', 'machine_name', 'plot_history', 'save_model', 'load_model_state',
-           'fill_model', 'train']
+__all__ = ['LossFn', 'Validate', 'WARM_STEPS', 'SAME_GRADIENT', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE', 'TrainConfig', 'learning_rate',
+           'seed_for', 'Batches', 'Ema', 'LossModule', 'join_processes', 'machine_name', 'plot_history', 'save_model',
+           'load_model_state', 'fill_model', 'train']
 
 # %% ../../nbs/learning/04_training.ipynb #cc410e2e
 LossFn = Callable[
@@ -166,6 +166,7 @@ class _Run:
     generator: torch.Generator | None  # what the loss draws from; None: torch's own
     rank: int
     world: int
+    recorder: _Recorder | None = None  # replays what follows one another in a step
 
 # %% ../../nbs/learning/04_training.ipynb #6ba955a6
 def _seed(run: _Run, step: int) -> None:
@@ -176,6 +177,14 @@ def _seed(run: _Run, step: int) -> None:
         run.generator.manual_seed(seed)
 
 
+def _gradients(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
+    """Put the gradients of a batch in place; returns the scalars to note."""
+    loss, scalars = run.loss(batch, run.generator, step)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    return {"loss": loss.detach(), **scalars}
+
+
 def _advance(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
     """One optimiser step on this process's share of the batch; returns the scalars to note.
 
@@ -183,13 +192,12 @@ def _advance(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
     """
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.config, step)
-    loss, scalars = run.loss(batch, run.generator, step)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    gradients = _gradients if run.recorder is None else run.recorder.gradients
+    scalars = gradients(run, batch, step)
     nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)
     run.optimizer.step()
     run.ema.update(step)
-    return {"loss": loss.detach(), **scalars}
+    return scalars
 
 
 def _step(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
@@ -207,6 +215,109 @@ def _measure(run: _Run, validate: Validate) -> dict[str, float]:
     run.ema.swap()
     run.model.train()
     return measured
+
+# %% ../../nbs/learning/04_training.ipynb #46bbe6a6
+WARM_STEPS = 3
+"""Steps before the recording, in which libraries choose their kernels and reserve memory."""
+SAME_GRADIENT = 1e-3
+"""Difference of gradients, over the largest one, that is taken for rounding (in TF32: 10 bits)."""
+
+
+def _wanted() -> bool:
+    return os.environ.get("SPIRO_CUDA_GRAPHS") == "1"
+
+
+@dataclass
+class _Made:
+    """What a recording fills in each time: the scalars to note and the gradients."""
+
+    scalars: dict[str, Any]
+    gradients: list[Tensor | None]
+
+    def same_as(self, other: _Made) -> bool:
+        """Whether gradients and loss agree with those of `other` but for rounding."""
+        first = [self.scalars["loss"], *(g for g in self.gradients if g is not None)]
+        second = [other.scalars["loss"], *(g for g in other.gradients if g is not None)]
+        if len(first) != len(second):
+            return False
+        largest = max(float(g.abs().max()) for g in second[1:])
+        apart = max(float((a - b).abs().max()) for a, b in zip(first[1:], second[1:], strict=True))
+        losses = math.isclose(first[0], second[0], rel_tol=SAME_GRADIENT)
+        return losses and apart <= SAME_GRADIENT * largest
+
+
+def _capture(run: _Run, compute: Callable[[], _Made]) -> tuple[_Made, Callable[[], None]]:
+    """What `compute` makes, as a CUDA graph, and what fills it in anew.
+
+    It runs once beside before, as torch's manual has it.
+    """
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        compute()
+    torch.cuda.current_stream().wait_stream(beside)
+    run.optimizer.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    if run.generator is not None:
+        graph.register_generator_state(run.generator)
+    with torch.cuda.graph(graph):
+        made = compute()
+    return made, graph.replay
+
+
+class _Recorder:
+    """`_gradients` of one run, replayed once they were recorded."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.failed = False
+        self.batch: tuple[Tensor, ...] = ()
+        self.made: _Made | None = None
+        self.replay: Callable[[], None] | None = None
+
+    def gradients(self, run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
+        """As `_gradients`, with the random numbers of `step`."""
+        self.taken += 1
+        if self.made is None and self.taken > WARM_STEPS and not self.failed:
+            self._record(run, batch, step)
+        if self.made is None:
+            return _gradients(run, batch, step)
+        return self._replayed(run, batch).scalars
+
+    def _replayed(self, run: _Run, batch: tuple[Tensor, ...]) -> _Made:
+        assert self.made is not None
+        assert self.replay is not None
+        for held, part in zip(self.batch, batch, strict=True):
+            held.copy_(part)
+        self.replay()
+        for weight, gradient in zip(run.model.parameters(), self.made.gradients, strict=True):
+            weight.grad = gradient
+        return self.made
+
+    def _record(self, run: _Run, batch: tuple[Tensor, ...], step: int) -> None:
+        """Record, unless it fails or gives other gradients; the seeds are those of `step` again."""
+        self.batch = tuple(part.clone() for part in batch)
+
+        def compute() -> _Made:
+            scalars = _gradients(run, self.batch, step)
+            return _Made(scalars, [weight.grad for weight in run.model.parameters()])
+
+        wanted = compute()
+        run.optimizer.zero_grad(set_to_none=True)
+        _seed(run, step)
+        try:
+            self.made, self.replay = _capture(run, compute)
+            _seed(run, step)
+            self.failed = not self._replayed(run, batch).same_as(wanted)
+            why = "it gives other gradients"
+        except RuntimeError as err:
+            self.failed = True
+            why = " ".join(str(err).split())[:200]
+        if self.failed:
+            print(f"the steps of this training are not replayed as a CUDA graph: {why}")
+            self.made = None
+            run.generator = torch.Generator(run.device)
+        _seed(run, step)
 
 # %% ../../nbs/learning/04_training.ipynb #ce4e7334
 def join_processes(device: torch.device) -> tuple[int, int]:
@@ -242,6 +353,7 @@ def _new_run(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> _Run:
         generator=torch.Generator(device),
         rank=rank,
         world=world,
+        recorder=_Recorder() if device.type == "cuda" and world == 1 and _wanted() else None,
     )
 
 
