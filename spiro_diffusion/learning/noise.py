@@ -75,9 +75,12 @@ def streams_of(patients: Sequence[Any], draws: Sequence[int]) -> Tensor:
 
     patients: (N,) names, 7, 7.0 and "7" being one and the same; draws: (N,) numbers from 0.
     """
-    place, names = pd.factorize(np.asarray(patients, dtype=object), use_na_sentinel=False)
-    numbers = np.array([_patient_number(patient_name(name)) for name in names], dtype=np.int64)
-    return torch.from_numpy(np.stack([numbers[place], np.asarray(draws, dtype=np.int64)], axis=1))
+    numbers = np.asarray(patients)
+    if numbers.dtype.kind != "i" or (numbers < 0).any():
+        place, names = pd.factorize(np.asarray(patients, dtype=object), use_na_sentinel=False)
+        known = [_patient_number(patient_name(name)) for name in names]
+        numbers = np.array(known, dtype=np.int64)[place]
+    return torch.from_numpy(np.stack([numbers, np.asarray(draws)], axis=1).astype(np.int64))
 
 
 def unit_noise(streams: Tensor, seed: int, shape: tuple[int, ...], again: int = 0) -> Tensor:

@@ -120,7 +120,9 @@ def mean_flows(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
     at_stop = rows[:, 1:]
     if not np.array_equal(stop, time[1:]):
         at_stop = volume_at_times(rows, time, stop)
-    return (at_stop - rows[:, : len(start)]) / (stop - start)
+    flow = np.subtract(at_stop, rows[:, : len(start)], dtype=np.float64)
+    flow /= stop - start
+    return flow
 
 
 def _tangent_at_peak_flow(rows: np.ndarray, time: np.ndarray, peak: np.ndarray) -> _Line:
