@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "training.json"
 WAYS = {
     "spinning (torch as it comes)": {},
     "sleeping (spiro_run)": {"OMP_WAIT_POLICY": "passive"},
+    "spinning briefly": {"GOMP_SPINCOUNT": "1000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 """Variables of the environment, by what they are good for."""
