@@ -109,7 +109,7 @@ def noise_levels(
     bend, low, power = layout or usual_layout(steps)
     share = torch.linspace(0, 1, steps - 1, dtype=torch.float64) ** power
     levels = bend * (low / bend) ** share
-    return torch.cat([levels.new_tensor([high]), levels, levels.new_zeros(1)])
+    return torch.cat([levels.new_full((1,), high), levels, levels.new_zeros(1)])
 
 # %% ../nbs/03_cldm.ipynb #c21d99bc
 def variable_embedding(variable: Variable, width: int, waves: int) -> nn.Module:

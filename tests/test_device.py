@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spiro_diffusion import cldm
-from spiro_diffusion.cldm import SAMPLERS, noise_levels, sample
+from spiro_diffusion.cldm import SAMPLERS, edm_loss, sample
 from spiro_diffusion.generation.drawing import Models, load_models
+from spiro_diffusion.generation.steering import steer
 from spiro_diffusion.learning.curves import formula_blows
 from spiro_diffusion.vqvae import codec_loss
 
@@ -84,9 +84,7 @@ def latents(models: Models) -> Tensor:
 @pytest.mark.parametrize(
     ("method", "guidance"), [("dpmpp", 2.0), *((method, 1.0) for method in SAMPLERS)]
 )
-def test_sampling(models, method, guidance, monkeypatch):
-    levels = noise_levels(3)  # computed by the host, which no device waits for
-    monkeypatch.setattr(cldm, "noise_levels", lambda *_: levels)
+def test_sampling(models, method, guidance):
     values = person(models)
     noise = latents(models)
     drawn = checked(lambda: sample(models.cldm.denoiser(values, guidance), noise, 3, method))
@@ -104,6 +102,20 @@ def test_training_the_codec(models):
     codec = deepcopy(models.vqvae).requires_grad_(True)
     flow = torch.from_numpy(formula_blows(8)).to(codec.device)
     checked(lambda: codec_loss(codec, (flow,), None, 0)[0].backward())
+
+
+def test_training_the_denoiser(models):
+    network = deepcopy(models.cldm).requires_grad_(True)
+    batch = (latents(models), person(models))
+    checked(lambda: edm_loss(network, batch)[0].backward())
+
+
+def test_steering(models):
+    values = person(models)
+    noise = latents(models)
+    for wanted in (3.0, torch.full((4,), 3.0, device=values.device)):
+        steered = steer(models.cldm.denoiser(values), models.decode, {"fev1": wanted})
+        checked(lambda steered=steered: sample(steered, noise, 3))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..base.errors import DataError
 from ..learning.curves import BIN_WIDTHS, EDGES, volume_of
+from ..learning.devices import kept_on
 from ..spirometry.clock import END, N_BINS
 
 # %% auto #0
@@ -24,8 +25,8 @@ SMALL = 1e-6  # L or L/s: the least that anything is divided by
 
 def _volume_at(volume: Tensor, time: Tensor) -> Tensor:
     """Volume (N,) L at a time (N,) s of each row of volume (N, 513) L; linear within a bin."""
-    edges = EDGES.to(volume.device)
-    widths = BIN_WIDTHS.to(volume.device)
+    edges = kept_on(volume.device, EDGES)
+    widths = kept_on(volume.device, BIN_WIDTHS)
     right = torch.searchsorted(edges, time.detach()).clamp(1, N_BINS)
     left = right - 1
     low = volume.gather(1, left[:, None])[:, 0]
@@ -35,7 +36,7 @@ def _volume_at(volume: Tensor, time: Tensor) -> Tensor:
 
 def _time_zero(flow: Tensor, volume: Tensor) -> Tensor:
     """Time zero (N,) s by back-extrapolation from the middle of the bin of PEF (Graham 2019)."""
-    edges = EDGES.to(flow.device)
+    edges = kept_on(flow.device, EDGES)
     pef, peak = flow.max(1)
     before = volume.gather(1, peak[:, None])[:, 0]
     after = volume.gather(1, peak[:, None] + 1)[:, 0]
@@ -85,7 +86,7 @@ def _likeliest_change(gaps: Tensor, gradients: Tensor, spreads: Tensor, sigma: f
     spreads = spreads * closed[..., None]
     gram = gradients @ spreads.transpose(1, 2)
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-8)
-    weights = torch.linalg.solve(gram + ridge.diag_embed(), gaps[..., None])
+    weights = torch.linalg.solve_ex(gram + ridge.diag_embed(), gaps[..., None])[0]  # does not wait
     return weights.transpose(1, 2) @ spreads
 
 
@@ -115,7 +116,7 @@ def steer(
         gradients = []
         spreads = []
         for name, value in target.items():
-            wanted = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+            wanted = value.to(x) if isinstance(value, Tensor) else value
             gradient, spread = torch.autograd.grad(
                 found[name].sum(), [estimate, x], retain_graph=True
             )

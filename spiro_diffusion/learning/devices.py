@@ -3,7 +3,6 @@
 # %% ../../nbs/learning/00_devices.ipynb #f4bdc609
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -34,10 +33,16 @@ def device_for(name: str | None = "auto") -> torch.device:
         raise DataError(f'device {name!r} is not there: use "auto", "cpu" or "cuda"') from err
 
 # %% ../../nbs/learning/00_devices.ipynb #f4800349
-@functools.cache
+_KEPT: dict[tuple[torch.device, Tensor], Tensor] = {}  # torch.compile sees through a dict
+
+
 def kept_on(device: torch.device, constant: Tensor) -> Tensor:
     """`constant` on `device`, copied there once; for tensors that live as long as the program."""
-    return constant.to(device)
+    where = (device, constant)
+    if where not in _KEPT:
+        with torch.inference_mode(False):
+            _KEPT[where] = constant.to(device)
+    return _KEPT[where]
 
 # %% ../../nbs/learning/00_devices.ipynb #dd8ee0a5
 CURVES_PER_THREAD = 64  # curves of a batch for which another thread pays
