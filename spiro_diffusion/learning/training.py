@@ -33,9 +33,7 @@ __all__ = ['LossFn', 'Validate', 'WARM_STEPS', 'SAME_GRADIENT', 'FREE_TO_DIFFER'
            'load_model_state', 'fill_model', 'train']
 
 # %% ../../nbs/learning/04_training.ipynb #cc410e2e
-LossFn = Callable[
-    [Any, tuple[Tensor, ...], torch.Generator | None, int], tuple[Tensor, dict[str, Any]]
-]
+LossFn = Callable[[Any, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
 """loss_fn(model, batch, generator, step) -> the loss, and scalars to note by their names."""
 Validate = Callable[[Any], dict[str, float]]
 """validate(model) -> what is measured on data that are not trained on, by name."""
@@ -148,7 +146,7 @@ class LossModule(nn.Module):
         self.loss_fn = loss_fn
 
     def forward(
-        self, batch: tuple[Tensor, ...], generator: torch.Generator | None, step: int
+        self, batch: tuple[Tensor, ...], generator: torch.Generator, step: int
     ) -> tuple[Tensor, dict[str, Any]]:
         return self.loss_fn(self.model, batch, generator, step)
 
