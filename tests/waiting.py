@@ -1,63 +1,44 @@
-"""Finds what makes the processor wait for a device, on "meta", which has no numbers to read."""
+"""Finds, without a GPU, what would make the host wait for one or copy to it.
 
-from __future__ import annotations
+It shows in three ways: a tensor of which the host asks a value, one made of the host's numbers,
+and, on PyTorch's device "meta", an operation in which tensors of two devices meet.
+"""
 
-import contextlib
-import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+aten = torch.ops.aten
+ASKED = {
+    aten._local_scalar_dense,
+    aten.equal,
+    aten.is_nonzero,
+    aten.masked_select,
+    aten.nonzero,
+    aten._unique2,
+}
+"""Operations after which the host knows a value, or a size, that the device computed."""
 
-def _place() -> str:
-    """The line of the package that is at work."""
-    own = [frame for frame in traceback.extract_stack() if "spiro_diffusion" in frame.filename]
-    return f"{own[-1].name}: {own[-1].line}" if own else "outside the package"
 
-
-class _Copies(TorchDispatchMode):
-    """Notes copies between devices."""
-
-    def __init__(self, noted: list[str]) -> None:
-        super().__init__()
-        self.noted = noted
+class OnDeviceAlone(TorchDispatchMode):
+    """Inside, an operation that makes the host wait, or in which two devices meet, is an error."""
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, call: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        leaves = tree_leaves((args, kwargs, out))
-        devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
-        if func.name() in ("aten::_to_copy", "aten::copy_") and len(devices) > 1:
-            self.noted.append(_place())
-        return out
-
-
-class _Constants(TorchFunctionMode):
-    """Notes tensors that are made of Python's numbers, not on the CPU."""
-
-    def __init__(self, noted: list[str]) -> None:
-        super().__init__()
-        self.noted = noted
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        made = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], Tensor)
-        if made and out.device.type != "cpu":
-            self.noted.append(_place())
-        return out
-
-
-@contextlib.contextmanager
-def noted_waits() -> Iterator[list[str]]:
-    """A list that copies to and from the meta device are noted in; reading from it is an error."""
-    noted: list[str] = []
-    with _Constants(noted), _Copies(noted):
-        yield noted
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        masks = call.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
+            tensor.dtype == torch.bool for tensor in given[1:]
+        )
+        assert not masks, "an index by a mask waits for the device"
+        assert call.overloadpacket not in ASKED, f"{call} waits for the device"
+        assert call.overloadpacket is not aten.lift_fresh, "a tensor is made of the host's numbers"
+        made = call(*args, **kwargs)
+        made_here = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        devices = {str(tensor.device) for tensor in [*given, *made_here]}
+        assert len(devices) < 2, f"{call} has tensors on {' and '.join(sorted(devices))}"
+        return made

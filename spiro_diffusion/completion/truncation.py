@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..learning.curves import EDGES
 from ..learning.devices import kept_on
-from ..spirometry.clock import END, FINE, N_BINS
+from ..spirometry.clock import CLOCK, END, FINE, N_BINS
 
 # %% auto #0
 __all__ = ['SHORTEST', 'POSITIONS', 'FIRST_STEP', 'REACH', 'OFFSETS', 'LEAST_RISE', 'BRIDGE_WINDOW', 'STEEPEST', 'SHARES',
@@ -100,7 +100,7 @@ def last_edge(time: Tensor) -> Tensor:
 
 def edge_at(stop: float) -> int:
     """Number of the last edge of the clock that is not after `stop` s, to 10 microseconds."""
-    return int(last_edge(torch.tensor(stop + 1e-5)))
+    return int(np.searchsorted(CLOCK, stop + 1e-5, side="right")) - 1
 
 # %% ../../nbs/completion/00_truncation.ipynb #ba3ff5a5
 BRIDGE_WINDOW = 0.05
