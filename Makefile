@@ -62,8 +62,10 @@ bench: install
 	$(BIN)/python bench/prepare.py
 	$(BIN)/python bench/samplers.py
 	$(BIN)/python bench/single.py
+	$(BIN)/python bench/training.py
 	$(BIN)/python bench/cohort_growth.py
 	-$(BIN)/python bench/peers.py
+	-$(BIN)/python bench/gpu.py
 	$(BIN)/python bench/table.py
 
 install: $(VENV)/installed

@@ -231,6 +231,7 @@ GPU_TABLES = {
             "": "network",
             "batch": "batch",
             "steps/s": "steps_per_s",
+            "replayed as a CUDA graph": "steps_per_s_replayed",
             "alone": "steps_per_s_alone",
         },
     ),

@@ -55,6 +55,7 @@ class TrainConfig:
     checkpoint_minutes: float = 2.0  # 0: at every log point
     device: str = "auto"
     log_every: int = 50  # steps between log points
+    replayed: bool = False  # loss and gradient as a CUDA graph, on one GPU
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.log_every) < 1:
@@ -221,10 +222,6 @@ SAME_GRADIENT = 1e-3
 """Difference of gradients, over the largest one, that is taken for rounding (in TF32: 10 bits)."""
 
 
-def _wanted() -> bool:
-    return os.environ.get("SPIRO_CUDA_GRAPHS") == "1"
-
-
 @dataclass
 class _Made:
     """What a recording fills in each time: the scalars to note and the gradients."""
@@ -351,7 +348,7 @@ def _new_run(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> _Run:
         generator=torch.Generator(device),
         rank=rank,
         world=world,
-        recorder=_Recorder() if device.type == "cuda" and world == 1 and _wanted() else None,
+        recorder=_Recorder() if config.replayed and device.type == "cuda" and world == 1 else None,
     )
 
 
@@ -493,7 +490,7 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], source: str | Path) -
         ) from err
 
 # %% ../../nbs/learning/04_training.ipynb #6cd5a740
-FREE_TO_DIFFER = ("checkpoint_minutes", "device", "log_every")
+FREE_TO_DIFFER = ("checkpoint_minutes", "device", "log_every", "replayed")
 """Fields of TrainConfig that cannot change the numbers."""
 ROWS_AT_ONCE = 4096
 """Rows of the data that are hashed at once."""
