@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from spiro_diffusion import __version__
 from spiro_diffusion.apps.generate import main
@@ -310,3 +311,23 @@ def test_without_package_metadata_the_version_is_the_source_s(monkeypatch) -> No
         drawing.version_of.cache_clear()
     assert versions["spiro-diffusion"] == __version__
     assert versions["torch"] == version("torch")
+
+
+def test_curves_are_drawn_and_measured_alike_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No TF32 while drawing, however torch is set; what is beside a curve was measured on it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = set()
+
+    class Watched(drawing.Models):
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return super().decode(latents)
+
+    loaded = load_models()
+    models = Watched(loaded.vqvae, loaded.cldm, loaded.sha256)
+    people = pd.DataFrame({"age": [45, 12], "height": [175, 150], "sex": ["male", "female"]})
+    made = generate(people, 9, models=models, device="cpu", batch=4, target={"fev1": 2.0})
+    assert seen == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32
+    measured = indices_on_clock(made.flow)
+    pd.testing.assert_frame_equal(made.table[list(measured)], measured, check_exact=True)
