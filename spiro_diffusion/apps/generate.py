@@ -83,7 +83,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )
 
 # %% ../../nbs/apps/01_generate.ipynb #1fa617d5
-DEFAULT_PARTITION = 5000  # curves; about 11 MB a file
+DEFAULT_PARTITION = 5000  # curves; about 10 MB a file
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ __all__ = ['CURVES', 'BYTES', 'LEAST_WAITING', 'Workplace', 'Task', 'Plan', 'wri
            'generate_partitions']
 
 # %% ../../nbs/generation/04_partitions.ipynb #b97711ca
-CURVES = 5000  # a partition: about 10 MB, half a minute on one core
+CURVES = 5000  # a partition: about 10 MB
 BYTES = 2000  # a curve in Parquet, roughly
 
 
