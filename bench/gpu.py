@@ -53,7 +53,7 @@ from spiro_diffusion.inference import generate
 from spiro_diffusion.learning.conditions import encode_patients
 from spiro_diffusion.learning.curves import formula_blows
 from spiro_diffusion.learning.devices import device_for
-from spiro_diffusion.learning.noise import starting_noise
+from spiro_diffusion.learning.noise import full_float32, starting_noise
 from spiro_diffusion.learning.training import LossFn, TrainConfig, machine_name, train
 from spiro_diffusion.spirometry.indices import INDICES, indices_on_clock
 from spiro_diffusion.spirometry.quality import measure_on_clock
@@ -126,17 +126,17 @@ def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int = REP
 
 
 @contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """Inside, a GPU may or may not round the factors of products to 10 bits (TF32)."""
-    convolution = torch.backends.cudnn.allow_tf32
-    product = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = on
-    torch.backends.cuda.matmul.allow_tf32 = on
+def tf32() -> Iterator[None]:
+    """Inside, a GPU may round the factors of products to 10 bits (TF32)."""
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "tf32"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = convolution
-        torch.backends.cuda.matmul.allow_tf32 = product
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 def differences(made: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -366,9 +366,8 @@ def steps_through_train(
 ) -> float:
     """Steps a second of `train`: what a longer run does beyond a shorter one.
 
-    replayed: as a CUDA graph, where there is a GPU.
-
-    Where chance makes the shorter one last longer: the longer one's own, beginning and all.
+    replayed: as a CUDA graph. Raises RuntimeError where steps were not replayed. Where chance makes
+    the shorter one last longer: the longer one's own, beginning and all.
     """
     seconds = []
     for length in steps:
@@ -378,8 +377,10 @@ def steps_through_train(
         model = deepcopy(what.model)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            train(model, what.loss, what.data, config, folder)
+            history = train(model, what.loss, what.data, config, folder)
             finish(device)
+            if replayed and not history["replayed"]:
+                raise RuntimeError("the steps could not be replayed")
             seconds.append(time.perf_counter() - start)
     shorter, longer = seconds
     if longer <= shorter:
@@ -409,9 +410,13 @@ def training_row(what: Training, device: torch.device, batch: int, sizes: Sizes)
         "network": what.name,
         "batch": batch,
         "steps_per_s": steps_through_train(what, device, batch, sizes.steps),
-        "steps_per_s_replayed": steps_through_train(what, device, batch, sizes.steps, True),
         "steps_per_s_alone": steps_alone(what, device, batch, sizes.steps[0]),
     }
+
+
+def replayed_row(what: Training, device: torch.device, batch: int, sizes: Sizes) -> dict[str, Any]:
+    """A network at one batch size, whose steps are replayed as a CUDA graph."""
+    return {"steps_per_s": steps_through_train(what, device, batch, sizes.steps, replayed=True)}
 
 
 def driver() -> str | None:
@@ -451,8 +456,9 @@ def goals(record: dict[str, Any]) -> list[dict[str, Any]]:
     rates = [row["curves_per_s"] for row in record["generate"] if "failed" not in row]
     trained = [row for row in record["training"] if row["network"] == "cLDM"]
     curves = max(rates, default=None)
-    ways = ("steps_per_s", "steps_per_s_replayed")
-    steps = max((trained[0][way] for way in ways if way in trained[0]), default=None)
+    same = [row for row in [*trained, *record["replayed"]] if row["network"] == "cLDM"]
+    same = [row for row in same if row["batch"] == trained[0]["batch"] and "steps_per_s" in row]
+    steps = max((row["steps_per_s"] for row in same), default=None)
     apart = record["same_cohort"].get("difference_L_per_s")
     return [
         goal_row("generate, curves/s", CURVES_GOAL, curves, (curves or 0) >= CURVES_GOAL),
@@ -505,7 +511,7 @@ def everything(device: torch.device, sizes: Sizes, recorder: Recorder) -> dict[s
     task = sampling_on(device, sizes.sampled)
 
     def sampled(name: str, make: Callable[[], Curves], rounded: bool = False) -> dict[str, Any]:
-        with tf32(rounded):
+        with tf32() if rounded else full_float32():
             return recorder.part({"what": name}, task.measured, name, make)
 
     sampling = [
@@ -519,19 +525,25 @@ def everything(device: torch.device, sizes: Sizes, recorder: Recorder) -> dict[s
         "same_cohort": recorder.part({}, same_cohort, device, sizes.compared),
         "generate": [],
         "training": [],
+        "replayed": [],
     }
     for curves, batch in sizes.cohorts:
         what = {"curves": curves, "batch": batch}
         record["generate"].append(recorder.part(what, cohort_row, models, device, curves, batch))
-    with tf32(False):
+    with full_float32():
         record["stages"] = recorder.part({}, stages, models, device, *sizes.staged)
-    for network in (denoiser_to_train(models, sizes), codec_to_train(sizes)):
-        for batch in sizes.batches:
-            what = {"network": network.name, "batch": batch}
-            row = recorder.part(what, training_row, network, device, batch, sizes)
-            record["training"].append(row)
+    networks = (denoiser_to_train(models, sizes), codec_to_train(sizes))
+    trainings = [(network, batch) for network in networks for batch in sizes.batches]
+    for network, batch in trainings:
+        what = {"network": network.name, "batch": batch}
+        row = recorder.part(what, training_row, network, device, batch, sizes)
+        record["training"].append(row)
     sampling.append(sampled("torch.compile", partial(task.compiled, sizes.backend)))
     sampling.append(sampled("CUDA graph", task.recorded))
+    for network, batch in trainings:
+        what = {"network": network.name, "batch": batch}
+        row = recorder.part(what, replayed_row, network, device, batch, sizes)
+        record["replayed"].append(row)
     return record | {"goals": goals(record), "seconds": recorder.seconds}
 
 

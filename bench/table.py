@@ -231,9 +231,12 @@ GPU_TABLES = {
             "": "network",
             "batch": "batch",
             "steps/s": "steps_per_s",
-            "replayed as a CUDA graph": "steps_per_s_replayed",
             "alone": "steps_per_s_alone",
         },
+    ),
+    "replayed": (
+        "**Training with steps replayed as a CUDA graph**: steps/s through `train`",
+        {"": "network", "batch": "batch", "steps/s": "steps_per_s"},
     ),
 }
 """The title and columns of each table of the GPU's benchmark."""

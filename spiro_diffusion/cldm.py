@@ -347,7 +347,10 @@ class Context:
 
 # %% ../nbs/03_cldm.ipynb #87552589
 class UNet(nn.Module):
-    """F(x; c_noise, context): x (B, channels + more, positions) to (B, channels, positions)."""
+    """F(x; c_noise, context): x (B, channels + more, positions) to (B, channels, positions).
+
+    Raises ValueError unless the rows can be halved to the last level and widths are in `GROUPS`.
+    """
 
     waves: Tensor
 
@@ -362,6 +365,13 @@ class UNet(nn.Module):
         patch: int = 2,  # neighbouring positions that make a row
     ):
         super().__init__()
+        halved = patch * 2 ** (len(widths) - 1)
+        if not widths or patch < 1 or positions % halved or any(w % GROUPS for w in widths):
+            raise ValueError(
+                f"a U-Net of {len(widths)} levels on patches of {patch} needs a multiple of "
+                f"{halved} positions, not {positions}, and widths that are multiples of {GROUPS}, "
+                f"not {widths}"
+            )
         self.patch = patch
         self.register_buffer("waves", 2.0 ** torch.linspace(-1, 4, 16))
         self.noise = nn.Sequential(nn.Linear(32, emb), nn.SiLU(), nn.Linear(emb, emb))
@@ -691,7 +701,7 @@ SLOWEST_AVERAGE = 0.9995  # decay of the averaged weights in a long run
 
 # %% ../nbs/03_cldm.ipynb #efddc2d5
 def settings_for(profile: str, seed: int = 0, device: str = "auto", steps: int = 0) -> CLDMSettings:
-    """The settings of a profile: "smoke" (seconds), "default" (5 minutes on two cores) or "paper".
+    """The settings of a profile: "smoke" (seconds), "default" (minutes on two cores) or "paper".
 
     steps: another length of the run; the weights are averaged over about its last tenth.
     Raises DataError on another name.

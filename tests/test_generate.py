@@ -315,19 +315,21 @@ def test_without_package_metadata_the_version_is_the_source_s(monkeypatch) -> No
 
 def test_curves_are_drawn_and_measured_alike_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TF32 while drawing, however torch is set; what is beside a curve was measured on it."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    for part in parts:
+        monkeypatch.setattr(part, "fp32_precision", "tf32")
     seen = set()
 
     class Watched(drawing.Models):
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
-            seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            seen.update(part.fp32_precision for part in parts)
             return super().decode(latents)
 
     loaded = load_models()
     models = Watched(loaded.vqvae, loaded.cldm, loaded.sha256)
     people = pd.DataFrame({"age": [45, 12], "height": [175, 150], "sex": ["male", "female"]})
     made = generate(people, 9, models=models, device="cpu", batch=4, target={"fev1": 2.0})
-    assert seen == {(False, False)}
-    assert torch.backends.cudnn.allow_tf32
+    assert seen == {"ieee"}
+    assert {part.fp32_precision for part in parts} == {"tf32"}
     measured = indices_on_clock(made.flow)
     pd.testing.assert_frame_equal(made.table[list(measured)], measured, check_exact=True)

@@ -104,6 +104,7 @@ def steer(
     Raises DataError on an index that is not steerable. (Boys 2023, after Song 2023.)
     """
     check_targets(target)
+    values = {k: v if isinstance(v, int | float) else torch.as_tensor(v) for k, v in target.items()}
 
     @torch.enable_grad()
     def steered(x: Tensor, sigma: float) -> Tensor:
@@ -115,7 +116,7 @@ def steer(
         gaps = []
         gradients = []
         spreads = []
-        for name, value in target.items():
+        for name, value in values.items():
             wanted = value.to(x) if isinstance(value, Tensor) else value
             gradient, spread = torch.autograd.grad(
                 found[name].sum(), [estimate, x], retain_graph=True

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ def streams_of(patients: Sequence[Any], draws: Sequence[int]) -> Tensor:
         place, names = pd.factorize(np.asarray(patients, dtype=object), use_na_sentinel=False)
         known = [_patient_number(patient_name(name)) for name in names]
         numbers = np.array(known, dtype=np.int64)[place]
-    return torch.from_numpy(np.stack([numbers, np.asarray(draws)], axis=1).astype(np.int64))
+    both = [numbers.astype(np.int64), np.asarray(draws).astype(np.int64)]
+    return torch.from_numpy(np.stack(both, axis=1))
 
 
 def unit_noise(streams: Tensor, seed: int, shape: tuple[int, ...], again: int = 0) -> Tensor:
@@ -88,9 +90,13 @@ def unit_noise(streams: Tensor, seed: int, shape: tuple[int, ...], again: int = 
 
     again: the number of the redraw. A row's noise depends on its own stream, the seed (below
     2**64) and `again` alone; on another device log, sine and cosine may differ in their last bit.
+    Raises ValueError on another seed, or on more numbers or redraws than there are.
     """
     size = math.prod(shape)
     blocks = -(-size // 4)
+    seed = int(seed)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be from 0 to 2**64 - 1, not {seed}")
     if blocks > MOST_BLOCKS or again >= MOST_BLOCKS:
         raise ValueError(f"at most {4 * MOST_BLOCKS:,} numbers a row and {MOST_BLOCKS:,} redraws")
     patient, draw = streams[:, :, None].unbind(1)
@@ -113,18 +119,41 @@ def starting_noise(
     return unit_noise(streams_of(patients, draws).to(device), seed, shape, again)
 
 # %% ../../nbs/learning/05_noise.ipynb #aa95bd58
-@contextmanager
-def full_float32() -> Iterator[None]:
+class _FullFloat32:
+    """Switches TF32 off while anybody wants that, and back when nobody does any more."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.before: list[str] = []
+
+    @staticmethod
+    def _parts() -> tuple[Any, Any]:
+        cudnn: Any = torch.backends.cudnn  # of which torch's types lack a part
+        return torch.backends.cuda.matmul, cudnn.conv
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.before = [part.fp32_precision for part in self._parts()]
+                for part in self._parts():
+                    part.fp32_precision = "ieee"
+            self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                for part, precision in zip(self._parts(), self.before, strict=True):
+                    part.fp32_precision = precision
+
+
+_FULL_FLOAT32 = _FullFloat32()
+
+
+def full_float32() -> AbstractContextManager[None]:
     """Inside, a GPU keeps all bits of float32 in products and convolutions (no TF32).
 
-    The setting is the whole process's, and is put back.
+    The setting is the whole process's; it is put back when the last thread inside leaves.
     """
-    products = torch.backends.cuda.matmul
-    convolutions = torch.backends.cudnn
-    before = (products.allow_tf32, convolutions.allow_tf32)
-    products.allow_tf32 = False
-    convolutions.allow_tf32 = False
-    try:
-        yield
-    finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+    return _FULL_FLOAT32

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LossFn', 'Validate', 'WARM_STEPS', 'SAME_GRADIENT', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE', 'TrainConfig', 'learning_rate',
-           'seed_for', 'Batches', 'Ema', 'LossModule', 'join_processes', 'machine_name', 'plot_history', 'save_model',
-           'load_model_state', 'fill_model', 'train']
+__all__ = ['LossFn', 'Validate', 'WARM_STEPS', 'SAME_GRADIENT', 'LEAST_GRADIENT', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE', 'TrainConfig',
+           'learning_rate', 'seed_for', 'Batches', 'Ema', 'LossModule', 'join_processes', 'machine_name',
+           'plot_history', 'save_model', 'load_model_state', 'fill_model', 'train']
 
 # %% ../../nbs/learning/04_training.ipynb #cc410e2e
 LossFn = Callable[[Any, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
@@ -219,7 +219,9 @@ def _measure(run: _Run, validate: Validate) -> dict[str, float]:
 WARM_STEPS = 3
 """Steps before the recording, in which libraries choose their kernels and reserve memory."""
 SAME_GRADIENT = 1e-3
-"""Difference of gradients, over the largest one, that is taken for rounding (in TF32: 10 bits)."""
+"""Difference of two gradients of one weight, over their norm, that is taken for rounding."""
+LEAST_GRADIENT = 1e-7
+"""Norm of a gradient of which nothing but rounding is left."""
 
 
 @dataclass
@@ -230,15 +232,18 @@ class _Made:
     gradients: list[Tensor | None]
 
     def same_as(self, other: _Made) -> bool:
-        """Whether gradients and loss agree with those of `other` but for rounding."""
-        first = [self.scalars["loss"], *(g for g in self.gradients if g is not None)]
-        second = [other.scalars["loss"], *(g for g in other.gradients if g is not None)]
-        if len(first) != len(second):
+        """Whether the loss and each gradient agree with those of `other` but for rounding."""
+        if not math.isclose(self.scalars["loss"], other.scalars["loss"], rel_tol=SAME_GRADIENT):
             return False
-        largest = max(float(g.abs().max()) for g in second[1:])
-        apart = max(float((a - b).abs().max()) for a, b in zip(first[1:], second[1:], strict=True))
-        losses = math.isclose(first[0], second[0], rel_tol=SAME_GRADIENT)
-        return losses and apart <= SAME_GRADIENT * largest
+        pairs = zip(self.gradients, other.gradients, strict=True)
+        return all(_same_gradient(mine, others) for mine, others in pairs)
+
+
+def _same_gradient(mine: Tensor | None, others: Tensor | None) -> bool:
+    """Whether two gradients of one weight agree but for rounding; never if one holds NaN."""
+    if mine is None or others is None:
+        return mine is others
+    return bool((mine - others).norm() <= SAME_GRADIENT * others.norm() + LEAST_GRADIENT)
 
 
 def _capture(run: _Run, compute: Callable[[], _Made]) -> tuple[_Made, Callable[[], None]]:
@@ -311,6 +316,8 @@ class _Recorder:
         if self.failed:
             print(f"the steps of this training are not replayed as a CUDA graph: {why}")
             self.made = None
+            self.replay = None
+            self.batch = ()
             run.generator = torch.Generator(run.device)
         _seed(run, step)
 
@@ -646,6 +653,8 @@ def train(
         identity = _identity(model, data, config, extra or {})
         checkpoints = _Checkpoints(folder / "resume", identity, config.checkpoint_minutes)
         history = _loop(run, data, checkpoints, resume, validate, folder.name)
+    if config.replayed:
+        history["replayed"] = run.recorder is not None and run.recorder.made is not None
     if run.rank == 0:
         write_json(folder / "history.json", {**history, "settings": asdict(config)})
     _same_buffers(run)

@@ -11,7 +11,7 @@ from .manoeuvre import Which, find_expirations
 
 # %% auto #0
 __all__ = ['N_BINS', 'N_FINE', 'FINE', 'END', 'GROWTH', 'CLOCK', 'WIDTHS', 'NOTICED', 'monotone_rows', 'volume_at_times',
-           'rows_to_clock', 'to_clock', 'volume_on_clock', 'from_clock']
+           'rows_to_clock', 'to_clock', 'rows_on_clock', 'volume_on_clock', 'from_clock']
 
 # %% ../../nbs/spirometry/01_clock.ipynb #a1299c40
 N_BINS = 512
@@ -124,14 +124,20 @@ def to_clock(volume: np.ndarray, time: np.ndarray, which: Which = None) -> np.nd
     return flow
 
 # %% ../../nbs/spirometry/01_clock.ipynb #432922bc
+def rows_on_clock(flow: np.ndarray) -> np.ndarray:
+    """Flow on the clock as numbers (N, 512). Raises ValueError on another shape."""
+    flow = np.atleast_2d(np.asarray(flow))
+    if flow.ndim != 2 or flow.shape[1] != N_BINS:
+        raise ValueError(f"flow on the clock must be (N, {N_BINS}), not {flow.shape}")
+    return flow if flow.dtype.kind in "fiub" else flow.astype(np.float64)
+
+
 def volume_on_clock(flow: np.ndarray) -> np.ndarray:
     """Cumulative volume at the edges of `CLOCK`, (N, 513) float64 L.
 
     flow: (N, 512) or (512,) L/s on the clock. Raises ValueError on another shape.
     """
-    flow = np.atleast_2d(np.asarray(flow))
-    if flow.ndim != 2 or flow.shape[1] != N_BINS:
-        raise ValueError(f"flow on the clock must be (N, {N_BINS}), not {flow.shape}")
+    flow = rows_on_clock(flow)
     volume = np.zeros((len(flow), N_BINS + 1))
     np.cumsum(flow * WIDTHS, axis=1, out=volume[:, 1:])
     return volume

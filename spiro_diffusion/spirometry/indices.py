@@ -14,6 +14,7 @@ import pandas as pd
 from spiro_diffusion.spirometry.clock import (
     CLOCK,
     monotone_rows,
+    rows_on_clock,
     volume_at_times,
     volume_on_clock,
 )
@@ -26,9 +27,9 @@ from spiro_diffusion.spirometry.manoeuvre import (
 
 # %% auto #0
 __all__ = ['Rule', 'ROUNDING', 'PEAK_ROUNDING', 'LEAST_SLOPE', 'FEV_TIMES', 'FEF_SHARES', 'FEF_HALF_WIDTH', 'SHORTEST_PASSAGE',
-           'RISE_FROM', 'RISE_TO', 'PASSAGES', 'INDICES', 'CHUNK', 'ON_CLOCK', 'Found', 'volume_at', 'time_at_level',
-           'first_peak', 'flow_spans', 'mean_flows', 'measure_rows', 'pieces', 'cores', 'in_pieces', 'joined',
-           'indices', 'indices_of_rows', 'indices_on_clock']
+           'RISE_FROM', 'RISE_TO', 'PASSAGES', 'INDICES', 'CHUNK', 'ON_CLOCK', 'Found', 'LEAST_A_CORE', 'volume_at',
+           'time_at_level', 'first_peak', 'flow_spans', 'mean_flows', 'measure_rows', 'pieces', 'cores', 'in_pieces',
+           'joined', 'indices', 'indices_of_rows', 'indices_on_clock']
 
 # %% ../../nbs/spirometry/02_indices.ipynb #873d3d02
 def _columns(values: np.ndarray) -> np.ndarray:
@@ -198,6 +199,8 @@ def _passages(
 def _rise_time(flow: np.ndarray, time: np.ndarray, peak: np.ndarray) -> np.ndarray:
     """Time (N,) s from 10 to 90 % of PEF; flow (N, K) in the spans of `flow_spans`."""
     pef = flow[np.arange(len(flow)), peak]
+    if flow.shape[1] < 2:
+        return np.zeros(len(flow))
     until = max(int(peak.max(initial=0)) + 1, 2)  # what comes after the last peak does not count
     is_before = np.arange(until) <= peak[:, None]
     rising = np.where(is_before, np.maximum.accumulate(flow[:, :until], axis=1), np.inf)
@@ -275,17 +278,30 @@ def cores() -> int:
     allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
-    limit = os.environ.get("OMP_NUM_THREADS", "")
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return max(1, min(allowed, int(limit))) if limit.isdecimal() else allowed
 
 
 Found = TypeVar("Found")
 
 
-def in_pieces(measure: Callable[[slice], Found], n: int, chunk: int) -> list[Found]:
-    """What `measure` finds of each piece of rows 0 to n, `chunk` rows at a time on all `cores`."""
-    parts = list(pieces(n, chunk))
-    workers = min(cores(), len(parts))
+LEAST_A_CORE = 256
+"""Rows that a core is given at least, if there are so many: less does not pay."""
+
+
+def in_pieces(
+    measure: Callable[[slice], Found], n: int, chunk: int, workers: int | None = None
+) -> list[Found]:
+    """What `measure` finds of each piece of rows 0 to n; all cores have about `chunk` in work.
+
+    workers: threads, `cores` of them if None. Raises ValueError if chunk < 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be 1 or more, not {chunk}")
+    workers = workers or cores()
+    each = min(chunk, max(-(-chunk // workers), LEAST_A_CORE))
+    parts = list(pieces(n, each))
+    workers = min(workers, len(parts))
     if workers == 1:
         return [measure(part) for part in parts]
     with ThreadPoolExecutor(workers) as pool:
@@ -343,7 +359,7 @@ def indices_on_clock(flow: np.ndarray, rule: Rule = "2019", chunk: int = ON_CLOC
 
     flow: (N, 512) or (512,) L/s BTPS. Raises ValueError on another shape and on an unknown rule.
     """
-    flow = np.atleast_2d(flow)
+    flow = rows_on_clock(flow)
 
     def measure(part: slice) -> dict[str, np.ndarray]:
         return measure_rows(volume_on_clock(flow[part]), CLOCK, rule)

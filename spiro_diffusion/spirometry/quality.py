@@ -9,7 +9,13 @@ import pandas as pd
 from ..base.errors import DataError
 from ..base.flags import read_flags
 from ..base.units import QUANTITIES, is_missing, numbers_of, why_impossible
-from .clock import CLOCK, END, volume_at_times, volume_on_clock
+from spiro_diffusion.spirometry.clock import (
+    CLOCK,
+    END,
+    rows_on_clock,
+    volume_at_times,
+    volume_on_clock,
+)
 from spiro_diffusion.spirometry.indices import (
     ON_CLOCK,
     in_pieces,
@@ -164,7 +170,7 @@ def _on_clock(
     flow: np.ndarray, largest_fvc: np.ndarray | None = None, end: np.ndarray | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The indices and the criteria of flow (N, 512) or (512,) on the clock."""
-    flow = np.atleast_2d(flow)
+    flow = rows_on_clock(flow)
     largest_fvc, end = (
         None if of is None else np.broadcast_to(of, len(flow)) for of in (largest_fvc, end)
     )

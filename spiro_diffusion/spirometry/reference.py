@@ -254,7 +254,8 @@ def _one_by_one(
     for row, (person, value) in enumerate(zip(rows, values.tolist(), strict=True)):
         given = dict(zip(people, person, strict=True)) | {"parameter": parameter, "value": value}
         for metric in metrics:
-            computed = getattr(equation, metric)(**given)
+            with np.errstate(invalid="ignore"):
+                computed = getattr(equation, metric)(**given)
             if not pd.isna(computed):
                 found[metric][row] = computed
     return found
