@@ -3,8 +3,10 @@
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -313,16 +315,25 @@ def test_without_package_metadata_the_version_is_the_source_s(monkeypatch) -> No
     assert versions["torch"] == version("torch")
 
 
-def test_curves_are_drawn_and_measured_alike_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No TF32 while drawing, however torch is set; what is beside a curve was measured on it."""
+@pytest.fixture
+def with_tf32() -> Iterator[tuple[Any, Any]]:
+    """torch's settings of products and of convolutions, which allow TF32 in the test."""
     parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [part.fp32_precision for part in parts]
     for part in parts:
-        monkeypatch.setattr(part, "fp32_precision", "tf32")
+        part.fp32_precision = "tf32"
+    yield parts
+    for part, precision in zip(parts, before, strict=True):
+        part.fp32_precision = precision
+
+
+def test_curves_are_drawn_and_measured_alike_everywhere(with_tf32: tuple[Any, Any]) -> None:
+    """No TF32 while drawing, however torch is set; what is beside a curve was measured on it."""
     seen = set()
 
     class Watched(drawing.Models):
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
-            seen.update(part.fp32_precision for part in parts)
+            seen.update(part.fp32_precision for part in with_tf32)
             return super().decode(latents)
 
     loaded = load_models()
@@ -330,6 +341,6 @@ def test_curves_are_drawn_and_measured_alike_everywhere(monkeypatch: pytest.Monk
     people = pd.DataFrame({"age": [45, 12], "height": [175, 150], "sex": ["male", "female"]})
     made = generate(people, 9, models=models, device="cpu", batch=4, target={"fev1": 2.0})
     assert seen == {"ieee"}
-    assert {part.fp32_precision for part in parts} == {"tf32"}
+    assert {part.fp32_precision for part in with_tf32} == {"tf32"}
     measured = indices_on_clock(made.flow)
     pd.testing.assert_frame_equal(made.table[list(measured)], measured, check_exact=True)
