@@ -27,8 +27,7 @@ from spiro_diffusion.base.files import write_json
 RESULTS = Path(__file__).parent / "results" / "training.json"
 WAYS = {
     "spinning (torch as it comes)": {},
-    "sleeping (spiro_run)": {"OMP_WAIT_POLICY": "passive"},
-    "spinning briefly": {"GOMP_SPINCOUNT": "1000"},
+    "sleeping (commands, beside others)": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 """Variables of the environment, by what they are good for."""

@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from ..base.files import write_figure
 from ..base.units import shown, why_no_number
 
 # %% auto #0
-__all__ = ['WRONG', 'INTERRUPTED', 'FIGURE_FORMATS', 'OneSentenceParser', 'print_notes', 'warnings_as_notes', 'let_threads_sleep',
-           'nothing_written', 'Command', 'Answer', 'answer', 'add_person', 'person_of', 'check_figure_name',
-           'save_figure']
+__all__ = ['WRONG', 'INTERRUPTED', 'BUSY', 'STAT', 'FIGURE_FORMATS', 'OneSentenceParser', 'print_notes', 'warnings_as_notes',
+           'busy_cores', 'choose_waiting', 'nothing_written', 'Command', 'Answer', 'answer', 'add_person', 'person_of',
+           'check_figure_name', 'save_figure']
 
 # %% ../../nbs/apps/00_console.ipynb #7c7d3900
 WRONG = 2
@@ -70,9 +71,37 @@ def warnings_as_notes() -> Iterator[None]:
         yield
 
 # %% ../../nbs/apps/00_console.ipynb #4c75f25b
-def let_threads_sleep(environment: MutableMapping[str, str]) -> None:
-    """Have threads that wait for others sleep, in programs that load torch after this."""
-    environment.setdefault("OMP_WAIT_POLICY", "passive")
+BUSY = 0.5
+"""Cores kept busy by other programs, from which threads had better sleep while they wait."""
+STAT = Path("/proc/stat")
+"""Where Linux counts how long its cores were busy and idle (proc(5)), since it started."""
+
+
+def _busy_and_all(stat: str) -> tuple[int, int]:
+    """Ticks that all cores were busy, and all their ticks, from the text of `STAT`."""
+    ticks = [int(number) for number in stat.split("\n")[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
+    return sum(ticks) - idle, sum(ticks)
+
+
+def busy_cores(seconds: float = 0.1) -> float:
+    """How many cores are busy, over the next `seconds`; 0 on a system that does not say."""
+    if not STAT.is_file():
+        return 0.0
+    busy_before, all_before = _busy_and_all(STAT.read_text())
+    time.sleep(seconds)
+    busy, every = _busy_and_all(STAT.read_text())
+    share = (busy - busy_before) / max(every - all_before, 1)
+    return share * (os.cpu_count() or 1)
+
+
+def choose_waiting(environment: MutableMapping[str, str], busy: float) -> None:
+    """Have threads that wait for others sleep, if so many cores are busy with other programs.
+
+    It holds for programs that load torch after this.
+    """
+    if busy > BUSY:
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
 
 # %% ../../nbs/apps/00_console.ipynb #e8bf6f29
 def nothing_written(args: argparse.Namespace) -> str:
@@ -110,7 +139,8 @@ class Command:
     def run(self, argv: Sequence[str] | None = None) -> int:
         """The exit status: 0, 2 after a DataError (one sentence on stderr), 130 after Ctrl-C."""
         args = self.parser().parse_args(argv)
-        let_threads_sleep(os.environ)
+        if "OMP_WAIT_POLICY" not in os.environ:
+            choose_waiting(os.environ, busy_cores())
         try:
             with warnings_as_notes():
                 self.work(args)

@@ -3,9 +3,12 @@
 # %% ../../nbs/generation/04_partitions.ipynb #ad523640
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
     from dask.distributed import Client, Future
 
 # %% auto #0
-__all__ = ['CURVES', 'BYTES', 'LEAST_WAITING', 'Workplace', 'Task', 'Plan', 'write_partition', 'missing', 'claim', 'connected',
+__all__ = ['CURVES', 'BYTES', 'KEPT_BYTES', 'LARGEST_KEPT', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'LEAST_WAITING', 'Workplace',
+           'Task', 'Plan', 'keep_freed_memory', 'write_partition', 'missing', 'claim', 'connected',
            'generate_partitions']
 
 # %% ../../nbs/generation/04_partitions.ipynb #b97711ca
@@ -118,6 +122,26 @@ class Plan:
         rows = (start - before, stop - before)
         return Task(self.path(k), table, self.settings, *rows, self.where, self.sha256)
 
+# %% ../../nbs/generation/04_partitions.ipynb #4c0a3631
+KEPT_BYTES = 2**28
+"""Freed memory that a worker keeps for its next arrays."""
+LARGEST_KEPT = 2**25
+"""Bytes of the largest array whose memory is kept: glibc allows no more."""
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+"""Names of the two settings in glibc's malloc.h."""
+
+
+def keep_freed_memory(environment: Mapping[str, str]) -> bool:
+    """Have glibc keep freed memory, where Dask's nanny has said not to; whether that was done."""
+    if "MALLOC_TRIM_THRESHOLD_" not in environment or not sys.platform.startswith("linux"):
+        return False
+    allocator = ctypes.CDLL(None)
+    if not hasattr(allocator, "mallopt"):  # another libc
+        return False
+    kept = allocator.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    return bool(kept and allocator.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT))
+
 # %% ../../nbs/generation/04_partitions.ipynb #48bd4498
 def write_partition(task: Task) -> str:
     """Draw a partition and write its file, whole or not at all; returns the file's name.
@@ -126,6 +150,7 @@ def write_partition(task: Task) -> str:
     """
     from spiro_diffusion.learning.devices import device_for
 
+    keep_freed_memory(os.environ)
     models = task.where.models()
     if models.sha256 != task.sha256:
         raise DataError(
