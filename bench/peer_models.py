@@ -107,10 +107,16 @@ def our_network(models: Models, calls: int, table: pd.DataFrame) -> Network:
     }
     at_these_calls = {f"DPM-Solver++ 2M, {calls} calls": usual}
     patients = requested_patients(table, DrawSettings(), cldm.settings)
-    generated = partial(
-        draw_rows, patients, DrawSettings(), models, models.vqvae.device, progress=False
-    )
-    whole = {f"{calls} calls, with indices, z-scores and redraws": generated}
+    on = models.vqvae.device
+    once = DrawSettings(redraws=0)
+    whole = {
+        f"{calls} calls, indices, z-scores": partial(
+            draw_rows, patients, once, models, on, progress=False
+        ),
+        f"{calls} calls, indices, z-scores, redraws": partial(
+            draw_rows, patients, DrawSettings(), models, on, progress=False
+        ),
+    }
     return Network(OURS, cldm, ready, loss, samplers, True, at_these_calls, whole)
 
 

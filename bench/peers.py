@@ -8,8 +8,9 @@ In each round every peer is timed right beside this project's, by turns before a
 are of the median time, ratios the medians of the rounds' ratios. On the CPU with one thread time is
 the processor's, which stands a busy machine; the clock's is noted too. Sampling is of 256 curves
 with decoding, by this project's decoder for all; this project's whole generation also measures
-indices and z-scores and draws curves that are not acceptable again. Networks and codecs of the
-peers are not trained: this says how fast they are, not how good. Writes bench/results/peers.json.
+indices and z-scores and, in one row, draws curves again that are not acceptable. Networks and
+codecs of the peers are not trained: this says how fast they are, not how good. Writes
+bench/results/peers.json.
 """
 
 from __future__ import annotations
