@@ -172,25 +172,27 @@ def _beside_ancestral(found: Results | None) -> str:
     )
 
 
+def titled(rows: list[Results], columns: dict[str, str]) -> list[Results]:
+    """The rows with their columns by title; columns: the name of each by its title."""
+    return [{title: row[name] for title, name in columns.items()} for row in rows]
+
+
 def single(results: Results) -> str:
     """How long one patient waits."""
-    rows = [
-        {
-            "": row["what"],
-            "CPU ms": row["cpu_ms"],
-            "ms": row["ms"],
-            "slowest ms": row["slowest_ms"],
-            "times": row["times"],
-        }
-        for row in results["rows"]
-    ]
-    return f"{threads(results['threads'])}.\n\n" + markdown(rows)
+    columns = {
+        "": "what",
+        "CPU ms": "cpu_ms",
+        "ms": "ms",
+        "slowest ms": "slowest_ms",
+        "times": "times",
+    }
+    return f"{threads(results['threads'])}.\n\n" + markdown(titled(results["rows"], columns))
 
 
 def measured(rows: list[Results], columns: dict[str, str]) -> str:
     """The rows that were measured, columns by their titles; below them why others failed."""
     good = [row for row in rows if "failed" not in row]
-    parts = [markdown([{title: row[name] for title, name in columns.items()} for row in good])]
+    parts = [markdown(titled(good, columns))]
     for row in rows:
         if "failed" in row:
             what = ", ".join(cell(value) for name, value in row.items() if name != "failed")
@@ -281,24 +283,21 @@ def gpu(results: Results) -> str:
 
 def training(results: Results) -> str:
     """How long a training step takes on cores of which another program holds one."""
-    rows = [
-        {
-            "": row["model"],
-            "threads": row["threads"],
-            "ms alone": row["ms_alone"],
-            "to spinning": row["alone_over_usual"],
-            "ms, a core taken": row["ms_core_taken"],
-            "to alone": row["core_taken_over_alone"],
-            "to spinning alone": row["core_taken_over_usual"],
-        }
-        for row in results["rows"]
-    ]
+    columns = {
+        "": "model",
+        "threads": "threads",
+        "ms alone": "ms_alone",
+        "to spinning": "alone_over_usual",
+        "ms, a core taken": "ms_core_taken",
+        "to alone": "core_taken_over_alone",
+        "to spinning alone": "core_taken_over_usual",
+    }
     head = (
         f"{results['cores']} cores, batch {results['batch']}, medians of {results['rounds']} "
         "rounds. How threads wait for one another changes no number that is computed; how many "
         "they are changes its last digits.\n\n"
     )
-    return head + markdown(rows)
+    return head + markdown(titled(results["rows"], columns))
 
 
 GROWTH_COLUMNS = ("curves", "seconds", "cpu_ms_per_curve", "peak_MB", "file_MB")
