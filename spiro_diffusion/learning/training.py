@@ -184,11 +184,12 @@ def _gradients(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any
     return {"loss": loss.detach(), **scalars}
 
 
-def _advance(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
+def _step(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
     """One optimiser step on this process's share of the batch; returns the scalars to note.
 
     Nothing in it is read from the device or copied to it.
     """
+    _seed(run, step)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.config, step)
     gradients = _gradients if run.recorder is None else run.recorder.gradients
@@ -197,12 +198,6 @@ def _advance(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
     run.optimizer.step()
     run.ema.update(step)
     return scalars
-
-
-def _step(run: _Run, batch: tuple[Tensor, ...], step: int) -> dict[str, Any]:
-    """`_advance` with the random numbers of `step`."""
-    _seed(run, step)
-    return _advance(run, batch, step)
 
 
 @torch.no_grad()
