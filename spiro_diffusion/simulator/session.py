@@ -11,10 +11,10 @@ __all__ = ['SLOTS', 'TESTS', 'BLOW_UNIFORMS', 'BLOW_NORMALS', 'PERSON_NORMALS', 
            'Draws', 'deal_draws', 'Response', 'ratio_limit', 'eligible_again', 'volume_changes', 'after_bronchodilator',
            'Session', 'count_blows', 'sessions', 'Uniform', 'MildDips', 'by_age', 'mild_dips', 'quiet_trials',
            'own_shapes', 'search_best', 'best_blows', 'empty_before_six', 'draw_grades', 'Faults', 'weaken_start',
-           'early_ends', 'cough', 'hesitate', 'Plan', 'spoil', 'hold_back', 'plan_session', 'session_losses',
-           'other_targets', 'other_ends', 'other_blows', 'session_blows', 'reaches_plateau', 'recording_noise',
-           'recorded_volume', 'samples_of', 'pad', 'record', 'session_noise', 'session_rows', 'record_text',
-           'blows_of_some', 'simulate_blows', 'volume_of_records']
+           'early_ends', 'cough', 'hesitate', 'Plan', 'spoil', 'hold_back', 'plan_session', 'is_half_hearted',
+           'session_losses', 'trial_losses', 'other_targets', 'other_ends', 'other_blows', 'session_blows',
+           'reaches_plateau', 'recording_noise', 'recorded_volume', 'samples_of', 'pad', 'record', 'session_noise',
+           'session_rows', 'record_text', 'blows_of_some', 'simulate_blows', 'volume_of_records']
 
 # %% ../../nbs/simulator/05_session.ipynb #2e801945
 from collections.abc import Iterator
@@ -644,6 +644,11 @@ def plan_session(session: Session, protocol: Protocol) -> Plan:
     return Plan(person, slot, grade, u, session.normal[person, slot])
 
 
+def is_half_hearted(plan: Plan) -> np.ndarray:
+    """Which blows fall further short of the best than others, (N,) bool."""
+    return plan.other & (ndtr(plan.z["half_hearted"]) < HALF_HEARTED)
+
+
 def session_losses(session: Session, plan: Plan, losses: np.ndarray) -> np.ndarray:
     """Losses (N, 2) of FVC and FEV1 of blows that are not the best, apart as the session's gaps.
 
@@ -658,16 +663,25 @@ def session_losses(session: Session, plan: Plan, losses: np.ndarray) -> np.ndarr
     return moved
 
 
-def other_targets(session: Session, plan: Plan) -> pd.DataFrame:
-    """What blows reach that are not the best: less of most numbers, and no more of any volume."""
+def trial_losses(
+    session: Session, plan: Plan, half_hearted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses (N, 4) of `LOSSES` of blows that are not the best, and changes (N, 5) of `PLACES`.
+
+    half_hearted: (N,) bool, blows that lose more.
+    """
     habit = CLUMSINESS * np.exp(HABIT_SPREAD * session.normal[:, 0]["habit"])
     clumsy = (habit * by_age(session.age, child=1.7, teenager=1.2, adult=1.0))[plan.person]
-    half_hearted = ndtr(plan.z["half_hearted"]) < HALF_HEARTED
     clumsy *= np.where(half_hearted, HALF_HEARTED_LOSS, 1)
     losses, changes = trial_law().draw(plan.z["trial"], clumsy)
-    best = session.target.iloc[plan.person].reset_index(drop=True)
     losses[:, :2] = session_losses(session, plan, losses[:, :2])
-    losses = np.minimum(losses, MOST_LOSS)
+    return np.minimum(losses, MOST_LOSS), changes
+
+
+def other_targets(session: Session, plan: Plan) -> pd.DataFrame:
+    """What blows reach that are not the best: less of most numbers, and no more of any volume."""
+    losses, changes = trial_losses(session, plan, is_half_hearted(plan))
+    best = session.target.iloc[plan.person].reset_index(drop=True)
     none = nothing_after_six(best)
     places = nine_goals(best, none)[:, list(PLACES)] + changes
     sizes = best.copy()
