@@ -17,8 +17,8 @@ from ..spirometry.indices import INDICES, indices
 from ..spirometry.manoeuvre import Which
 
 # %% auto #0
-__all__ = ['SYNTHETIC', 'COMMENT', 'PATIENT', 'Recording', 'Format', 'measure_recordings', 'check_writable', 'patients_of',
-           'stated_indices', 'session_and_test']
+__all__ = ['SYNTHETIC', 'COMMENT', 'PATIENT', 'Recording', 'Format', 'measure_recordings', 'check_writable', 'known_patient',
+           'patients_of', 'stated_indices', 'session_and_test']
 
 # %% ../../nbs/formats/06_recording.ipynb #945a3497
 @dataclass(frozen=True, eq=False)
@@ -155,6 +155,14 @@ PATIENT = ("age", "height", "weight", "sex", "ethnicity")
 """What writers of tables say of a person: years, cm, kg, words, and RIDRETH1 of NHANES (1 to 5)."""
 
 
+def known_patient(recording: Recording) -> dict[str, Any]:
+    """What a recording says of its person: what of `PATIENT` is there, and no NaN."""
+    known = {name: recording.patient.get(name) for name in PATIENT}
+    return {
+        name: value for name, value in known.items() if value == value and value not in ("", None)
+    }
+
+
 def patients_of(recordings: Sequence[Recording]) -> dict[str, dict[str, Any]]:
     """By person, in the order of their first recording: what is known of `PATIENT`.
 
@@ -163,10 +171,7 @@ def patients_of(recordings: Sequence[Recording]) -> dict[str, dict[str, Any]]:
     patients: dict[str, dict[str, Any]] = {}
     for recording in recordings:
         known = patients.setdefault(recording.person, {})
-        for name in PATIENT:
-            value = recording.patient.get(name)
-            if value is None or value == "" or value != value:
-                continue
+        for name, value in known_patient(recording).items():
             if known.setdefault(name, value) != value:
                 raise DataError(
                     f"{recording.name} has {name} {value}, another of the same person "

@@ -20,6 +20,7 @@ from spiro_diffusion.formats.recording import (
     Format,
     Recording,
     check_writable,
+    known_patient,
     stated_indices,
 )
 from .samples import STEP
@@ -320,10 +321,10 @@ def _patient_cells(patient: dict[str, Any], instance: int) -> dict[Place, str]:
     if sex:
         cells[Place(SEX, 0, 0)] = sex.capitalize()
     for name, field in MEASURES.items():
-        value = patient.get(name)
-        if value is not None and np.isfinite(value):
-            number = np.floor(value) if name == "age" else round(float(value), 1)
-            cells[Place(field, instance, 0)] = number_text(float(number))
+        if name in patient:
+            value = float(patient[name])
+            number = np.floor(value) if name == "age" else round(value, 1)
+            cells[Place(field, instance, 0)] = number_text(number)
     return cells
 
 
@@ -352,7 +353,7 @@ def _row_of(visits: dict[str, list[Recording]]) -> dict[Place, str]:
                 f"{recordings[0].name}: a table of UK Biobank has room for {MOST_INSTANCES} visits "
                 f"of a person and {MOST_TRIALS} manoeuvres of a visit: write fewer"
             )
-        row |= _patient_cells(dict(recordings[0].patient), instance)
+        row |= _patient_cells(known_patient(recordings[0]), instance)
         for index, order in enumerate(_orders(recordings)):
             place = Place(CURVES, instance, index)
             row[place] = _cell_of(recordings[index], order)

@@ -18,6 +18,7 @@ from spiro_diffusion.formats.recording import (
     Format,
     Recording,
     check_writable,
+    known_patient,
     stated_indices,
 )
 from .text import finite_numbers, read_text
@@ -193,11 +194,12 @@ def _waveform_text(recording: Recording, kind: Kind) -> str:
         lines.append(f"FEV1FVC={stated['fev1_fvc'] * PERCENT:.1f}")
     lines += ["", "[Synthetic]", f"Note={SYNTHETIC}"]
     lines += [f"Person={recording.person}", f"Visit={recording.visit}"]
+    known = known_patient(recording)
     for theirs, ours in PATIENT_LINES.items():
-        if recording.patient.get(ours) is not None:
-            lines.append(f"{theirs}={number_text(float(recording.patient[ours]))}")
-    if recording.patient.get("sex"):
-        lines.append(f"Sex={recording.patient['sex']}")
+        if ours in known:
+            lines.append(f"{theirs}={number_text(float(known[ours]))}")
+    if "sex" in known:
+        lines.append(f"Sex={known['sex']}")
     lines += ["", "[Data]", *(NUMBERS[kind] % value for value in values.tolist()), ""]
     return "\r\n".join(lines)
 
