@@ -3,6 +3,7 @@
 # %% ../../nbs/formats/06_recording.ipynb #80341846
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ from ..spirometry.indices import INDICES, indices
 from ..spirometry.manoeuvre import Which
 
 # %% auto #0
-__all__ = ['SYNTHETIC', 'COMMENT', 'PATIENT', 'Recording', 'Format', 'measure_recordings', 'check_writable', 'known_patient',
-           'patients_of', 'stated_indices', 'session_and_test']
+__all__ = ['SYNTHETIC', 'COMMENT', 'PATIENT', 'NUMBER', 'Recording', 'Format', 'measure_recordings', 'check_writable',
+           'known_patient', 'patients_of', 'stated_indices', 'trial_numbers', 'deepest_inspiration', 'session_and_test']
 
 # %% ../../nbs/formats/06_recording.ipynb #945a3497
 @dataclass(frozen=True, eq=False)
@@ -189,6 +190,23 @@ def stated_indices(recording: Recording) -> dict[str, float]:
         if isinstance(value, (int, float, np.number)) and np.isfinite(value):
             stated[name] = float(value)
     return stated
+
+
+NUMBER = re.compile(r"[1-9]\d?")
+"""A name of a trial that is its number."""
+
+
+def trial_numbers(recordings: Sequence[Recording]) -> list[int]:
+    """The numbers of the trials of one visit: those that name them, if all do, else 1, 2 ..."""
+    named = [one.trial for one in recordings]
+    if all(NUMBER.fullmatch(name) for name in named):
+        return [int(name) for name in named]
+    return list(range(1, len(named) + 1))
+
+
+def deepest_inspiration(volume: np.ndarray) -> int:
+    """The sample at which volume (T,) is smallest, before it is largest."""
+    return int(np.argmin(volume[: np.argmax(volume) + 1]))
 
 
 def session_and_test(visit: str) -> tuple[str, str]:

@@ -20,8 +20,10 @@ from spiro_diffusion.formats.recording import (
     Format,
     Recording,
     check_writable,
+    deepest_inspiration,
     known_patient,
     stated_indices,
+    trial_numbers,
 )
 from .samples import STEP
 from .text import finite_numbers, read_text
@@ -299,19 +301,11 @@ MOST_TRIALS = 99
 def _cell_of(recording: Recording, order: int) -> str:
     """A cell of field 3066: order, number of points, and mL since the deepest inspiration."""
     volume = recording.volume
-    begin = int(np.argmin(volume[: np.argmax(volume) + 1]))
+    begin = deepest_inspiration(volume)
     ml = np.rint((volume[begin:] - volume[begin]) * ML_PER_L).astype(int)
     if np.count_nonzero(np.cumsum(ml != 0)) < 2:
         raise DataError(f"{recording.name} holds no forced expiration: its volume does not rise")
     return ",".join([f"blow{order}", str(len(ml)), *map(str, ml.tolist())])
-
-
-def _orders(recordings: Sequence[Recording]) -> list[int]:
-    """The order of each manoeuvre of one visit: the numbers that name the trials, if they do."""
-    named = [one.trial for one in recordings]
-    if all(re.fullmatch(r"[1-9]\d?", name) for name in named):
-        return [int(name) for name in named]
-    return list(range(1, len(named) + 1))
 
 
 def _patient_cells(patient: dict[str, Any], instance: int) -> dict[Place, str]:
@@ -354,7 +348,7 @@ def _row_of(visits: dict[str, list[Recording]]) -> dict[Place, str]:
                 f"of a person and {MOST_TRIALS} manoeuvres of a visit: write fewer"
             )
         row |= _patient_cells(known_patient(recordings[0]), instance)
-        for index, order in enumerate(_orders(recordings)):
+        for index, order in enumerate(trial_numbers(recordings)):
             place = Place(CURVES, instance, index)
             row[place] = _cell_of(recordings[index], order)
             row |= _device_cells(recordings[index], place)

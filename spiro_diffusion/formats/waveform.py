@@ -18,6 +18,7 @@ from spiro_diffusion.formats.recording import (
     Format,
     Recording,
     check_writable,
+    deepest_inspiration,
     known_patient,
     stated_indices,
 )
@@ -173,16 +174,11 @@ def flow_at_500_hz(volume: np.ndarray) -> np.ndarray:
     return np.diff(np.round(between * FLOW_HZ, DECIMALS))
 
 
-def _expiration_begins(volume: np.ndarray) -> int:
-    """The deepest inspiration before the largest volume, as a number of samples."""
-    return int(np.argmin(volume[: np.argmax(volume) + 1]))
-
-
 def _waveform_text(recording: Recording, kind: Kind) -> str:
     """A waveform file; its lines end as those of the ATS files do, with a carriage return."""
     is_flow = kind == "FT"
     rate = FLOW_HZ if is_flow else VOLUME_HZ
-    begin = _expiration_begins(recording.volume) * rate // VOLUME_HZ
+    begin = deepest_inspiration(recording.volume) * rate // VOLUME_HZ
     values = flow_at_500_hz(recording.volume) if is_flow else recording.volume
     lines = ["[Header]", "Group=Synthetic", f"Name={recording.trial}", f"Type={kind}"]
     lines += [f"Freq={rate}", f"ExpStart={begin}", "", "[Parameters]"]
