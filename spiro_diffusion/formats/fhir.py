@@ -324,7 +324,7 @@ def _unit_of(name: str) -> str:
 def _components(recording: Recording) -> list[dict[str, Any]]:
     """The device's indices and words."""
     _, test = session_and_test(recording.visit)
-    components = []
+    components: list[dict[str, Any]] = []
     for name, value in stated_indices(recording).items():
         concept: dict[str, Any] = {"text": name}
         if name in CODES:
@@ -388,9 +388,9 @@ def _body_of(recording: Recording, seed: str, links: Resource) -> Iterator[Resou
     if ETHNICITY in known:
         value = known[ETHNICITY]
         said = {"valueString": value} if isinstance(value, str) else {"valueInteger": int(value)}
-        code = {"text": ETHNICITY}
-        name = f"{where}/{ETHNICITY}"
-        yield _resource("Observation", seed, name, status="final", code=code, **links, **said)
+        concept = {"text": ETHNICITY}
+        key = f"{where}/{ETHNICITY}"
+        yield _resource("Observation", seed, key, status="final", code=concept, **links, **said)
 
 
 def _patient_of(recording: Recording, seed: str) -> Resource:
@@ -406,7 +406,7 @@ def _bundled(recordings: Sequence[Recording]) -> Iterator[Resource]:
     """The resources of recordings: each person and visit before what refers to it."""
     digest = hashlib.sha256()
     for one in recordings:
-        digest.update(np.ascontiguousarray(one.volume, dtype=float))
+        digest.update(one.volume.astype(float).tobytes())
     seed = f"urn:synthetic-spirometry:{digest.hexdigest()}"
     patients: dict[str, Resource] = {}
     visits: dict[tuple[str, str], Resource] = {}

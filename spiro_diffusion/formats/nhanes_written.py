@@ -133,7 +133,7 @@ def _yes_or_no(value: Any) -> str:
 
 def _letter(recording: Recording, names: Sequence[str], letters: Sequence[str]) -> str:
     """The first of the device's words `names` that is one of `letters`, else nothing."""
-    said = [recording.device.get(name) for name in names]
+    said = [str(recording.device.get(name, "")) for name in names]
     return next((word for word in said if word in letters), "")
 
 
