@@ -27,8 +27,9 @@ from spiro_diffusion.spirometry.quality import (
 
 # %% auto #0
 __all__ = ['KINDS', 'FAULT_DRAWS', 'N_DRAWS', 'Range', 'ONSET_FLOW', 'EVEN', 'FALLS', 'FLOW_OVER', 'LABELS', 'LEFT', 'RISING',
-           'TAKEN', 'CREPT', 'HELD_BACK', 'NOT_BREATHED_IN', 'BREATHED_IN', 'Made', 'COMPLETE', 'BELOW_PEAK', 'TURN',
-           'OUT_SHARE', 'PIECE', 'FaultSettings', 'breath_in', 'apply_faults', 'until_end', 'raw_volume']
+           'TAKEN', 'CREPT', 'HELD_BACK', 'NOT_BREATHED_IN', 'BREATHED_IN', 'Made', 'MOST_CREPT', 'COMPLETE',
+           'BELOW_PEAK', 'TURN', 'OUT_SHARE', 'PIECE', 'FaultSettings', 'breath_in', 'apply_faults', 'until_end',
+           'raw_volume']
 
 # %% ../../nbs/generation/06_faults.ipynb #2fbeef36
 KINDS = ("early_end", "slow_start", "cough", "hesitation", "submaximal", "double_breath")
@@ -244,6 +245,8 @@ CREPT = "L that crept out before"
 HELD_BACK = "share of peak flow held back"
 NOT_BREATHED_IN = "share of FVC not breathed in"
 BREATHED_IN = "L breathed in"
+Made = tuple[np.ndarray, pd.DataFrame]
+"""Volume (N, T) L with a fault, and its labels."""
 
 
 def _events(
@@ -266,10 +269,6 @@ def _events(
         }
     )
     return table if happens is None else table[happens]
-
-
-Made = tuple[np.ndarray, pd.DataFrame]
-"""Volume (N, T) L with a fault, and its labels."""
 
 # %% ../../nbs/generation/06_faults.ipynb #667d13c1
 def _last_early(whole: _Whole, over: float) -> np.ndarray:
@@ -301,6 +300,10 @@ def _early_end(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
     return volume, _events("early_end", LEFT, start, stop, left)
 
 # %% ../../nbs/generation/06_faults.ipynb #86906c9f
+MOST_CREPT = 0.5
+"""Share of what is left that creeps out before the blow, at most."""
+
+
 def _slow_start(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
     rise = _between(how.slow_rise, u["size"])
     since = whole.time - _column(whole.onset)
@@ -311,21 +314,25 @@ def _slow_start(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
 
 def _hesitation(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
     crept = _between(how.crept_share, u["size"]) * whole.fvc + how.crept
+    first = volume_at(whole.rows, whole.time, whole.onset)
+    crept = np.minimum(crept, MOST_CREPT * (whole.fvc - first))
     creep = crept / _between(how.hesitation, u["place"])
     rise = _between(how.rise, u["width"])
-    until = (whole.rows < _column(crept)).sum(1)  # the sample at which it has crept out
+    until = (whole.rows < _column(first + crept)).sum(1)  # the sample at which it has crept out
     begun = whole.time[1:] > _column(whole.onset)
     creeps = begun & (np.arange(len(whole.time) - 1) < _column(until))
     change = _column(_between(how.creep_change, u["form"]))
-    passed = 2 * whole.rows[:, :-1] / _column(crept) - 1  # -1 at the start, 1 at the end
+    gone = whole.rows[:, :-1] - _column(first)
+    passed = 2 * gone / _column(crept) - 1  # -1 at the start, 1 at the end
     limit = _column(creep) * (1 + change * np.clip(passed, -1, 1))
     slower = np.where(creeps, np.maximum(whole.flow() / limit, 1), 1)
     slow, blow = _later(whole, slower, until)
-    gone = whole.time[until]
-    pace = np.minimum(limit[:, -1] / whole.flow_at(gone), 1)  # goes on from the creeping flow
+    after = whole.time[until]
+    flow = np.maximum(whole.flow_at(after), FALLS)
+    pace = np.minimum(limit[:, -1] / flow, 1)  # goes on from the creeping flow
     since = np.maximum(whole.time - _column(blow), 0)
     eased = _column(pace) * since + _column(1 - pace) * _eased(since, _column(rise))
-    inner = np.where(whole.time < _column(blow), slow, _column(gone) + eased)
+    inner = np.where(whole.time < _column(blow), slow, _column(after) + eased)
     size = whole.rows[np.arange(len(until)), until]
     return whole.at(inner), _events("hesitation", CREPT, whole.onset, blow + rise, size)
 
