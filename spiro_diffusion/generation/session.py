@@ -382,7 +382,7 @@ REJECTED_UNTIL = (0.6, 0.92)
 """Draws up to which D is a cough, and a hesitation; beyond, a double breath."""
 ALSO_EARLY = 0.45
 """Share of D that ends early as well."""
-FAULT_SIZES = FaultSettings(slow_rise=(0.22, 0.5), lost_effort=(0.04, 0.3), missing=(0.01, 0.12))
+FAULT_SIZES = FaultSettings(slow_rise=(0.18, 0.4), lost_effort=(0.04, 0.3), missing=(0.01, 0.12))
 """As they are usually, but for what is not breathed in: in recorded sessions one manoeuvre of a
 hundred lacks 12 % of FVC."""
 
