@@ -75,10 +75,11 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['STRETCH', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'MOST_ABOVE', 'SLOTS_NAMED', 'SHARED_SLOT',
-           'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'LEAST_RISE', 'SLOW', 'REJECTED', 'REJECTED_UNTIL',
-           'ALSO_EARLY', 'FAULT_SIZES', 'REASONS', 'CRITERIA', 'KEYS', 'NEAR_LARGEST', 'SILENCE', 'PLACE_SLOT',
-           'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'resized', 'SessionSettings',
-           'keep_one_whole', 'Makers', 'fault_kinds', 'Sessions', 'generate_sessions', 'load_makers', 'more_trials']
+           'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE', 'LEAST_RISE', 'SLOW', 'REJECTED',
+           'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES', 'REASONS', 'CRITERIA', 'KEYS', 'NEAR_LARGEST', 'SILENCE',
+           'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'resized',
+           'SessionSettings', 'keep_one_whole', 'Makers', 'fault_kinds', 'Sessions', 'generate_sessions', 'load_makers',
+           'more_trials']
 
 # %% ../../nbs/generation/07_session.ipynb #efeed7e7
 STRETCH = (0.6, 1.6)
@@ -275,11 +276,17 @@ REPEATS_FROM = 2**14
 
 @dataclass(frozen=True)
 class Makers:
-    """The models of a session, and where they draw."""
+    """The models of a session, the network of repeats among them, and where they draw."""
 
     models: Models
-    repeat: RepeatModel
     device: Any
+
+    @property
+    def repeat(self) -> RepeatModel:
+        """The network of repeats."""
+        if self.models.repeat is None:
+            raise ValueError("load_makers loads the network of repeats")
+        return self.models.repeat
 
     def known(self, flow: np.ndarray) -> Tensor:
         """Latents (N, C, 32) of curves (N, 512) L/s."""
@@ -340,6 +347,8 @@ def _draw_batch(wanted: _Wanted, makers: Makers, seed: int, steps: int, again: i
         return makers.models.decode(latents).float().cpu().numpy()
 
 
+REPEATS_AT_ONCE = 256
+"""That are drawn together: more do not fit into a processor's cache."""
 LEAST_RISE = 0.02
 """s: nobody's flow rises faster; a repeat that does is a slip of the decoder and is drawn again."""
 
@@ -349,9 +358,11 @@ def _draw_repeats(wanted: _Wanted, makers: Makers, settings: DrawSettings) -> np
     flow = np.empty_like(wanted.visits.flow)
     remaining = np.arange(len(flow))
     for again in range(settings.redraws + 1):
-        some = _take(wanted, remaining)
-        drawn = _draw_batch(some, makers, settings.seed, settings.steps, again)
-        flow[remaining] = resized(drawn, some.litres[:, 0], some.litres[:, 1])
+        for start in range(0, len(remaining), REPEATS_AT_ONCE):
+            part = remaining[start : start + REPEATS_AT_ONCE]
+            some = _take(wanted, part)
+            drawn = _draw_batch(some, makers, settings.seed, settings.steps, again)
+            flow[part] = resized(drawn, some.litres[:, 0], some.litres[:, 1])
         checked = remaining[wanted.must_pass[remaining]]
         if again == settings.redraws or not len(checked):
             break
@@ -472,7 +483,8 @@ def _measured(trials: pd.DataFrame, flow: np.ndarray) -> pd.DataFrame:
     criteria["fvc_acceptable"] = criteria["sharp_start"] & criteria["end"]
     criteria["acceptable"] = criteria["fev1_acceptable"] & criteria["fvc_acceptable"]
     out = pd.concat([trials, found, criteria[list(CRITERIA)]], axis=1)
-    scores = zscores(out, check_units=False)
+    scored = [c for c in ("age", "height", "sex", "ethnicity", *INDICES) if c in out]
+    scores = zscores(out[scored], check_units=False)
     out = pd.concat([out, scores.set_axis(out.index)], axis=1)
     out["why"] = _why(criteria)
     out["best"] = _is_best(out)
@@ -483,22 +495,27 @@ NEAR_LARGEST = 0.150
 """L: a FVC within it of the largest of the session needs no plateau (Graham 2019)."""
 
 
-def _largest_two(values: pd.Series, keys: list[pd.Series]) -> pd.DataFrame:
-    """By test: the largest value and the gap to the second, L; NaN where there is none."""
-    place = values.groupby(keys, sort=False).rank(method="first", ascending=False)
-    first = values[place == 1].groupby([k[place == 1] for k in keys], sort=False).first()
-    second = values[place == 2].groupby([k[place == 2] for k in keys], sort=False).first()
-    return pd.DataFrame({"best": first, "gap": first - second})
+def _gaps(values: np.ndarray, number: np.ndarray, count: int) -> np.ndarray:
+    """The gap (count,) L between the two largest values (N,) of each number (N,), NaN if one."""
+    order = np.lexsort([-values, number])
+    ranked = values[order]
+    first = np.flatnonzero(np.diff(number[order], prepend=-1))
+    has_two = np.diff(first, append=len(order)) > 1
+    gap = np.full(count, np.nan)
+    rows = first[has_two]
+    gap[number[order][rows]] = ranked[rows] - ranked[rows + 1]
+    return gap
 
 
 def _graded(trials: pd.DataFrame) -> pd.DataFrame:
     """A row a patient, session and test: counts, best values and grades."""
-    keys = [trials[name] for name in KEYS]
-    grouped = trials.groupby(list(KEYS), sort=False)
-    tests = grouped[["age", "height", "sex"]].first()
-    tests["manoeuvres"] = grouped.size()
-    counted = (trials["effort"] != "D").groupby(keys, sort=False).sum()
-    number = grouped.ngroup().to_numpy()
+    number = trials.groupby(list(KEYS), sort=False).ngroup().to_numpy()
+    best = trials["best"].to_numpy()
+    tests = trials.loc[best, [*KEYS, "age", "height", "sex"]].reset_index(drop=True)
+    kept = (trials["effort"] != "D").to_numpy()
+    counted = np.bincount(number[kept], minlength=len(tests))
+    tests["manoeuvres"] = np.bincount(number)
+    tests["graded_acceptable"] = counted
     for name in ("fvc", "fev1"):
         good = trials[f"{name}_acceptable"].to_numpy()
         grades = repeatability(number, trials[name], good, good, trials["age"])
@@ -506,18 +523,16 @@ def _graded(trials: pd.DataFrame) -> pd.DataFrame:
         tests[f"{name}_acceptable"] = grades["n_acceptable"].to_numpy()
         tests[f"{name}_gap"] = grades["gap"].to_numpy()
         tests[f"{name}_grade"] = grades["grade"].to_numpy()
-        kept = (trials["effort"] != "D").to_numpy()
-        two = _largest_two(trials.loc[kept, name], [k[kept] for k in keys])
-        gap = two["gap"].reindex(tests.index).to_numpy()
-        tests[f"{name}_quality"] = quality_letters(gap, counted.to_numpy())
-    best = trials[trials["best"]].set_index(list(KEYS))
-    for name in ("pef", "fef2575", "fev1_fvc"):
-        tests[name] = best[name]
-    values = tests.assign(fev1_fvc=np.minimum(tests["fev1"] / tests["fvc"], 1.0)).reset_index()
-    scores = zscores(values[["age", "height", "sex", "fvc", "fev1", "fev1_fvc"]], False)
+        gap = _gaps(trials[name].to_numpy()[kept], number[kept], len(tests))
+        tests[f"{name}_quality"] = quality_letters(gap, counted)
+    for name in ("pef", "fef2575"):
+        tests[name] = trials[name].to_numpy()[best]
+    tests["fev1_fvc"] = np.minimum(tests["fev1"] / tests["fvc"], 1.0)
+    scored = ["age", "height", "sex", "fvc", "fev1", "fev1_fvc"]
+    scores = zscores(tests[scored], check_units=False)
     for name in ("fvc_z", "fev1_z", "fev1_fvc_z"):
         tests[name] = scores[name].to_numpy()
-    return tests.reset_index()
+    return tests
 
 # %% ../../nbs/generation/07_session.ipynb #ad768359
 SILENCE = 1.0
@@ -822,14 +837,15 @@ def load_makers(models: Models, device: Any, run_dir: str | Path | None = None) 
 
     own = None if run_dir is None else Path(run_dir) / "checkpoints" / "repeat"
     there = own is not None and (own / "config.json").is_file()
-    repeat = RepeatModel.from_pretrained(own if there else None)
-    if repeat.settings.vqvae_sha256 != models.sha256["vqvae"]:
+    if models.repeat is None:
+        models.repeat = RepeatModel.from_pretrained(own if there else None)
+    if models.repeat.settings.vqvae_sha256 != models.sha256["vqvae"]:
         raise DataError(
             "the network of repeats was trained on latents of another VQ-VAE: "
             "use the models of one run, or run 03_cldm again"
         )
     models.move_to(device)
-    return Makers(models, repeat.to(device), device)
+    return Makers(models, device)
 
 
 def more_trials(
