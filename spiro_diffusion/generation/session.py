@@ -69,6 +69,7 @@ from spiro_diffusion.spirometry.quality import (
 from ..spirometry.reference import zscores
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from spiro_diffusion.generation.repeat import RepeatModel
@@ -77,9 +78,9 @@ if TYPE_CHECKING:
 __all__ = ['STRETCH', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'MOST_ABOVE', 'SLOTS_NAMED', 'SHARED_SLOT',
            'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE', 'LEAST_RISE', 'SLOW', 'REJECTED',
            'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES', 'REASONS', 'CRITERIA', 'KEYS', 'NEAR_LARGEST', 'SILENCE',
-           'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'resized',
-           'SessionSettings', 'keep_one_whole', 'Makers', 'fault_kinds', 'Sessions', 'generate_sessions', 'load_makers',
-           'more_trials']
+           'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION',
+           'VISITS_AT_ONCE', 'resized', 'SessionSettings', 'keep_one_whole', 'Makers', 'fault_kinds', 'Sessions',
+           'generate_sessions', 'load_makers', 'more_trials']
 
 # %% ../../nbs/generation/07_session.ipynb #efeed7e7
 STRETCH = (0.6, 1.6)
@@ -537,6 +538,9 @@ def _graded(trials: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/generation/07_session.ipynb #ad768359
 SILENCE = 1.0
 """s that are recorded after the last air."""
+WORDS_SAID = ("effort", "acceptable", "plateau", "fault", "best")
+GRADES_SAID = ("fvc_grade", "fev1_grade", "fvc_quality", "fev1_quality")
+"""What a recording says of its trial and of its session, beside indices."""
 
 
 @dataclass
@@ -576,12 +580,13 @@ class Sessions:
     def recordings(self) -> list[Recording]:
         """Each manoeuvre as a recording of volume at 100 Hz, a breath in included."""
         known = [c for c in ("age", "height", "weight", "sex", "ethnicity") if c in self.trials]
-        words = ("effort", "acceptable", "plateau", "fault", "best")
+        graded = self.tests.set_index(list(KEYS))[list(GRADES_SAID)].to_dict("index")
         records = []
         for row, trial in enumerate(self.trials.to_dict("records")):
             volume, time = self.volume(row)
-            patient = {name: trial[name] for name in known if pd.notna(trial[name])}
-            device = {name: float(trial[name]) for name in INDICES}
+            said = {name: float(trial[name]) for name in INDICES}
+            said |= {name: trial[name] for name in WORDS_SAID}
+            said |= graded[tuple(trial[name] for name in KEYS)]
             records.append(
                 Recording(
                     volume,
@@ -589,13 +594,31 @@ class Sessions:
                     person=str(trial["patient"]),
                     visit=f"{trial['session']} {trial['test']}",
                     trial=str(trial["trial"]),
-                    patient=patient,
-                    device=device | {name: trial[name] for name in words},
+                    patient={name: trial[name] for name in known if pd.notna(trial[name])},
+                    device=said,
                     source="generate_sessions",
                     format="synthetic",
                 )
             )
         return records
+
+    def save(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        file_format: str | None = None,
+        labels: bool = False,
+    ) -> Path:
+        """Write the sessions as `path`; see `save_sessions` of generation.session_files."""
+        from spiro_diffusion.generation.session_files import save_sessions
+
+        return save_sessions(self, path, overwrite, file_format, labels)
+
+    def plot(self, patient: Any = None, session: int = 1) -> Figure:
+        """A patient's session as a report shows it; see `plot_session` of generation.sheet."""
+        from spiro_diffusion.generation.sheet import plot_session
+
+        return plot_session(self, patient, session)
 
 # %% ../../nbs/generation/07_session.ipynb #03dc7358
 def _repeats_of(test: _Test, makers: Makers, settings: SessionSettings) -> np.ndarray:
