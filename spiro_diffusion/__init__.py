@@ -25,10 +25,13 @@ _MODULES = {
     "formats.ukb": ("read_ukb",),
     "formats.recording": ("Recording", "measure_recordings"),
     "formats.recognise": ("read_recordings",),
+    "formats.written": ("write_recordings",),
     "simulator.people": ("simulate_people",),
     "simulator.session": ("simulate_blows",),
     "simulator.survey": ("write_nhanes",),
     "generation.drawing": ("load_models",),
+    "generation.session": ("generate_sessions", "more_trials"),
+    "generation.session_files": ("read_sessions",),
     "completion.reconstruction": ("reconstruct",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

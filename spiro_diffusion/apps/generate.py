@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -20,15 +21,18 @@ from spiro_diffusion.apps.console import (
 from ..base.errors import DataError
 from ..base.files import check_free
 from ..base.units import counted
+from ..formats.written import WRITERS as SESSION_WRITERS
 from ..generation.cohort import WRITERS, Cohort, files_of, read_cohort
 from ..learning.patients import check_patients, read_patients
 from ..spirometry.indices import INDICES
 
 if TYPE_CHECKING:
     from spiro_diffusion.generation.drawing import DrawSettings
+    from spiro_diffusion.generation.session import Sessions
 
 # %% auto #0
-__all__ = ['DEFAULT_PARTITION', 'MAX_CURVES', 'SAMPLE', 'COMMAND', 'patients_of', 'check_outputs', 'settings_of', 'main']
+__all__ = ['DEFAULT_PARTITION', 'MAX_CURVES', 'SAMPLE', 'COMMAND', 'patients_of', 'check_outputs', 'settings_of',
+           'check_sessions', 'main']
 
 # %% ../../nbs/apps/01_generate.ipynb #fcbe3090
 def _add_who(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +48,7 @@ def _add_who(parser: argparse.ArgumentParser) -> None:
 # %% ../../nbs/apps/01_generate.ipynb #a331da37
 def _add_how(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
-    how.add_argument("-n", "--draws", type=int, default=1, help="curves of each patient (1)")
+    how.add_argument("-n", "--draws", type=int, help="curves of each patient (1)")
     how.add_argument("--seed", type=int, default=0, help="the same seed, the same cohort (0)")
     how.add_argument(
         "--guidance",
@@ -93,7 +97,13 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="the cohort: a .parquet, .csv or .npz file, or a folder with --format nhanes or"
         " --partition; a .json beside it",
     )
-    what.add_argument("--format", choices=tuple(WRITERS), help="by the name of --out, if not given")
+    formats = tuple(dict.fromkeys([*WRITERS, *SESSION_WRITERS]))
+    what.add_argument(
+        "--format",
+        choices=formats,
+        help="by the name of --out, if not given; of curves: "
+        f"{', '.join(WRITERS)}; of sessions: parquet, {', '.join(SESSION_WRITERS)}",
+    )
     what.add_argument("--figure", help="loops and volume-time curves as .png, .pdf or .svg")
     what.add_argument(
         "--partition",
@@ -111,9 +121,34 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
 
+def _add_sessions(parser: argparse.ArgumentParser) -> None:
+    whole = parser.add_argument_group("whole tests")
+    whole.add_argument(
+        "--sessions",
+        type=int,
+        metavar="N",
+        help="draw whole tests, good manoeuvres and bad: N visits of each patient",
+    )
+    whole.add_argument(
+        "--manoeuvres",
+        type=int,
+        metavar="N",
+        help="in each test, 1 to 17 (as many as people made in NHANES)",
+    )
+    whole.add_argument(
+        "--post", action="store_true", help="a second test after a bronchodilator at each visit"
+    )
+    whole.add_argument(
+        "--labels",
+        action="store_true",
+        help="also write the faults of each manoeuvre with their time stamps, as CSV beside --out",
+    )
+
+
 def _add_options(parser: argparse.ArgumentParser) -> None:
     _add_who(parser)
     _add_how(parser)
+    _add_sessions(parser)
     _add_what(parser)
 
 # %% ../../nbs/apps/01_generate.ipynb #171f5b64
@@ -152,10 +187,15 @@ def check_outputs(args: argparse.Namespace, patients: int) -> None:
             " leave --format out"
         )
     files = check_figure_name(args.figure)
+    if args.format is not None and args.format not in WRITERS:
+        raise DataError(
+            f"--format {args.format} is for whole tests: add --sessions 1, or choose one of "
+            f"{', '.join(WRITERS)}"
+        )
     if args.out and not args.partition:
         files += files_of(args.out, args.format)
     check_free(files, args.overwrite)
-    curves = patients * args.draws
+    curves = patients * (1 if args.draws is None else args.draws)
     if curves > MAX_CURVES and not args.partition:
         raise DataError(
             f"{curves:,} curves are too many for one file and for memory: add --partition"
@@ -168,7 +208,7 @@ def settings_of(args: argparse.Namespace) -> DrawSettings:
     from spiro_diffusion.generation.drawing import DrawSettings, read_target
 
     return DrawSettings(
-        draws=args.draws,
+        draws=1 if args.draws is None else args.draws,
         seed=args.seed,
         guidance=args.guidance,
         steps=args.steps,
@@ -215,7 +255,66 @@ def _draw(args: argparse.Namespace, patients: pd.DataFrame, settings: DrawSettin
     return cohort
 
 # %% ../../nbs/apps/01_generate.ipynb #0d556b78
+def check_sessions(args: argparse.Namespace) -> None:
+    """Raise DataError unless the options of whole tests go together."""
+    if args.sessions is None:
+        for name in ("manoeuvres", "post", "labels"):
+            if getattr(args, name):
+                raise DataError(f"--{name} is of whole tests: add --sessions 1")
+        return
+    others = {"--draws": args.draws, "--partition": args.partition, "--scheduler": args.scheduler}
+    for name, value in others.items():
+        if value is not None:
+            raise DataError(f"{name} and --sessions exclude each other: leave one of them out")
+    if args.labels and not args.out:
+        raise DataError("--labels are written beside --out: name a file or folder with --out")
+
+
+def _say_sessions(sessions: Sessions, out: str | None) -> None:
+    """Print what was written, or the tests' table."""
+    tests = sessions.tests
+    if out:
+        what = f"{counted(len(tests), 'synthetic test')}, {counted(len(sessions), 'manoeuvre')}"
+        print(f"{out}: {what} of {counted(tests['patient'].nunique(), 'patient')}")
+        return
+    columns = ["patient", "session", "test", "manoeuvres", "fvc", "fvc_grade", "fev1"]
+    columns += ["fev1_grade", "fev1_fvc", "fev1_z"]
+    print(tests[columns].round(3).to_string(index=False))
+
+
+def _work_sessions(args: argparse.Namespace, patients: pd.DataFrame) -> None:
+    """Draw whole tests, and write them."""
+    from spiro_diffusion.generation.session import generate_sessions
+    from spiro_diffusion.generation.session_files import session_files_of
+
+    files = check_figure_name(args.figure)
+    if args.out:
+        files += session_files_of(args.out, args.format, args.labels)
+    check_free(files, args.overwrite)
+    settings = settings_of(args)
+    print_notes([*patients.attrs["notes"], *settings.notes])
+    first = {name: value for name, value in asdict(settings).items() if name != "draws"}
+    sessions = generate_sessions(
+        patients,
+        args.sessions,
+        manoeuvres=args.manoeuvres,
+        post=args.post,
+        device=args.device,
+        run_dir=args.run_dir,
+        **first,
+    )
+    if args.out:
+        sessions.save(args.out, args.overwrite, args.format, args.labels)
+    _say_sessions(sessions, args.out)
+    if args.figure:
+        print(save_figure(sessions.plot, args.figure))
+
+
 def _work(args: argparse.Namespace) -> None:
+    check_sessions(args)
+    if args.sessions is not None:
+        _work_sessions(args, patients_of(args))
+        return
     if args.scheduler and not args.partition:
         args.partition = DEFAULT_PARTITION
     patients = patients_of(args)
@@ -253,6 +352,8 @@ COMMAND = Command(
         "spiro_generate --patients people.csv --draws 20 --out cohort.csv --figure loops.png",
         "spiro_generate --age 60 --height 165 --sex female --target fev1_z=-2 -n 50",
         "spiro_generate --patients people.csv --draws 500 --partition 5000 --out cohort",
+        "spiro_generate --patients people.csv --sessions 1 --post --labels --out tests.parquet",
+        "spiro_generate --age 45 --height 175 --sex male --sessions 1 --format fhir --out test.json",
     ),
     add_options=_add_options,
     work=_work,
