@@ -353,7 +353,7 @@ COMMAND = Command(
         "spiro_generate --age 60 --height 165 --sex female --target fev1_z=-2 -n 50",
         "spiro_generate --patients people.csv --draws 500 --partition 5000 --out cohort",
         "spiro_generate --patients people.csv --sessions 1 --post --labels --out tests.parquet",
-        "spiro_generate --age 45 --height 175 --sex male --sessions 1 --format fhir --out test.json",
+        "spiro_generate --age 45 --height 175 --sex male --sessions 1 --out test.xml",
     ),
     add_options=_add_options,
     work=_work,
