@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -290,6 +291,12 @@ def _work_sessions(args: argparse.Namespace, patients: pd.DataFrame) -> None:
     files = check_figure_name(args.figure)
     if args.out:
         files += session_files_of(args.out, args.format, args.labels)
+    for file in files:
+        if args.patients and file.resolve() == Path(args.patients).resolve():
+            raise DataError(
+                f"{file} is the table of the patients, and would be written over: "
+                "name another folder with --out"
+            )
     check_free(files, args.overwrite)
     settings = settings_of(args)
     print_notes([*patients.attrs["notes"], *settings.notes])

@@ -3,7 +3,6 @@
 # %% ../../nbs/generation/05_repeat.ipynb #10f37be3
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..base.errors import DataError, need_file
 from ..base.files import check_free, read_json, record_beside, write_json, writing_all
+from ..formats.loops import PEOPLE_FILE
 from ..formats.written import WRITERS, write_recordings
 from .cohort import refuse_others_record, write_curves
 from .session import Sessions
@@ -49,6 +50,8 @@ def session_files_of(path: str | Path, file_format: str | None, labels: bool) ->
         files.append(_beside(path, "tests"))
     if labels or kind == "parquet":
         files.append(_beside(path, "labels"))
+    if kind == "loops":
+        files.append(path.with_name(PEOPLE_FILE))  # written with the loops
     return files
 
 # %% ../../nbs/generation/09_session_files.ipynb #ff84e6ac
@@ -76,7 +79,7 @@ def save_sessions(
         write_curves(sessions.trials, sessions.flow, path)
     else:
         write_recordings(sessions.recordings(), path, kind, overwrite)
-    beside = files[1:]
+    beside = [file for file in files[1:] if file.name != PEOPLE_FILE]
     with writing_all(path, beside) as parts:
         by_name = dict(zip((file.name for file in beside), parts, strict=True))
         write_json(by_name[record_beside(path).name], record)
