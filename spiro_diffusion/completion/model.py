@@ -15,9 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..base.arrays import save_safetensors
 from ..base.errors import DataError
-from ..base.files import sha256_of, shipped_weights, write_json
+from ..base.files import sha256_of, shipped_weights
 from ..base.provenance import array_sha256, write_provenance
 from spiro_diffusion.cldm import (
     Conditioner,
@@ -46,7 +45,14 @@ from spiro_diffusion.completion.truncation import (
     tail_volume,
 )
 from ..learning.conditions import Variable, encode_patients, stored_variables
-from ..learning.training import TrainConfig, fill_model, load_model_state, train
+from spiro_diffusion.learning.training import (
+    TrainConfig,
+    fill_model,
+    halved,
+    load_model_state,
+    save_model,
+    train,
+)
 from ..simulator.recorded import Recorded
 from ..spirometry.clock import CLOCK, N_BINS, rows_to_clock, volume_on_clock
 from ..spirometry.indices import measure_rows
@@ -56,9 +62,9 @@ from ..spirometry.quality import acceptability_of_rows
 __all__ = ['LOG_SPREAD', 'CLINICAL', 'DEGREE', 'FARTHEST', 'FARTHEST_LEARNT', 'LEAST_VARIANCE', 'UNUSUAL', 'CALIBRATED_AT',
            'FORECAST_TOKENS', 'FARTHEST_INPUT', 'NOISE_LAYOUT', 'FARTHEST_ERROR', 'DESCRIBED', 'WANTED_COVERAGE',
            'RECORDED_COVERAGE', 'LEAST_ERROR', 'CALIBRATION_BATCH', 'FEWEST_BLOWS', 'FEWEST_HELD', 'MOST_CALIBRATED',
-           'LARGE', 'Expected', 'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening',
-           'draw_errors', 'tails_of', 'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'needed_factors',
-           'factors_needed', 'widths_of', 'recorded_blows', 'widened', 'train_completion']
+           'Expected', 'Forecast', 'CompletionSettings', 'Usual', 'Completion', 'denoiser', 'widening', 'draw_errors',
+           'tails_of', 'draw_tails', 'forecast_loss', 'tail_loss', 'whole_blows', 'needed_factors', 'factors_needed',
+           'widths_of', 'recorded_blows', 'widened', 'train_completion']
 
 # %% ../../nbs/completion/02_model.ipynb #74f8f7a2
 LOG_SPREAD = (-6.0, 2.0)
@@ -589,8 +595,6 @@ FEWEST_HELD = 100
 """Blows of split val, below which they say nothing of percentiles and widths."""
 MOST_CALIBRATED = 800
 """Blows of split val that widths are set on: coverage is then known to 1 %."""
-LARGE = 256
-"""Numbers in a parameter, above which it is kept in half precision."""
 
 
 @dataclass(frozen=True)
@@ -619,16 +623,8 @@ def _training_rows(flow: np.ndarray, metadata: pd.DataFrame, settings: Completio
 
 def _save(folder: Path, model: Completion) -> None:
     """Write model.safetensors and config.json; `model` then has the file's hash."""
-    large = {name for name, p in model.named_parameters() if p.numel() > LARGE}
-    state = {
-        name: (value.half() if name in large else value).cpu()
-        for name, value in model.state_dict().items()
-    }
-    file = folder / "model.safetensors"
-    save_safetensors(file, state)
-    model.weights_sha256 = sha256_of(file)
-    config = {**asdict(model.settings), "weights_sha256": model.weights_sha256}
-    write_json(folder / "config.json", config)
+    save_model(folder, model, asdict(model.settings), halved(model))
+    model.weights_sha256 = sha256_of(folder / "model.safetensors")
 
 
 def train_completion(

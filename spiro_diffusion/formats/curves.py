@@ -30,7 +30,7 @@ from ..spirometry.manoeuvre import volume_of_flow
 
 # %% auto #0
 __all__ = ['FORMAT', 'WANTED', 'TIME_OF_DAY', 'MOST_S_A_STEP', 'FITS_WITHIN', 'MS', 'S_A_DAY', 'FALLS_BACK_TO', 'LEAST_PASSED',
-           'WHO', 'SAMPLED', 'PATIENT', 'patient_of', 'curves_in', 'read_curves']
+           'WHO', 'SAMPLED', 'PATIENT', 'SYNTHETIC_COLUMN', 'patient_of', 'curves_in', 'read_curves']
 
 # %% ../../nbs/formats/09_curves.ipynb #878a818f
 FORMAT = "table of curves"
@@ -183,8 +183,13 @@ def _check_present(columns: dict[str, Column], table: pd.DataFrame, path: str | 
         )
 
 
+SYNTHETIC_COLUMN = "Synthetic"
+"""The column by which a table of samples says that nobody blew them; it changes nothing here."""
+
+
 def _note_unused(unused: list[str], path: str | Path) -> None:
     """Warn of columns that are not used."""
+    unused = [name for name in unused if name.lower() != SYNTHETIC_COLUMN.lower()]
     if unused:
         s = "s are" if len(unused) > 1 else " is"
         warnings.warn(f"{path}: column{s} not used: {with_near_misses(unused)}", stacklevel=3)

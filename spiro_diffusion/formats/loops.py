@@ -4,21 +4,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
 
 from ..base.errors import DataError
-from .curves import patient_of, read_curves
+from ..base.files import check_free, writing_all
+from .curves import SYNTHETIC_COLUMN, patient_of, read_curves
 from .delimited import read_csv
 from .headers import find_columns, with_near_misses
-from .recording import Recording
+from spiro_diffusion.formats.recording import (
+    SYNTHETIC,
+    Recording,
+    check_writable,
+    patients_of,
+)
+from .samples import STEP
 
 # %% auto #0
-__all__ = ['PEOPLE_FILE', 'PEOPLE_COLUMNS', 'TABLES', 'people_in', 'read_loops']
+__all__ = ['PEOPLE_FILE', 'PEOPLE_COLUMNS', 'TABLES', 'DECIMALS', 'MS_A_STEP', 'WORDS_OF_PEOPLE', 'people_in', 'read_loops',
+           'write_loops']
 
 # %% ../../nbs/formats/10_loops.ipynb #9c093c72
 PEOPLE_FILE = "people.csv"
@@ -104,3 +115,68 @@ def read_loops(path: str | Path, people: str | Path | None = None) -> list[Recor
     warnings.warn(f"{path}: age, height and sex are those in {beside}", stacklevel=2)
     _check_joined(recordings, known, beside)
     return _with_people(recordings, known)
+
+# %% ../../nbs/formats/10_loops.ipynb #08631521
+DECIMALS = 6
+"""Of volume in L, as the public loops have it."""
+MS_A_STEP = round(1000 * STEP)
+WORDS_OF_PEOPLE = {
+    "weight": "WEIGHT",
+    "height": "HEIGHT",
+    "sex": "SEX",
+    "age": "AGE",
+    "ethnicity": "ETHNICITY",
+}
+
+
+def _samples_table(recordings: Sequence[Recording]) -> pa.Table:
+    """ID, Visit, Trial, Volume (L), Flow (L/s), Time (ms) and Synthetic, a row a sample."""
+    length = np.array([len(one.volume) for one in recordings])
+    which = pa.array(np.repeat(np.arange(len(recordings)), length))
+    starts = np.cumsum(length) - length
+    number = np.arange(length.sum()) - np.repeat(starts, length)
+    volume = np.concatenate([one.volume for one in recordings]).round(DECIMALS)
+    rise = np.diff(volume, prepend=0)
+    rise[starts] = 0
+    columns = {}
+    for name, kind in (("ID", "person"), ("Visit", "visit"), ("Trial", "trial")):
+        columns[name] = pa.array([getattr(one, kind) for one in recordings]).take(which)
+    columns["Volume"] = pa.array(volume)
+    columns["Flow"] = pa.array((rise / STEP).round(DECIMALS - 2))
+    columns["Time"] = pa.array(number * MS_A_STEP)
+    columns[SYNTHETIC_COLUMN] = pa.array(np.ones(len(volume), np.int8))
+    return pa.table(columns)
+
+
+def _people_table(recordings: Sequence[Recording]) -> pd.DataFrame:
+    """ID, what is known of each person, Synthetic and a note, a row a person."""
+    patients = patients_of(recordings)
+    table = pd.DataFrame({"ID": list(patients)})
+    for ours, theirs in WORDS_OF_PEOPLE.items():
+        if any(ours in known for known in patients.values()):
+            table[theirs] = [known.get(ours, "") for known in patients.values()]
+    return table.assign(**{SYNTHETIC_COLUMN: 1, "Note": SYNTHETIC})
+
+
+def write_loops(
+    recordings: Sequence[Recording], path: str | Path, overwrite: bool = False
+) -> list[Path]:
+    """Write synthetic recordings as a CSV table of loops, and `people.csv` beside it.
+
+    path: `.csv`, or `.csv.gz`, which is compressed. Volume is in L to 1e-6, flow in L/s, time in ms
+    from 0. Returns both paths. Raises DataError as `check_writable` and `patients_of` do, if the
+    path is that of `people.csv`, or if one of the files is there and may not be overwritten.
+    """
+    path = Path(path)
+    people = path.with_name(PEOPLE_FILE)
+    check_writable(recordings)
+    if path.name.lower() == PEOPLE_FILE:
+        raise DataError(f"{path} is for the table of people: choose another name for the loops")
+    table = _people_table(recordings)
+    check_free([path, people], overwrite)
+    options = csv.WriteOptions(quoting_style="needed")
+    with writing_all(path, [path, people]) as (part, beside):
+        with pa.output_stream(str(part)) as stream:  # compressed where the name ends in .gz
+            csv.write_csv(_samples_table(recordings), stream, options)
+        table.to_csv(beside, index=False)
+    return [path, people]

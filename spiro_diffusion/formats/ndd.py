@@ -5,23 +5,35 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
+import pandas as pd
 
 from ..base.errors import DataError
-from ..base.units import shown, years_between
+from ..base.files import check_free, writing_all
+from ..base.units import DAYS_PER_YEAR, number_text, shown, years_between
 from .headers import UNITS, plain_unit
-from .recording import Format, Recording
+from spiro_diffusion.formats.recording import (
+    SYNTHETIC,
+    Format,
+    Recording,
+    check_writable,
+    known_patient,
+    session_and_test,
+    stated_indices,
+)
+from .samples import STEP
 from .text import finite_numbers, read_text
 
 # %% auto #0
 __all__ = ['DECLARATION', 'NAMESPACE', 'FORMAT', 'INDEX_OF', 'FACTORS', 'WORDS', 'TALLEST_IN_METRES', 'CM_PER_METRE', 'FORCED',
-           'NDD', 'read_ndd', 'is_xml']
+           'NDD', 'FIRST_DAY', 'ETHNICITIES', 'RATIOS', 'TIMES', 'VOLUME_DECIMALS', 'FLOW_DECIMALS', 'read_ndd',
+           'is_xml', 'write_ndd']
 
 # %% ../../nbs/formats/11_ndd.ipynb #9a8d7149
 DECLARATION = re.compile(r"\s*<\?xml[^>]*\?>")
@@ -173,10 +185,10 @@ def _trials(root: ElementTree.Element) -> Iterator[tuple[ElementTree.Element, ..
 def read_ndd(path: str | Path) -> list[Recording]:
     """The forced manoeuvres of an XML file as ndd's software exports it, breaths in included.
 
-    `visit` is the date of the test, `trial` the manoeuvre's number; `device` has the device's own
-    indices and words. Volume is BTPS. Manoeuvres without samples, and tests of other kinds, are
-    left out with a warning. Raises DataError if the file is no such XML, is damaged, or holds no
-    forced manoeuvre with samples.
+    `visit` is the date of the test (in files of `write_ndd`: the visit), `trial` the manoeuvre's
+    number; `device` has the device's own indices and words. Volume is BTPS. Manoeuvres
+    without samples, and tests of other kinds, are left out with a warning. Raises DataError if the
+    file is no such XML, is damaged, or holds no forced manoeuvre with samples.
     """
     root = _root_of(path)
     if root.tag != "ndd":
@@ -203,7 +215,7 @@ def read_ndd(path: str | Path) -> list[Recording]:
                 volume,
                 time,
                 person=patient.get("ID", "").strip(),
-                visit=_text(test, "TestDate"),
+                visit=_text(test, "Visit") or _text(test, "TestDate"),
                 trial=number,
                 patient=_patient_of(patient, test),
                 device=_device_says(trial, test),
@@ -228,3 +240,161 @@ def is_xml(head: str, path: Path) -> bool:
 
 
 NDD = Format("XML of ndd's software", is_xml, read_ndd)
+
+# %% ../../nbs/formats/11_ndd.ipynb #33e4e311
+FIRST_DAY = pd.Timestamp("2000-01-01T08:00:00")
+"""When the first visit without a date took place."""
+ETHNICITIES = {1: "Hispanic", 2: "Hispanic", 3: "Caucasian", 4: "Black", 5: "Other"}
+"""RIDRETH1 of NHANES in words."""
+RATIOS = ("fev1_fvc",)
+TIMES = ("fet",)
+VOLUME_DECIMALS = 6
+"""Of L."""
+FLOW_DECIMALS = 4
+"""Of L/s."""
+
+
+def _add(parent: ElementTree.Element, name: str, text: object = "") -> ElementTree.Element:
+    """A new child of an element, with its text."""
+    child = ElementTree.SubElement(parent, name)
+    child.text = str(text)
+    return child
+
+
+def _unit_of(name: str) -> str:
+    """The unit in which an index is written."""
+    if name in RATIOS:
+        return ""
+    if name in TIMES:
+        return "s"
+    return "L/s" if name.startswith(("pef", "fef")) else "L"
+
+
+def _date_of(visit: str, number: int) -> str:
+    """When a visit took place: its name, if that is a date, or a date that stands for one."""
+    is_date = years_between(visit[:10], visit[:10]) is not None
+    return visit if is_date else (FIRST_DAY + pd.Timedelta(hours=number)).isoformat()
+
+
+def _add_patient_data(parent: ElementTree.Element, one: Recording, date: str) -> None:
+    """Height (m), weight (kg), ethnicity, sex and date of birth, as far as they are known."""
+    said = known_patient(one)
+    if "height" in said:
+        _add(parent, "Height", number_text(float(said["height"]) / CM_PER_METRE))
+    if "weight" in said:
+        _add(parent, "Weight", number_text(float(said["weight"])))
+    if "ethnicity" in said:
+        _add(parent, "Ethnicity", ETHNICITIES.get(said["ethnicity"], said["ethnicity"]))
+    if "sex" in said:
+        _add(parent, "Gender", str(said["sex"]).capitalize())
+    if "age" in said:
+        lived = pd.Timedelta(days=round(float(said["age"]) * DAYS_PER_YEAR))
+        _add(parent, "DateOfBirth", (pd.Timestamp(date[:10]) - lived).date().isoformat())
+
+
+def _is_accepted(one: Recording) -> bool | None:
+    """Whether the device accepted a manoeuvre, None if it does not say."""
+    said = one.device.get("acceptable", one.device.get("accepted"))
+    return None if said is None else str(said).lower() in ("true", "1")
+
+
+def _ranks(recordings: Sequence[Recording]) -> list[int | None]:
+    """1 for the accepted manoeuvre with the largest sum of FVC and FEV1, 2 for the next ...;
+    None where that is not known."""
+    sums = []
+    for one in recordings:
+        stated = stated_indices(one)
+        is_ranked = _is_accepted(one) and {"fvc", "fev1"} <= set(stated)
+        sums.append(stated["fvc"] + stated["fev1"] if is_ranked else np.nan)
+    ranks = pd.Series(sums, dtype=float).rank(ascending=False, method="first")
+    return [None if np.isnan(rank) else int(rank) for rank in ranks]
+
+
+def _add_trial(parent: ElementTree.Element, one: Recording, rank: int | None, date: str) -> None:
+    """One manoeuvre: the device's words and indices, flow and volume every 10 ms."""
+    trial = _add(parent, "Trial")
+    _add(trial, "Date", date)
+    _add(trial, "Number", one.trial)
+    if rank is not None:
+        _add(trial, "Rank", rank)
+    accepted = _is_accepted(one)
+    if accepted is not None:
+        _add(trial, "Accepted", str(accepted).lower())
+    results = _add(trial, "ResultParameters")
+    stated = stated_indices(one)
+    for theirs, ours in INDEX_OF.items():
+        if ours in stated:
+            result = _add(results, "ResultParameter")
+            result.set("ID", theirs)
+            _add(result, "DataValue", number_text(stated[ours]))
+            _add(result, "Unit", _unit_of(ours))
+    volume = one.volume.round(VOLUME_DECIMALS)
+    flow = (np.diff(volume, prepend=volume[0]) / STEP).round(FLOW_DECIMALS)
+    for name, values in (("ChannelFlow", flow), ("ChannelVolume", volume)):
+        channel = _add(trial, name)
+        _add(channel, "SamplingInterval", STEP)
+        samples = _add(channel, "SamplingValues", " ".join(map(str, values.tolist())))
+        samples.set("TypeOfData", "System.Double")
+
+
+def _add_test(parent: ElementTree.Element, recordings: Sequence[Recording], number: int) -> None:
+    """The test of one visit, the person's visit of this number from 0."""
+    first = recordings[0]
+    date = _date_of(first.visit, number)
+    test = _add(parent, "Test")
+    test.set("TypeOfTest", FORCED[1])
+    _add(test, "TestDate", date)
+    if date != first.visit:
+        _add(test, "Visit", first.visit)
+    _add_patient_data(_add(test, "PatientDataAtTestTime"), first, date)
+    grades = [first.device.get(name) for name in ("fvc_grade", "fev1_grade")]
+    grade = first.device.get("quality_grade") or max(filter(None, grades), default="")
+    if grade:
+        _add(test, "QualityGrade", grade)
+    trials = _add(test, "Trials")
+    for one, rank in zip(recordings, _ranks(recordings), strict=True):
+        _add_trial(trials, one, rank, date)
+
+
+def _add_person(parent: ElementTree.Element, person: str, recordings: list[Recording]) -> None:
+    """A person with their sessions, each with its tests."""
+    patient = _add(parent, "Patient")
+    patient.set("ID", person)
+    patient.set("Comment", SYNTHETIC)
+    _add(patient, "LastName", "Synthetic")
+    _add(patient, "FirstName", person)
+    intervals = _add(patient, "Intervals")
+    visits: dict[str, list[Recording]] = {}
+    for one in recordings:
+        visits.setdefault(one.visit, []).append(one)
+    sessions: dict[str, ElementTree.Element] = {}
+    for number, (visit, trials) in enumerate(visits.items()):
+        session, _ = session_and_test(visit)
+        if session not in sessions:
+            sessions[session] = _add(_add(intervals, "Interval"), "Tests")
+        _add_test(sessions[session], trials, number)
+
+
+def write_ndd(recordings: Sequence[Recording], path: str | Path, overwrite: bool = False) -> Path:
+    """Write synthetic recordings as XML (UTF-16) of the structure that ndd's software exports.
+
+    Volume is in L to 1e-6, flow in L/s, every 10 ms. `Rank` orders accepted manoeuvres by the sum
+    of FVC and FEV1; `QualityGrade` is the device's `quality_grade`, or the worse of its `fvc_grade`
+    and `fev1_grade`. Raises DataError as `check_writable` does, or if the file is there and may not
+    be overwritten.
+    """
+    path = Path(path)
+    check_writable(recordings)
+    check_free([path], overwrite)
+    root = ElementTree.Element("ndd", Version="ndd.EasyWarePro.V1")
+    command = ElementTree.SubElement(root, "Command", Type="TestResult")
+    _add(command, "Parameter", SYNTHETIC).set("Name", "Synthetic")
+    patients = _add(root, "Patients")
+    people: dict[str, list[Recording]] = {}
+    for one in recordings:
+        people.setdefault(one.person, []).append(one)
+    for person, theirs in people.items():
+        _add_person(patients, person, theirs)
+    with writing_all(path, [path]) as (part,):
+        ElementTree.ElementTree(root).write(part, encoding="utf-16", xml_declaration=True)
+    return path

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..base.errors import DataError, need_file
+from .fhir import FHIR
 from .loops import TABLES, read_loops
 from .ndd import NDD
 from .recording import Format, Recording
@@ -19,6 +20,7 @@ __all__ = ['FORMATS', 'FIRST_READ', 'known_formats', 'read_recordings']
 # %% ../../nbs/formats/12_recognise.ipynb #650f910f
 FORMATS: list[Format] = [
     NDD,
+    FHIR,
     WAVEFORM,
     UK_BIOBANK,
 ]

@@ -3,6 +3,7 @@
 # %% ../../nbs/formats/06_recording.ipynb #80341846
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
+from .samples import STEP
 from ..spirometry.indices import INDICES, indices
 from ..spirometry.manoeuvre import Which
 
 # %% auto #0
-__all__ = ['Recording', 'Format', 'measure_recordings']
+__all__ = ['SYNTHETIC', 'COMMENT', 'PATIENT', 'NUMBER', 'Recording', 'Format', 'measure_recordings', 'check_writable',
+           'known_patient', 'patients_of', 'stated_indices', 'trial_numbers', 'deepest_inspiration', 'session_and_test']
 
 # %% ../../nbs/formats/06_recording.ipynb #945a3497
 @dataclass(frozen=True, eq=False)
@@ -102,3 +105,116 @@ def measure_recordings(recordings: Sequence[Recording], which: Which = None) -> 
         who = {"person": recording.person, "visit": recording.visit, "trial": recording.trial}
         rows.append(who | found.to_dict())
     return pd.DataFrame(rows, columns=["person", "visit", "trial", *INDICES])
+
+# %% ../../nbs/formats/06_recording.ipynb #c86c1fc5
+SYNTHETIC = "Synthetic, not of a person"
+"""What a written file says of itself."""
+COMMENT = "#"
+"""A line of a table that begins so is a comment, so no person's name does."""
+
+
+def _why_not_writable(recording: Recording) -> str:
+    """What keeps a recording from being written, and the way out, "" if nothing does."""
+    for kind in ("person", "visit", "trial"):
+        text = getattr(recording, kind)
+        if text != text.strip() or not text.isprintable() or text.startswith(COMMENT):
+            return (
+                f"has a {kind} that would not be read back ({text!r}): use printed characters, "
+                f"no blanks around them and no {COMMENT} before them"
+            )
+    if not recording.person:
+        return "does not say whose it is: give it a person"
+    if recording.observed is not None and not recording.observed.all():
+        return "was not observed in parts: reconstruct it first"
+    if not np.isfinite(recording.volume).all():
+        return "has volumes that are no numbers: fill them in"
+    if not np.allclose(np.diff(recording.time), STEP, rtol=0, atol=STEP / 100):
+        return f"has no sample every {STEP:g} s: put it on such times first"
+    return ""
+
+
+def check_writable(recordings: Sequence[Recording]) -> None:
+    """Raise DataError unless these recordings can be written and told apart when they are read.
+
+    There must be one; each has samples every 10 ms, none missing, and a person; person, visit and
+    trial are printed text, and no two recordings share all three.
+    """
+    if not recordings:
+        raise DataError("there is no recording to write: give one or more")
+    seen: set[tuple[str, str, str]] = set()
+    for recording in recordings:
+        why = _why_not_writable(recording)
+        names = (recording.person, recording.visit, recording.trial)
+        if names in seen:
+            why = "is there twice: give each trial of a visit its own name"
+        if why:
+            raise DataError(f"{recording.name} {why}")
+        seen.add(names)
+
+# %% ../../nbs/formats/06_recording.ipynb #9b030c2c
+PATIENT = ("age", "height", "weight", "sex", "ethnicity")
+"""What writers of tables say of a person: years, cm, kg, words, and RIDRETH1 of NHANES (1 to 5)."""
+
+
+def known_patient(recording: Recording) -> dict[str, Any]:
+    """What a recording says of its person: what of `PATIENT` is there, and no NaN."""
+    known = {name: recording.patient.get(name) for name in PATIENT}
+    return {
+        name: value for name, value in known.items() if value == value and value not in ("", None)
+    }
+
+
+def patients_of(recordings: Sequence[Recording]) -> dict[str, dict[str, Any]]:
+    """By person, in the order of their first recording: what is known of `PATIENT`.
+
+    Raises DataError if two recordings of one person disagree.
+    """
+    patients: dict[str, dict[str, Any]] = {}
+    for recording in recordings:
+        known = patients.setdefault(recording.person, {})
+        for name, value in known_patient(recording).items():
+            if known.setdefault(name, value) != value:
+                raise DataError(
+                    f"{recording.name} has {name} {value}, another of the same person "
+                    f"{known[name]}: a person has one {name} here, so give other visits "
+                    "another person's name"
+                )
+    return patients
+
+
+def stated_indices(recording: Recording) -> dict[str, float]:
+    """The device's indices by the names of `INDICES`, in L, L/s and s: those that are numbers."""
+    stated = {}
+    for name in INDICES:
+        value = recording.device.get(name)
+        if isinstance(value, (int, float, np.number)) and np.isfinite(value):
+            stated[name] = float(value)
+    return stated
+
+
+NUMBER = re.compile(r"[1-9]\d?")
+"""A name of a trial that is its number."""
+
+
+def trial_numbers(recordings: Sequence[Recording]) -> list[int]:
+    """The numbers of the trials of one visit: those that name them, if all do, else 1, 2 ..."""
+    named = [one.trial for one in recordings]
+    if all(NUMBER.fullmatch(name) for name in named):
+        return [int(name) for name in named]
+    return list(range(1, len(named) + 1))
+
+
+def deepest_inspiration(volume: np.ndarray) -> int:
+    """The sample at which volume (T,) is smallest, before it is largest."""
+    return int(np.argmin(volume[: np.argmax(volume) + 1]))
+
+
+def session_and_test(visit: str) -> tuple[str, str]:
+    """The session and the test, "pre" or "post" a bronchodilator, that a visit's name says.
+
+    "2 post" is the test "post" of session "2"; a name that does not end so is a test "pre".
+    """
+    *session, last = visit.split() or [""]
+    if last.lower() in ("pre", "post"):
+        return " ".join(session), last.lower()
+    return visit, "pre"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +12,27 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
+from ..base.files import check_free, writing_all
+from ..base.units import number_text
 from .delimited import read_csv
-from .recording import Format, Recording
+from spiro_diffusion.formats.recording import (
+    SYNTHETIC,
+    Format,
+    Recording,
+    check_writable,
+    deepest_inspiration,
+    known_patient,
+    stated_indices,
+    trial_numbers,
+)
 from .samples import STEP
 from .text import finite_numbers, read_text
 
 # %% auto #0
 __all__ = ['ML_PER_L', 'FEWEST_COUNTED', 'ORDER', 'FORMAT', 'CURVES', 'FIELD', 'PERSON', 'MISSING', 'SEX', 'MEASURES',
-           'SEX_WORDS', 'INDEX_FIELDS', 'WORDS', 'BARE_BLOW', 'UK_BIOBANK', 'Cell', 'Place', 'is_ukb_header',
-           'ukb_recordings', 'is_ukb', 'read_ukb']
+           'SEX_WORDS', 'INDEX_FIELDS', 'WORDS', 'BARE_BLOW', 'UK_BIOBANK', 'FIRST_EID', 'ACCEPT', 'INDEX_TEXT',
+           'MOST_INSTANCES', 'MOST_TRIALS', 'Cell', 'Place', 'is_ukb_header', 'ukb_recordings', 'is_ukb', 'read_ukb',
+           'write_ukb']
 
 # %% ../../nbs/formats/08_ukb.ipynb #62aa74d7
 ML_PER_L = 1000
@@ -272,3 +284,111 @@ def read_ukb(lines: Iterable[Any] | str | Path) -> tuple[np.ndarray, np.ndarray]
     for row, blow in zip(volume, blows, strict=True):
         row[: len(blow)] = blow
     return volume, np.arange(longest) * STEP
+
+# %% ../../nbs/formats/08_ukb.ipynb #a653bae0
+FIRST_EID = 900_000_001
+"""eid of the first synthetic person; those of UK Biobank have seven digits."""
+ACCEPT = "ACCEPT"
+"""The word of field 3065 for an accepted manoeuvre."""
+INDEX_TEXT = {3062: "{:.2f}", 3063: "{:.2f}", 3064: "{:.0f}"}
+"""How FVC and FEV1 (L) and PEF (L/min) stand in a table."""
+MOST_INSTANCES = 10
+"""Visits of one person that the names of columns have room for."""
+MOST_TRIALS = 99
+"""Manoeuvres of a visit: an order has two digits."""
+
+
+def _cell_of(recording: Recording, order: int) -> str:
+    """A cell of field 3066: order, number of points, and mL since the deepest inspiration."""
+    volume = recording.volume
+    begin = deepest_inspiration(volume)
+    ml = np.rint((volume[begin:] - volume[begin]) * ML_PER_L).astype(int)
+    if np.count_nonzero(np.cumsum(ml != 0)) < 2:
+        raise DataError(f"{recording.name} holds no forced expiration: its volume does not rise")
+    return ",".join([f"blow{order}", str(len(ml)), *map(str, ml.tolist())])
+
+
+def _patient_cells(patient: dict[str, Any], instance: int) -> dict[Place, str]:
+    """What a visit says of the person, by place; age in whole years, as field 21003 has it."""
+    cells = {}
+    sex = SEX_WORDS.get(str(patient.get("sex", "")).lower())
+    if sex:
+        cells[Place(SEX, 0, 0)] = sex.capitalize()
+    for name, field in MEASURES.items():
+        if name in patient:
+            value = float(patient[name])
+            number = np.floor(value) if name == "age" else round(value, 1)
+            cells[Place(field, instance, 0)] = number_text(number)
+    return cells
+
+
+def _device_cells(recording: Recording, place: Place) -> dict[Place, str]:
+    """What the device said of the manoeuvre at `place`, by place."""
+    cells = {}
+    stated = stated_indices(recording)
+    for field, (name, factor) in INDEX_FIELDS.items():
+        if name in stated:
+            cells[place._replace(field=field)] = INDEX_TEXT[field].format(stated[name] / factor)
+    for field in WORDS:
+        word = str(recording.device.get(f"p{field}", ""))
+        if not word and field == WORDS[1] and recording.device.get("acceptable"):
+            word = ACCEPT
+        if word:
+            cells[place._replace(field=field)] = word
+    return cells
+
+
+def _row_of(visits: dict[str, list[Recording]]) -> dict[Place, str]:
+    """The cells of one person, by place."""
+    row: dict[Place, str] = {}
+    for instance, recordings in enumerate(visits.values()):
+        if instance >= MOST_INSTANCES or len(recordings) > MOST_TRIALS:
+            raise DataError(
+                f"{recordings[0].name}: a table of UK Biobank has room for {MOST_INSTANCES} visits "
+                f"of a person and {MOST_TRIALS} manoeuvres of a visit: write fewer"
+            )
+        row |= _patient_cells(known_patient(recordings[0]), instance)
+        for index, order in enumerate(trial_numbers(recordings)):
+            place = Place(CURVES, instance, index)
+            row[place] = _cell_of(recordings[index], order)
+            row |= _device_cells(recordings[index], place)
+    return row
+
+
+def _column_name(place: Place) -> str:
+    """How the platform calls a place: sex has no instance, measures no array index."""
+    name = f"participant.p{place.field}"
+    if place.field == SEX:
+        return name
+    name = f"{name}_i{place.instance}"
+    return name if place.field in MEASURES.values() else f"{name}_a{place.array}"
+
+
+def write_ukb(recordings: Sequence[Recording], path: str | Path, overwrite: bool = False) -> Path:
+    """Write synthetic recordings as a CSV table of field 3066, as the platform exports it.
+
+    A row a person, instances in the order of the visits, array indices in that of the trials;
+    volume in whole mL since the deepest inspiration. Raises DataError as `check_writable` does, on
+    more visits or trials than the format has room for, on a volume that does not rise, or if the
+    file is there and may not be overwritten.
+    """
+    path = Path(path)
+    check_writable(recordings)
+    check_free([path], overwrite)
+    people: dict[str, dict[str, list[Recording]]] = {}
+    for one in recordings:
+        people.setdefault(one.person, {}).setdefault(one.visit, []).append(one)
+    rows = {person: _row_of(visits) for person, visits in people.items()}
+    places = sorted(set().union(*rows.values()))
+    table = pd.DataFrame(
+        {_column_name(place): [row.get(place, "") for row in rows.values()] for place in places}
+    )
+    table.insert(0, "participant.eid", range(FIRST_EID, FIRST_EID + len(table)))
+    said = []
+    for person, visits in people.items():
+        instances = "; ".join(f"instance {i}: visit {name}" for i, name in enumerate(visits))
+        said.append(f"{SYNTHETIC}: {person}; {instances}")
+    table.insert(1, "synthetic", said)
+    with writing_all(path, [path]) as (part,):
+        table.to_csv(part, index=False)
+    return path

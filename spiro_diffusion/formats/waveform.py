@@ -4,17 +4,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from ..base.errors import DataError
-from .recording import Format, Recording
+from ..base.files import check_free, writing_all
+from ..base.units import number_text
+from spiro_diffusion.formats.recording import (
+    SYNTHETIC,
+    Format,
+    Recording,
+    check_writable,
+    deepest_inspiration,
+    known_patient,
+    stated_indices,
+)
 from .text import finite_numbers, read_text
 
 # %% auto #0
-__all__ = ['FORMAT', 'TYPES', 'RATE', 'INDEX_OF', 'DATA_LINE', 'WAVEFORM', 'waveform_header', 'read_waveform',
-           'waveform_recordings', 'is_waveform']
+__all__ = ['FORMAT', 'TYPES', 'RATE', 'INDEX_OF', 'PERCENT_OF', 'PERCENT', 'PATIENT_LINES', 'DATA_LINE', 'WAVEFORM', 'Kind',
+           'VOLUME_HZ', 'FLOW_HZ', 'NUMBERS', 'DECIMALS', 'STATED', 'UNSAFE', 'LONGEST_STEM', 'waveform_header',
+           'read_waveform', 'waveform_recordings', 'is_waveform', 'flow_at_500_hz', 'write_waveforms']
 
 # %% ../../nbs/formats/07_waveform.ipynb #ce52766e
 FORMAT = "ATS waveform"
@@ -22,8 +35,17 @@ TYPES = ("VT", "FT")
 """Volume (L) or flow (L/s) over time."""
 RATE = re.compile(r"\d{1,6}(\.\d+)?")
 """How a rate is written, Hz."""
-INDEX_OF = {"FVC": "fvc", "FEV1": "fev1", "FEV6": "fev6", "PEF": "pef", "FEF25-75": "fef2575"}
-"""Our name of each index that a header may state, in L and L/s."""
+INDEX_OF = {
+    "FVC": "fvc",
+    "FEV1": "fev1",
+    "FEV6": "fev6",
+    "PEF": "pef",
+    "FEF25-75": "fef2575",
+    "FEF2575": "fef2575",
+}
+"""Our name of each index that a header may state, in L and L/s; the ATS files have the last."""
+PERCENT_OF = {"FEV1FVC": "fev1_fvc"}
+"""Our name of each ratio that a header states in percent."""
 
 
 def _header_and_values(path: str | Path) -> tuple[dict[str, str], np.ndarray]:
@@ -63,21 +85,39 @@ def read_waveform(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return volume, np.arange(len(volume)) / samples_per_s
 
 # %% ../../nbs/formats/07_waveform.ipynb #cb01a84b
+PERCENT = 100.0
+PATIENT_LINES = {"Age": "age", "Height": "height", "Weight": "weight"}
+"""Lines on the person in files that `write_waveforms` wrote, in years, cm and kg."""
+
+
+def _stated_patient(header: dict[str, str]) -> dict[str, Any]:
+    """What a header says of the person, by our names."""
+    patient: dict[str, Any] = {}
+    for theirs, ours in PATIENT_LINES.items():
+        if theirs in header:
+            patient[ours] = finite_numbers([header[theirs]], f"the line {theirs}")[0]
+    if "Sex" in header:
+        patient["sex"] = header["Sex"]
+    return patient
+
+
 def _stated_indices(header: dict[str, str]) -> dict[str, float]:
     """The indices that a header states, by our names."""
     stated = {}
-    for theirs, ours in INDEX_OF.items():
+    for theirs, ours in (INDEX_OF | PERCENT_OF).items():
         try:
-            stated[ours] = float(header[theirs])
+            value = float(header[theirs])
         except (KeyError, ValueError):  # not stated
             continue
+        stated[ours] = value / PERCENT if theirs in PERCENT_OF else value
     return stated
 
 
 def waveform_recordings(path: str | Path) -> list[Recording]:
     """The curve of an ATS waveform file as a list of one `Recording`; its name is the trial.
 
-    Raises DataError as `read_waveform` does.
+    Person and visit are known of files that `write_waveforms` wrote. Raises DataError as
+    `read_waveform` does.
     """
     volume, time = read_waveform(path)
     header = waveform_header(path)
@@ -85,7 +125,10 @@ def waveform_recordings(path: str | Path) -> list[Recording]:
         Recording(
             volume,
             time,
+            person=header.get("Person", "").strip(),
+            visit=header.get("Visit", "").strip(),
             trial=header.get("Name", "").strip(),
+            patient=_stated_patient(header),
             device=_stated_indices(header),
             source=Path(path).name,
             format=FORMAT,
@@ -102,3 +145,97 @@ def is_waveform(head: str, path: Path) -> bool:
 
 
 WAVEFORM = Format("an ATS waveform (.wf)", is_waveform, waveform_recordings)
+
+# %% ../../nbs/formats/07_waveform.ipynb #a6dd0e8d
+Kind = Literal["VT", "FT"]
+VOLUME_HZ = 100
+FLOW_HZ = 500
+"""Rates of the ATS files of volume and of flow."""
+NUMBERS = {"VT": "%.4f", "FT": "%.3f"}
+"""How the ATS files write volume (L) and flow (L/s)."""
+DECIMALS = 3
+"""Of indices in a header, and of flow."""
+STATED = {"FVC": "fvc", "FEV1": "fev1", "FEV6": "fev6", "PEF": "pef", "FEF2575": "fef2575"}
+"""The indices that a written header states, L and L/s; beside them FEV1FVC in percent."""
+UNSAFE = re.compile(r"[^A-Za-z0-9-]+")
+LONGEST_STEM = 120
+"""Letters of a file's name, so that every file system takes it."""
+
+
+def flow_at_500_hz(volume: np.ndarray) -> np.ndarray:
+    """Flow (5 (T - 1),) L/s at 500 Hz, in whole 0.001 L/s, of volume (T,) L at 100 Hz.
+
+    Its running sum over 500 is the volume at each sample, less the first, to 0.001 mL. In between
+    volume is linear.
+    """
+    samples = np.arange(len(volume))
+    times = np.arange((len(volume) - 1) * (FLOW_HZ // VOLUME_HZ) + 1) * VOLUME_HZ / FLOW_HZ
+    between = np.interp(times, samples, volume - volume[0])
+    return np.diff(np.round(between * FLOW_HZ, DECIMALS))
+
+
+def _waveform_text(recording: Recording, kind: Kind) -> str:
+    """A waveform file; its lines end as those of the ATS files do, with a carriage return."""
+    is_flow = kind == "FT"
+    rate = FLOW_HZ if is_flow else VOLUME_HZ
+    begin = deepest_inspiration(recording.volume) * rate // VOLUME_HZ
+    values = flow_at_500_hz(recording.volume) if is_flow else recording.volume
+    lines = ["[Header]", "Group=Synthetic", f"Name={recording.trial}", f"Type={kind}"]
+    lines += [f"Freq={rate}", f"ExpStart={begin}", "", "[Parameters]"]
+    stated = stated_indices(recording)
+    for theirs, ours in STATED.items():
+        if ours in stated:
+            lines.append(f"{theirs}={stated[ours]:.{DECIMALS}f}")
+    if "fev1_fvc" in stated:
+        lines.append(f"FEV1FVC={stated['fev1_fvc'] * PERCENT:.1f}")
+    lines += ["", "[Synthetic]", f"Note={SYNTHETIC}"]
+    lines += [f"Person={recording.person}", f"Visit={recording.visit}"]
+    known = known_patient(recording)
+    for theirs, ours in PATIENT_LINES.items():
+        if ours in known:
+            lines.append(f"{theirs}={number_text(float(known[ours]))}")
+    if "sex" in known:
+        lines.append(f"Sex={known['sex']}")
+    lines += ["", "[Data]", *(NUMBERS[kind] % value for value in values.tolist()), ""]
+    return "\r\n".join(lines)
+
+
+def _stem(recording: Recording, taken: set[str]) -> str:
+    """A file's name that says person, visit and trial, in letters that every system takes, and is
+    none of those `taken` (in small letters), to which it is added."""
+    words = [UNSAFE.sub("-", word) for word in (recording.person, recording.visit, recording.trial)]
+    plain = "_".join(word for word in words if word)[:LONGEST_STEM]
+    stem = plain
+    number = 1
+    while stem.lower() in taken:
+        number += 1
+        stem = f"{plain}_{number}"
+    taken.add(stem.lower())
+    return stem
+
+
+def write_waveforms(
+    recordings: Sequence[Recording],
+    folder: str | Path,
+    kind: Kind = "VT",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write synthetic recordings as ATS waveform files, one each, all of them or none.
+
+    kind: "VT", volume at 100 Hz, or "FT", flow at 500 Hz, whose sum begins at 0. The header states
+    the device's FVC, FEV1, FEV6, PEF, FEF25-75 and FEV1/FVC as far as they are known, and where the
+    expiration begins, in samples. Returns the paths, `<person>_<visit>_<trial>.wf` in `folder`.
+    Raises DataError as `check_writable` does, on another kind, or if a file is there and may not be
+    overwritten.
+    """
+    if kind not in TYPES:
+        raise DataError(f"waveforms are of volume (VT) or flow (FT), not {kind!r}")
+    check_writable(recordings)
+    folder = Path(folder)
+    taken: set[str] = set()
+    paths = [folder / f"{_stem(recording, taken)}.wf" for recording in recordings]
+    check_free(paths, overwrite)
+    with writing_all(folder, paths) as parts:
+        for recording, part in zip(recordings, parts, strict=True):
+            part.write_text(_waveform_text(recording, kind), encoding="utf-8", newline="")
+    return paths

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LossFn', 'Validate', 'WARM_STEPS', 'SAME_GRADIENT', 'LEAST_GRADIENT', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE', 'TrainConfig',
-           'learning_rate', 'seed_for', 'Batches', 'Ema', 'LossModule', 'join_processes', 'machine_name',
-           'plot_history', 'save_model', 'load_model_state', 'fill_model', 'train']
+__all__ = ['LossFn', 'Validate', 'WARM_STEPS', 'SAME_GRADIENT', 'LEAST_GRADIENT', 'LARGE', 'FREE_TO_DIFFER', 'ROWS_AT_ONCE',
+           'TrainConfig', 'learning_rate', 'seed_for', 'Batches', 'Ema', 'LossModule', 'join_processes', 'machine_name',
+           'plot_history', 'halved', 'save_model', 'load_model_state', 'fill_model', 'train']
 
 # %% ../../nbs/learning/04_training.ipynb #cc410e2e
 LossFn = Callable[[Any, tuple[Tensor, ...], torch.Generator, int], tuple[Tensor, dict[str, Any]]]
@@ -447,10 +447,31 @@ def plot_history(history: dict[str, Any]) -> Figure:
     return fig
 
 # %% ../../nbs/learning/04_training.ipynb #fb653cd9
-def save_model(folder: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
-    """Write `<folder>/model.safetensors` and `<folder>/config.json`, each whole or not at all."""
+LARGE = 256
+"""Numbers in a parameter, above which `halved` keeps it in half precision."""
+
+
+def halved(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, its large parameters in half precision; buffers stay as they are."""
+    large = {name for name, p in model.named_parameters() if p.numel() > LARGE}
+    return {
+        name: value.half() if name in large else value for name, value in model.state_dict().items()
+    }
+
+
+def save_model(
+    folder: str | Path,
+    model: nn.Module,
+    config: dict[str, Any],
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Write `<folder>/model.safetensors` and `<folder>/config.json`, each whole or not at all.
+
+    state: what is kept of the model, all of it if None; see `halved`.
+    """
     weights = Path(folder) / "model.safetensors"
-    save_safetensors(weights, model.state_dict())
+    kept = model.state_dict() if state is None else state
+    save_safetensors(weights, {name: value.cpu() for name, value in kept.items()})
     write_json(Path(folder) / "config.json", {**config, "weights_sha256": sha256_of(weights)})
 
 

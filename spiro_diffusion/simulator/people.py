@@ -11,13 +11,14 @@ __all__ = ['Law', 'MAX_ASINH_SCORE', 'MAX_SCORE', 'AGE_CENTRE', 'AGE_UNIT', 'AGE
            'ANCHORS', 'MODELLED_AS', 'CANDIDATES', 'ROUNDS', 'ANCHORED_AT_ONCE', 'WIDER', 'WIDENED', 'SMALL_STEP',
            'LEAST_SLOPE', 'LOCATION_RIDGE', 'HEIGHT_RIDGE', 'SCALE_RIDGE', 'SKEW_RIDGE', 'TAIL_RIDGE',
            'TAIL_INTERCEPT_RIDGE', 'START_RIDGE', 'RECORDED_COUNT', 'SEARCH_ROUNDS', 'NO_GAP_RIDGE', 'NEWTON_STEPS',
-           'PUBLISHED', 'BODY', 'MOST_BLOWS', 'AGE_KERNEL', 'spline', 'Designs', 'Moments', 'law_moments', 'to_score',
-           'from_score', 'scaled_age', 'childhood', 'age_band', 'designs', 'late_share', 'to_chain', 'fill_timed',
-           'from_chain', 'people_params', 'gap_design', 'timed_designs', 'Completed', 'complete_scores',
-           'complete_indices', 'invent_people', 'check_people', 'contradictions', 'check_possible',
-           'without_contradictions', 'spread_normal', 'log_density', 'weigh_candidates', 'pick_candidates',
-           'draw_anchors', 'simulate_people', 'median_people', 'fit_law', 'fit_logistic', 'scores_of', 'fit_timed',
-           'fit_sex', 'read_published', 'graded_well', 'published_best', 'count_shares', 'fit_people']
+           'PUBLISHED', 'BODY', 'MOST_BLOWS', 'AGE_KERNEL', 'LETTERS', 'MOST_COUNTED', 'SHARED', 'spline', 'Designs',
+           'Moments', 'law_moments', 'to_score', 'from_score', 'scaled_age', 'childhood', 'age_band', 'designs',
+           'late_share', 'to_chain', 'fill_timed', 'from_chain', 'people_params', 'gap_design', 'timed_designs',
+           'Completed', 'complete_scores', 'complete_indices', 'invent_people', 'check_people', 'contradictions',
+           'check_possible', 'without_contradictions', 'spread_normal', 'log_density', 'weigh_candidates',
+           'pick_candidates', 'draw_anchors', 'simulate_people', 'median_people', 'fit_law', 'fit_logistic',
+           'scores_of', 'fit_timed', 'fit_sex', 'read_published', 'graded_well', 'published_best', 'count_shares',
+           'letter_shares', 'fit_people']
 
 # %% ../../nbs/simulator/00_people.ipynb #6bd8867f
 from functools import cache
@@ -916,6 +917,34 @@ def count_shares(counts: pd.Series) -> np.ndarray:
     return shares.reindex(range(1, MOST_BLOWS + 1), fill_value=0).round(4).to_numpy()
 
 
+LETTERS = "ABCDF"
+"""Quality of FVC or FEV1 in SPX, best first; F: not valid."""
+MOST_COUNTED = 8
+"""Acceptable manoeuvres, from which on letters are counted together."""
+SHARED = 0.5
+"""Pseudo-counts that each table takes from that of all numbers together."""
+
+
+def letter_shares(table: pd.DataFrame) -> np.ndarray:
+    """The joint share (8, 4, 4) of the letters A to D of FVC and FEV1, by number of manoeuvres.
+
+    table: SPX under NHANES's names; F counts as D. Raises DataError if a column is missing.
+    """
+    need = ("SPXNQFVC", "SPXNQFV1", "SPDNACC")
+    if missing := [c for c in need if c not in table]:
+        raise DataError(f"the table of letters lacks {', '.join(missing)}: give SPX_G")
+    known = table[table["SPXNQFVC"].isin(list(LETTERS)) & table["SPXNQFV1"].isin(list(LETTERS))]
+    known = known[known["SPDNACC"] >= 1]
+    worst = LETTERS.index("D")
+    fvc, fev1 = (np.minimum(known[c].map(LETTERS.index).to_numpy(), worst) for c in need[:2])
+    count = known["SPDNACC"].clip(1, MOST_COUNTED).to_numpy(dtype=int) - 1
+    counts = np.zeros((MOST_COUNTED, worst + 1, worst + 1))
+    np.add.at(counts, (count, fvc, fev1), 1)
+    together = counts.sum(0) / counts.sum()
+    shares = counts + SHARED * together
+    return shares / shares.sum((1, 2), keepdims=True)
+
+
 def fit_people(table: pd.DataFrame, recorded: pd.DataFrame | None = None) -> dict[str, Any]:
     """Fit to SPX, DEMO and BMX merged on SEQN; returns what `simulator/people.json` holds.
 
@@ -947,6 +976,7 @@ def fit_people(table: pd.DataFrame, recorded: pd.DataFrame | None = None) -> dic
         "n": len(people),
         "acceptable": np.stack([count_shares(counts) for _, counts in blows]),
         "acceptable_post": count_shares(people["SPDBACC"]),
+        "letters": letter_shares(people),
         "sexes": {str(sex): _sex_params(people, recorded, sex) for sex in (1, 2)},
     }
 
