@@ -20,7 +20,7 @@ from .figures import AMBER, GENERATED, REAL, STYLE, sheet
 from .recordings import RecordedAim
 from .scores import auc, nearest
 from .utility import LEARNER, findings
-from ..simulator.beside_real import FOREST, PUBLISHED_MIX, RECORD_TIME
+from ..simulator.beside_real import PUBLISHED_MIX, RECORD_TIME
 from ..simulator.people import read_published
 from ..simulator.session import volume_of_records
 from spiro_diffusion.spirometry.clock import (
@@ -38,18 +38,18 @@ from ..spirometry.shapes import SHAPES, shapes_on_clock
 # %% auto #0
 __all__ = ['KEY', 'WHO', 'WITHIN', 'FEWEST_ACCEPTABLE', 'NOT_WHOLE', 'LEAST', 'INTERVAL', 'WITHIN_LIMITS', 'LETTERS',
            'PUBLISHED_LETTERS', 'LETTER_GAPS', 'REPEATABLE', 'REPEATABLE_LIMITS', 'MOST_POINTS', 'SIX_SECONDS',
-           'EFFORTS', 'GOOD_LETTERS', 'CHANGE_QUANTILES', 'FOLDS', 'MOST_AUC', 'SEEN', 'DISTANCE_QUANTILES',
+           'EFFORTS', 'GOOD_LETTERS', 'CHANGE_QUANTILES', 'TREES', 'FOLDS', 'MOST_AUC', 'SEEN', 'DISTANCE_QUANTILES',
            'COPY_QUANTILE', 'THIRDS', 'FEWEST_AT_A_NUMBER', 'ORDERED', 'FAULTS', 'EARLY_EDGES', 'ALIGNED_AT', 'SHARES',
-           'TENTHS', 'EXHALED', 'LEAST_FLOW', 'FEWEST_CASES', 'VOTING_TREES', 'FAULT_WORDS', 'COUGH_AT', 'COUGH_CLOSED',
-           'MOST_COUGHS', 'MOST_NEAR_COPIES', 'LEAST_FOUND', 'Trials', 'session_of', 'measure_trials',
-           'trials_of_recordings', 'trials_of_simulated', 'trials_of_survey', 'whole_efforts', 'within_sessions',
-           'resampled', 'interval', 'sds', 'within_table', 'nhanes_quality', 'session_table', 'letters_beside',
-           'repeatable_shares', 'effort_mix', 'seen_by_rules', 'rule_mix', 'bronchodilator_changes',
-           'published_changes', 'change_table', 'trial_features', 'sound', 'Pairs', 'pairs_of', 'forest_scores',
-           'auc_with_interval', 'pairs_apart', 'told_apart', 'halves_apart', 'nearest_in_session', 'copies', 'in_order',
-           'order_table', 'order_numbers', 'fault_features', 'learn_faults', 'faults_found', 'labels_of', 'with_coughs',
-           'planted', 'Beside', 'ReportSettings', 'beside_numbers', 'kind_numbers', 'classifier_numbers',
-           'sessions_report', 'session_aims', 'figure_order']
+           'TENTHS', 'EXHALED', 'LEAST_FLOW', 'FEWEST_CASES', 'FAULT_WORDS', 'COUGH_AT', 'COUGH_CLOSED', 'MOST_COUGHS',
+           'MOST_NEAR_COPIES', 'LEAST_FOUND', 'Trials', 'session_of', 'measure_trials', 'trials_of_recordings',
+           'trials_of_simulated', 'trials_of_survey', 'whole_efforts', 'within_sessions', 'resampled', 'interval',
+           'sds', 'within_table', 'nhanes_quality', 'session_table', 'letters_beside', 'repeatable_shares',
+           'effort_mix', 'seen_by_rules', 'rule_mix', 'bronchodilator_changes', 'published_changes', 'change_table',
+           'trial_features', 'sound', 'Pairs', 'pairs_of', 'forest_scores', 'auc_with_interval', 'pairs_apart',
+           'told_apart', 'halves_apart', 'nearest_in_session', 'copies', 'in_order', 'order_table', 'order_numbers',
+           'fault_features', 'learn_faults', 'faults_found', 'labels_of', 'with_coughs', 'planted', 'Beside',
+           'ReportSettings', 'beside_numbers', 'kind_numbers', 'classifier_numbers', 'sessions_report', 'session_aims',
+           'figure_order']
 
 # %% ../../nbs/metrics/12_sessions.ipynb #d2a73f66
 KEY = ("patient", "session", "test")
@@ -410,7 +410,7 @@ def bronchodilator_changes(sessions: pd.DataFrame) -> pd.DataFrame:
     }
     if set(tests) != {"pre", "post"}:
         return pd.DataFrame(columns=["patient", "percent", "ml", "obstruction"])
-    both = tests["pre"].join(tests["post"][["fev1_best"]], rsuffix="_after", how="inner")
+    both = tests["pre"].join(tests["post"]["fev1_best"].rename("fev1_best_after"), how="inner")
     return _changes(both.reset_index())
 
 
@@ -467,7 +467,10 @@ def change_table(changes: pd.DataFrame, seed: int = 0, times: int = 300) -> pd.D
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/metrics/12_sessions.ipynb #ad1448a2
+TREES = {"n_estimators": 150, "min_samples_leaf": 3}
+"""Of each forest, random or extremely randomised."""
 FOLDS = 5
+"""Groups of people."""
 MOST_AUC = 0.6
 """Wanted: trees tell two generated trials from two others no better."""
 
@@ -526,7 +529,7 @@ def forest_scores(seen: np.ndarray, label: np.ndarray, patient: np.ndarray, seed
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    forest = RandomForestClassifier(**FOREST, random_state=seed)
+    forest = RandomForestClassifier(**TREES, random_state=seed)
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
     chance = cross_val_predict(
         forest, seen, label, groups=patient, cv=folds, method="predict_proba"
@@ -739,15 +742,12 @@ def fault_features(flow: np.ndarray) -> np.ndarray:
     return np.hstack([early, np.diff(early, axis=1), since, late, length, np.log(fvc)])
 
 
-VOTING_TREES = {"n_estimators": 300, "min_samples_leaf": 3}
-"""Extremely randomised trees (Geurts 2006), which vote with gradient boosting."""
-
-
 def learn_faults(flow: np.ndarray, labels: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     """A classifier of each fault: flow (N, 512) L/s, labels (N rows, columns of `FAULTS`, bool).
 
-    Gradient boosting and randomised trees on `fault_features`, whose probabilities are averaged. A
-    fault with fewer than five cases is not learnt. Needs scikit-learn (extra "eval").
+    The mean probability of gradient boosting and of extremely randomised trees (Geurts 2006) on
+    `fault_features`. A fault with fewer than five cases is not learnt. Needs scikit-learn (extra
+    "eval").
     """
     from sklearn.ensemble import (
         ExtraTreesClassifier,
@@ -765,7 +765,7 @@ def learn_faults(flow: np.ndarray, labels: pd.DataFrame, seed: int = 0) -> dict[
                 continue
             voters = [
                 ("boosting", HistGradientBoostingClassifier(random_state=seed, **LEARNER)),
-                ("trees", ExtraTreesClassifier(random_state=seed, **VOTING_TREES)),
+                ("trees", ExtraTreesClassifier(random_state=seed, **TREES)),
             ]
             learnt[name] = VotingClassifier(voters, voting="soft").fit(seen, labels[name])
     return learnt
@@ -1001,7 +1001,8 @@ def _mix_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
     for (index, test), rows in letters.groupby(["index", "test"], sort=False):
         worst = rows.loc[rows["difference"].abs().idxmax()]
         title = (
-            f"NHANES's letters of {index}, {test}, largest difference ({worst['letter']}), points"
+            f"NHANES's letters of {index}, {test}, {worst['sessions']} sessions, "
+            f"largest difference ({worst['letter']}), points"
         )
         aims.append(RecordedAim(title, abs(worst["difference"]), 0.0, MOST_POINTS))
     for grade, row in made["efforts"].items():
@@ -1010,6 +1011,22 @@ def _mix_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
     near = made["repeatable"]
     title = f"best two FVC and FEV1 within 150 mL, share of {near['sessions']} sessions"
     return [*aims, RecordedAim(title, near["both"]["share"], *REPEATABLE_LIMITS)]
+
+
+def _change_aims(numbers: Mapping[str, Any], published: Mapping[str, Any]) -> list[RecordedAim]:
+    """FEV1's median change after a bronchodilator, wanted in the interval of the published one."""
+    made = numbers["kinds"]["made"]["bronchodilator"]
+    return [
+        RecordedAim(
+            f"FEV1's median change after a bronchodilator, {name}, "
+            f"{made[name]['people']} people, %",
+            made[name]["percent median"],
+            row["percent low"],
+            row["percent high"],
+        )
+        for name, row in published.items()
+        if name in made
+    ]
 
 
 def session_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
@@ -1021,6 +1038,7 @@ def session_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
         aims.append(RecordedAim(title, found["copies"]["near_copies"], 0.0, MOST_NEAR_COPIES))
         if place == 0:
             aims += _mix_aims(found)
+            aims += _change_aims(found, numbers.get("published_changes", {}))
     for row in numbers["classifier"]:
         if row["learnt from"] == "words":
             trials = "planted coughs" if row["fault"] == "cough" else row["fault"]
