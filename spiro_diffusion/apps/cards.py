@@ -99,12 +99,13 @@ def between_marks(text: str, mark: str, new: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}\n{new.strip()}\n{found[2]}", text)
 
 # %% ../../nbs/apps/07_cards.ipynb #6049f340
-MODELS = ("vqvae", "cldm", "completion")
+MODELS = ("vqvae", "cldm", "completion", "repeat")
 STAGES = {
     "vqvae": "vqvae",
     "cldm": "cldm",
     "completion/forecast": "completion, forecast",
     "completion": "completion, U-Net",
+    "repeat": "repeats",
 }
 """Folders of the checkpoints in which a training was noted, and what each trained."""
 COUNTS = (
@@ -182,7 +183,8 @@ def check_models(checkpoints: Path, signals: Mapping[str, str]) -> None:
     trained_on = {TRAINED_ON: signals[TRAINED_ON]}
     check_provenance(checkpoints / "vqvae" / "model.safetensors", trained_on, "01_vqvae")
     codec = {"VQ-VAE": sha256_of(checkpoints / "vqvae" / "model.safetensors")}
-    check_provenance(checkpoints / "cldm" / "model.safetensors", codec, "03_cldm")
+    for model in ("cldm", "repeat"):
+        check_provenance(checkpoints / model / "model.safetensors", codec, "03_cldm")
     everything = {"signals": signals["signals"]}
     check_provenance(checkpoints / "completion" / "model.safetensors", everything, "03_cldm")
 

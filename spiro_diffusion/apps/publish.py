@@ -62,7 +62,7 @@ PAPER = Recipe(
     name="paper",
     only={
         "01_vqvae": {"steps": 6_000},
-        "03_cldm": {"steps": 8_000, "completion_steps": 4_000},
+        "03_cldm": {"steps": 8_000, "completion_steps": 4_000, "repeat_steps": 3_000},
         "05_evaluation": {"draws": 20},
     },
     benches={

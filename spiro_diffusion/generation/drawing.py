@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from spiro_diffusion.cldm import CLDM, CLDMSettings
+    from spiro_diffusion.generation.repeat import RepeatModel
     from spiro_diffusion.vqvae import VQVAE
 
 # %% auto #0
@@ -50,11 +51,15 @@ __all__ = ['SAME', 'MOST_GUIDANCE', 'MOST', 'LEAST', 'ADULT', 'RATIO_APART', 'FA
 # %% ../../nbs/generation/01_drawing.ipynb #4a7d9651
 @dataclass
 class Models:
-    """A VQ-VAE and the cLDM trained on its latents, with the SHA-256 of both weights."""
+    """A VQ-VAE and the cLDM trained on its latents, with the SHA-256 of both weights.
+
+    repeat: the network of repeats of the same codec, once sessions are drawn.
+    """
 
     vqvae: VQVAE
     cldm: CLDM
     sha256: dict[str, str]
+    repeat: RepeatModel | None = None
 
     def decode(self, latents: Tensor) -> Tensor:
         """Flow (N, 512) L/s of drawn latents (N, C, 32), which are not rounded to codes."""
@@ -62,7 +67,9 @@ class Models:
 
     def move_to(self, device: Any) -> None:
         """Move both models to a device, unless they are there."""
-        for model in (self.vqvae, self.cldm):
+        for model in (self.vqvae, self.cldm, self.repeat):
+            if model is None:
+                continue
             first = next(model.parameters(), None)
             if first is None or str(first.device) != str(device):
                 model.to(device)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..spirometry.clock import from_clock
+from ..spirometry.clock import CLOCK, from_clock
 from spiro_diffusion.spirometry.indices import (
     first_peak,
     pieces,
@@ -27,8 +27,9 @@ from spiro_diffusion.spirometry.quality import (
 
 # %% auto #0
 __all__ = ['KINDS', 'FAULT_DRAWS', 'N_DRAWS', 'Range', 'ONSET_FLOW', 'EVEN', 'FALLS', 'FLOW_OVER', 'LABELS', 'LEFT', 'RISING',
-           'TAKEN', 'CREPT', 'HELD_BACK', 'NOT_BREATHED_IN', 'BREATHED_IN', 'Made', 'COMPLETE', 'BELOW_PEAK', 'TURN',
-           'OUT_SHARE', 'PIECE', 'FaultSettings', 'breath_in', 'apply_faults', 'until_end', 'raw_volume']
+           'TAKEN', 'CREPT', 'HELD_BACK', 'NOT_BREATHED_IN', 'BREATHED_IN', 'Made', 'MOST_CREPT', 'COMPLETE',
+           'BELOW_PEAK', 'TURN', 'OUT_SHARE', 'PIECE', 'FaultSettings', 'breath_in', 'apply_faults', 'until_end',
+           'raw_volume']
 
 # %% ../../nbs/generation/06_faults.ipynb #2fbeef36
 KINDS = ("early_end", "slow_start", "cough", "hesitation", "submaximal", "double_breath")
@@ -104,6 +105,8 @@ class FaultSettings:
     """Share of FVC that creeps out ..."""
     crept: float = 0.1
     """... and L beside it."""
+    creep_change: Range = (-0.6, 0.6)
+    """By which share of its mean creeping flow changes until the blow, and before (assumed)."""
     rise: Range = (0.08, 0.2)
     """s until effort is whole after a hesitation, or without a whole breath (assumed)."""
     weak: float = 0.65
@@ -112,9 +115,11 @@ class FaultSettings:
     """... and from this draw on have not breathed in wholly (assumed): between the two, both."""
     lost_effort: Range = (0.12, 0.62)
     """Log scale, by how much the peak of flow is held down."""
+    tiring: Range = (0.0, 0.8)
+    """Share by which the flow of a weak effort would fall over a whole FVC (assumed)."""
     missing: Range = (0.08, 0.35)
     """Share of FVC that was not breathed in (assumed)."""
-    breath_at: Range = (0.6, 0.85)
+    breath_at: Range = (0.7, 0.9)
     """Share of FVC exhaled before a second breath (assumed)."""
     breath_share: Range = (0.3, 0.9)
     """Its size as a share of the largest that a reader does not take for the end (assumed)."""
@@ -240,6 +245,8 @@ CREPT = "L that crept out before"
 HELD_BACK = "share of peak flow held back"
 NOT_BREATHED_IN = "share of FVC not breathed in"
 BREATHED_IN = "L breathed in"
+Made = tuple[np.ndarray, pd.DataFrame]
+"""Volume (N, T) L with a fault, and its labels."""
 
 
 def _events(
@@ -262,10 +269,6 @@ def _events(
         }
     )
     return table if happens is None else table[happens]
-
-
-Made = tuple[np.ndarray, pd.DataFrame]
-"""Volume (N, T) L with a fault, and its labels."""
 
 # %% ../../nbs/generation/06_faults.ipynb #667d13c1
 def _last_early(whole: _Whole, over: float) -> np.ndarray:
@@ -297,6 +300,10 @@ def _early_end(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
     return volume, _events("early_end", LEFT, start, stop, left)
 
 # %% ../../nbs/generation/06_faults.ipynb #86906c9f
+MOST_CREPT = 0.5
+"""Share of what is left that creeps out before the blow, at most."""
+
+
 def _slow_start(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
     rise = _between(how.slow_rise, u["size"])
     since = whole.time - _column(whole.onset)
@@ -307,18 +314,25 @@ def _slow_start(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
 
 def _hesitation(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
     crept = _between(how.crept_share, u["size"]) * whole.fvc + how.crept
+    first = volume_at(whole.rows, whole.time, whole.onset)
+    crept = np.minimum(crept, MOST_CREPT * (whole.fvc - first))
     creep = crept / _between(how.hesitation, u["place"])
     rise = _between(how.rise, u["width"])
-    until = (whole.rows < _column(crept)).sum(1)  # the sample at which it has crept out
+    until = (whole.rows < _column(first + crept)).sum(1)  # the sample at which it has crept out
     begun = whole.time[1:] > _column(whole.onset)
     creeps = begun & (np.arange(len(whole.time) - 1) < _column(until))
-    slower = np.where(creeps, np.maximum(whole.flow() / _column(creep), 1), 1)
+    change = _column(_between(how.creep_change, u["form"]))
+    gone = whole.rows[:, :-1] - _column(first)
+    passed = 2 * gone / _column(crept) - 1  # -1 at the start, 1 at the end
+    limit = _column(creep) * (1 + change * np.clip(passed, -1, 1))
+    slower = np.where(creeps, np.maximum(whole.flow() / limit, 1), 1)
     slow, blow = _later(whole, slower, until)
-    gone = whole.time[until]
-    pace = np.minimum(creep / whole.flow_at(gone), 1)  # goes on from the creeping flow
+    after = whole.time[until]
+    flow = np.maximum(whole.flow_at(after), FALLS)
+    pace = np.minimum(limit[:, -1] / flow, 1)  # goes on from the creeping flow
     since = np.maximum(whole.time - _column(blow), 0)
     eased = _column(pace) * since + _column(1 - pace) * _eased(since, _column(rise))
-    inner = np.where(whole.time < _column(blow), slow, _column(gone) + eased)
+    inner = np.where(whole.time < _column(blow), slow, _column(after) + eased)
     size = whole.rows[np.arange(len(until)), until]
     return whole.at(inner), _events("hesitation", CREPT, whole.onset, blow + rise, size)
 
@@ -371,12 +385,20 @@ def _shallow(whole: _Whole, missing: np.ndarray, rise: np.ndarray) -> np.ndarray
     return np.maximum(whole.at(inner) - _column(missing), 0)
 
 
-def _held_back(whole: _Whole, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Volume (N, T) L whose flow is held under a share (N,) of its peak, and until when (N,) s."""
+def _held_back(
+    whole: _Whole, share: np.ndarray, tiring: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Volume (N, T) L whose flow is held under a share (N,) of its peak, and until when (N,) s.
+
+    tiring: (N,) share by which the limit falls from the peak on, over a whole FVC.
+    """
     flow = whole.flow()
     sample = np.arange(flow.shape[1])
     rising = (whole.time[1:] > _column(whole.onset)) & (sample <= _column(whole.peak))
-    slower = np.maximum(flow / _column(share * whole.pef), 1)
+    at_peak = whole.rows[np.arange(len(flow)), whole.peak]
+    since_peak = np.maximum(whole.rows[:, :-1] - _column(at_peak), 0) / _column(whole.fvc)
+    limit = _column(share * whole.pef) * (1 - _column(tiring) * since_peak)
+    slower = np.maximum(flow / limit, 1)
     slower = np.where(rising, 1 / _column(share), slower)
     until = flow.shape[1] - (slower > 1)[:, ::-1].argmax(1)  # the first sample after it
     inner, free = _later(whole, slower, until)
@@ -390,7 +412,8 @@ def _submaximal(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
     share = np.exp(-_between(how.lost_effort, u["size"]))
     begun = _shallow(whole, share_missing * whole.fvc, _between(how.rise, u["width"]))
     begun = np.where(_column(shallow), begun, whole.rows)
-    held, free = _held_back(_measure(begun, whole.time), share)
+    tiring = _between(how.tiring, u["place"])
+    held, free = _held_back(_measure(begun, whole.time), share, tiring)
     volume = np.where(_column(weak), held, begun)
     first = np.full_like(free, whole.time[0])
     last = np.full_like(free, whole.time[-1])
@@ -422,14 +445,18 @@ def breath_in(
     return size * np.where(part < TURN, breathed_in, let_out) ** 2
 
 
+def _next_edge(when: np.ndarray, begins: float) -> np.ndarray:
+    """The first edge (N,) s of a clock that begins at `begins` s, at or after when (N,) s."""
+    edge = np.searchsorted(CLOCK, when - begins - EVEN)
+    return begins + CLOCK[np.minimum(edge, len(CLOCK) - 1)]
+
+
 def _double_breath(whole: _Whole, u: np.ndarray, how: FaultSettings) -> Made:
     start = whole.reaches(_between(how.breath_at, u["place"]) * whole.fvc)
-    first = np.ceil((start - whole.time[0]) / whole.step - EVEN).astype(int)
-    lasts = np.rint(_between(how.breath_time, u["width"]) / whole.step).astype(int)
-    happens = first + lasts < len(whole.time)
-    last = np.minimum(first + lasts, len(whole.time) - 1)
-    start, end = whole.time[first], whole.time[last]
-    exhaled = whole.rows[np.arange(len(first)), first]
+    start = _next_edge(start, whole.time[0])
+    end = _next_edge(start + _between(how.breath_time, u["width"]), whole.time[0])
+    happens = end < whole.time[-1]
+    exhaled = volume_at(whole.rows, whole.time, start)
     largest = np.maximum(BREATH_IN, BREATH_IN_SHARE * exhaled)
     fastest = OUT_SHARE * whole.flow_at(start)
     let_out = fastest * (end - start) * (1 - TURN) * 2 / np.pi
