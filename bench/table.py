@@ -621,9 +621,9 @@ def learnt(results: Results) -> str:
     return head + markdown(rows)
 
 
-def recorded(results: Results) -> str:
-    """The models on recorded manoeuvres."""
-    aims = [
+def aims_table(aims: list[Results]) -> list[Results]:
+    """Numbers that are aimed at, and whether they are met."""
+    return [
         {
             "": aim["title"],
             "from": aim["low"],
@@ -631,8 +631,12 @@ def recorded(results: Results) -> str:
             "measured": aim["value"],
             "met": "yes" if aim["low"] <= aim["value"] <= aim["high"] else "**no**",
         }
-        for aim in results["aims"]
+        for aim in aims
     ]
+
+
+def recorded(results: Results) -> str:
+    """The models on recorded manoeuvres."""
     parts = [
         f"{results['people']} recorded people, {results['trials']} trials, "
         f"{results['acceptable']} acceptable; seed {results['seed']}.\n",
@@ -640,9 +644,173 @@ def recorded(results: Results) -> str:
         shapes_at_equal_indices(results),
         told_apart(results),
         learnt(results),
-        "**Aims**\n\n" + markdown(aims),
+        "**Aims**\n\n" + markdown(aims_table(results["aims"])),
     ]
     return "\n".join(parts)
+
+
+def within_sessions(name: str, numbers: Results) -> str:
+    """How far trials of a session are apart, beside other sessions."""
+    rows = []
+    for choice, table in numbers["within"].items():
+        for index, row in table.items():
+            low, high = row["ratio_low"], row["ratio_high"]
+            middle = (row["median_ratio_low"], row["median_ratio_high"])
+            rows.append(
+                {
+                    "": f"{choice}: {index}",
+                    "SD generated": row["sd"],
+                    f"SD {name}": row["sd_other"],
+                    "ratio (95 % interval)": f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
+                    "ratio of medians": (
+                        f"{row['median_ratio']:.2f} ({middle[0]:.2f} to {middle[1]:.2f})"
+                    ),
+                }
+            )
+    counts = numbers["counts"]
+    sizes = ", ".join(
+        f"{counts[kind]['sessions']:,} {title} sessions of {counts[kind]['people']} people"
+        for kind, title in (("made", "generated"), ("other", name))
+    )
+    head = f"**Beside {name} sessions** ({sizes}): SD within a session\n\n"
+    return head + markdown(rows)
+
+
+def pairs_told_apart(name: str, numbers: Results) -> str:
+    """AUCs of trees that see one trial, two, or their differences; and of chance."""
+    rows = []
+    for title, found in (
+        (f"generated and {name}", numbers["apart"]),
+        (f"two halves of the {name}", numbers["apart_chance"]),
+    ):
+        for choice, areas in found.items():
+            row = {
+                "": f"{title}, {choice}",
+                "pairs": f"{areas['pairs']} and {areas['pairs_other']}",
+            }
+            for seen in ("single", "pair", "differences"):
+                area = areas.get(seen)
+                row[seen] = (
+                    f"{area['auc']:.2f} ({area['low']:.2f} to {area['high']:.2f})" if area else ""
+                )
+            rows.append(row)
+    near = numbers["copies"]
+    copies = (
+        f"Nearest other trial of the session: median {near['made 50%']:.0f} mL, 1 % "
+        f"{near['made 1%']:.0f} mL ({name} {near['other 50%']:.0f} and {near['other 1%']:.0f}); "
+        f"{near['near_copies']:.1%} are nearer than 99 % of the {name} ones.\n"
+    )
+    return f"**Trees that see two trials**, AUC, {name}\n\n" + markdown(rows) + "\n" + copies
+
+
+def letters_and_grades(kinds: Results) -> str:
+    """NHANES's letters and effort grades of generated sessions, beside published ones."""
+    others = {(r["index"], r["test"], r["letter"]): r["share"] for r in kinds["other"]["letters"]}
+    rows = [
+        {
+            "": f"{row['index']}, {row['test']}, {row['letter']}",
+            "generated (%)": row["share"],
+            "compared with (%)": others.get((row["index"], row["test"], row["letter"])),
+            "NHANES (%)": row["published"],
+        }
+        for row in kinds["made"]["letters"]
+    ]
+    for grade, row in kinds["made"]["efforts"].items():
+        other = kinds["other"]["efforts"].get(grade, {})
+        rows.append(
+            {
+                "": f"effort {grade}",
+                "generated (%)": row["share"],
+                "compared with (%)": other.get("share"),
+                "NHANES (%)": row["published"],
+            }
+        )
+    rules = [
+        {
+            "": f"rules see: {name}",
+            "generated (%)": share,
+            "compared with (%)": kinds["other"]["rules"][name],
+            "NHANES (%)": None,
+        }
+        for name, share in kinds["made"]["rules"].items()
+    ]
+    return "**Letters, effort grades, and what rules see**\n\n" + markdown(rows + rules)
+
+
+def after_bronchodilator(results: Results) -> str:
+    """FEV1's change in second tests."""
+    first = next(iter(results["comparisons"].values()))["kinds"]
+    tables = {
+        "generated": first["made"]["bronchodilator"],
+        "compared with": first["other"]["bronchodilator"],
+        "NHANES": results.get("published_changes", {}),
+    }
+    rows = [
+        {
+            "": f"{kind}, {group}",
+            "people": row["people"],
+            "median % (95 % interval)": (
+                f"{row['percent median']:.1f} "
+                f"({row['percent low']:.1f} to {row['percent high']:.1f})"
+            ),
+            "5 to 95 %": f"{row['percent 5 %']:.1f} to {row['percent 95 %']:.1f}",
+            "median mL": row["ml median"],
+        }
+        for kind, table in tables.items()
+        for group, row in table.items()
+    ]
+    return "**FEV1 after a bronchodilator**\n\n" + markdown(rows) if rows else ""
+
+
+def order_of_trials(results: Results) -> str:
+    """Whether the best comes late, in each kind of sessions."""
+    rows = []
+    for name, found in results["comparisons"].items():
+        for kind, title in (("made", f"generated, as {name}"), ("other", name)):
+            for index in ("fvc", "fev1", "pef"):
+                row = found["kinds"][kind]["order"][index]
+                rows.append({"": f"{title}: {index}"} | row)
+    head = (
+        "**Order**: where the best trial of a session is, losses per trial (%; positive where "
+        "people tire), and how much more alike neighbours are than independent trials\n\n"
+    )
+    return head + markdown(rows)
+
+
+def sessions(results: Results) -> str:
+    """Whole tests: generated sessions beside simulated and recorded ones."""
+    made = "Simulated sessions of another seed stand in for generated ones. "
+    parts = [
+        f"{made if results['stand_in'] else ''}Seed {results['seed']}. "
+        f"Left out: {', '.join(results['left_out']) or 'nothing'}.\n"
+    ]
+    for place, (name, found) in enumerate(results["comparisons"].items()):
+        parts += [within_sessions(name, found), pairs_told_apart(name, found)]
+        if place == 0:
+            parts.append(letters_and_grades(found["kinds"]))
+    parts += [after_bronchodilator(results), order_of_trials(results)]
+    rows = [
+        {
+            "": f"{row['fault']}, {row['tried']}",
+            "learnt from": row["learnt from"],
+            "cases": f"{row['cases']} of {row['trials']}",
+            "AUC (95 % interval)": f"{row['auc']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
+        }
+        for row in results["classifier"]
+    ]
+    parts.append(
+        "**Classifier of faults**, learnt from generated trials, where a rule says what is true; "
+        "coughs are planted\n\n" + markdown(rows)
+    )
+    if times := results["speed"]:
+        parts.append(
+            f"**Speed** ({threads(times['threads'])}, {times['rounds']} rounds in turn, medians): "
+            f"a session of eight takes {times['session_cpu_ms']:.0f} ms of the processor, eight "
+            f"curves {times['curves_cpu_ms']:.0f} ms: {times['ratio']:.2f} times (wanted: at most "
+            f"{times['most']:g}).\n"
+        )
+    parts.append("**Aims**\n\n" + markdown(aims_table(results["aims"])))
+    return "\n".join(part for part in parts if part)
 
 
 SECTIONS: dict[str, Callable[[Results], str]] = {
@@ -656,6 +824,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "ablation": ablation,
     "reconstruction": reconstruction,
     "recorded": recorded,
+    "sessions": sessions,
 }
 
 

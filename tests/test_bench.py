@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+
+from spiro_diffusion.base.files import write_json
 
 BENCH = Path(__file__).parent.parent / "bench"
 
@@ -121,3 +124,28 @@ def test_training_bench_compares_with_the_usual_way_alone():
 def test_training_bench_measures_a_step():
     measure = runpy.run_path(str(BENCH / "training.py"))["measure"]
     assert measure("codec", batch=8, seconds=0.01) > 0
+
+
+def test_sessions_bench_with_a_stand_in_and_without_data(tmp_path):
+    """Nothing to compare with is said; a stand-in of the simulator goes through the whole page."""
+    call = [sys.executable, str(BENCH / "sessions.py"), "--run_dir", str(tmp_path), "--stand_in"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "nothing to compare" in done.stderr
+
+    bench = runpy.run_path(str(BENCH / "sessions.py"))
+    people = pd.DataFrame({"patient": range(24), "age": 30.0, "height": 172.0, "sex": "male"})
+    people["age"] += people["patient"]
+    first, second = (bench["simulated_for"](people, 1, seed) for seed in (0, 1))
+    assert first.counts()["people"] == second.counts()["people"] == 24
+    settings = bench["ReportSettings"](times=5)
+    numbers = bench["sessions_report"](
+        {"simulated": bench["Beside"](first, second)}, None, settings
+    )
+    numbers |= {"stand_in": True, "left_out": ["recorded sessions"], "speed": None}
+    numbers["aims"] = [aim._asdict() for aim in bench["session_aims"](numbers)]
+    write_json(tmp_path / "sessions.json", numbers)
+    page = runpy.run_path(str(BENCH / "table.py"))["page"](tmp_path)
+    assert "stand in for generated ones" in page
+    assert "Left out: recorded sessions" in page
+    assert "| effort A |" in page
