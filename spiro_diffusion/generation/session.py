@@ -50,7 +50,6 @@ from ..simulator.trials import order_trials, quality_letters
 from spiro_diffusion.spirometry.clock import (
     CLOCK,
     END,
-    WIDTHS,
     from_clock,
     rows_to_clock,
     to_clock,
@@ -59,7 +58,6 @@ from spiro_diffusion.spirometry.clock import (
 from spiro_diffusion.spirometry.indices import (
     INDICES,
     indices_on_clock,
-    time_at_level,
     volume_at,
 )
 from spiro_diffusion.spirometry.quality import (
@@ -75,28 +73,44 @@ if TYPE_CHECKING:
     from spiro_diffusion.generation.repeat import RepeatModel
 
 # %% auto #0
-__all__ = ['STRETCH', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'MOST_ABOVE', 'SLOTS_NAMED', 'SHARED_SLOT',
-           'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE', 'LEAST_RISE', 'SLOW', 'REJECTED',
-           'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES', 'REASONS', 'CRITERIA', 'KEYS', 'NEAR_LARGEST', 'SILENCE',
-           'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION',
+__all__ = ['CHANGING', 'FACTORS', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'MOST_ABOVE', 'SLOTS_NAMED',
+           'SHARED_SLOT', 'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE', 'LEAST_RISE', 'SLOW',
+           'REJECTED', 'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES', 'REASONS', 'CRITERIA', 'KEYS', 'NEAR_LARGEST',
+           'SILENCE', 'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION',
            'VISITS_AT_ONCE', 'resized', 'SessionSettings', 'keep_one_whole', 'Makers', 'fault_kinds', 'Sessions',
            'generate_sessions', 'load_makers', 'more_trials']
 
-# %% ../../nbs/generation/07_session.ipynb #efeed7e7
-STRETCH = (0.6, 1.6)
-"""Between which a stretch of time is kept: beyond, the two volumes do not belong together."""
+# %% ../../nbs/generation/07_session.ipynb #40c3d9c6
+CHANGING = (0.3, 0.9)
+"""Shares of FVC between which one factor passes into the other."""
+FACTORS = (0.7, 1.4)
+"""Between which both factors lie; else the whole curve is multiplied by what its FVC lacks."""
 
 
 def resized(flow: np.ndarray, fvc: np.ndarray, fev1: np.ndarray) -> np.ndarray:
     """Curves (N, 512) L/s brought to FVC and FEV1 (N,) L, in float32."""
     volume = volume_on_clock(flow)
-    own = volume[:, -1]
-    size = fvc / np.maximum(own, 1e-6)
-    t0 = indices_on_clock(flow)["t0"].to_numpy()
-    reached = time_at_level(volume, CLOCK, np.minimum(fev1 / size, 0.999 * own))
-    stretch = np.clip(reached - t0, *STRETCH)
-    edges = volume_at(volume, CLOCK, np.minimum(stretch[:, None] * CLOCK, END))
-    return (size[:, None] * np.diff(edges, axis=1) / WIDTHS).astype(np.float32)
+    own = np.maximum(volume[:, -1], 1e-6)
+    passed = (volume[:, :-1] + volume[:, 1:]) / 2 / own[:, None]
+    along = np.clip((passed - CHANGING[0]) / (CHANGING[1] - CHANGING[0]), 0, 1)
+    first = (1 + np.cos(np.pi * along)) / 2
+    volume_first = volume_on_clock(first * flow)
+    one_second = indices_on_clock(flow)["t0"].to_numpy() + 1
+    early = volume_at(volume_first, CLOCK, one_second)
+    early_rest = volume_at(volume, CLOCK, one_second) - early
+    whole = volume_first[:, -1]
+    rest = own - whole
+    determinant = early * rest - whole * early_rest
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c1 = (fev1 * rest - fvc * early_rest) / determinant
+        c2 = (fvc * early - fev1 * whole) / determinant
+    near = np.isfinite(c1) & np.isfinite(c2)
+    for factor in (c1, c2):
+        near &= (factor > FACTORS[0]) & (factor < FACTORS[1])
+    size = fvc / own
+    c1 = np.where(near, c1, size)[:, None]
+    c2 = np.where(near, c2, size)[:, None]
+    return ((c1 * first + c2 * (1 - first)) * flow).astype(np.float32)
 
 # %% ../../nbs/generation/07_session.ipynb #25480113
 MOST_MANOEUVRES = 17
