@@ -148,8 +148,7 @@ def _value_of(quantity: Mapping[str, Any], factors: Mapping[str, float]) -> floa
     """A quantity in our unit, None if its unit is not among `factors`."""
     unit = plain_unit(str(quantity.get("code") or quantity.get("unit") or "1"))
     value = quantity.get("value")
-    is_number = isinstance(value, (int, float)) and math.isfinite(value)
-    if unit not in factors or not is_number:
+    if unit not in factors or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return value * factors[unit]
 
