@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from spiro_diffusion.base.errors import DataError
-from spiro_diffusion.formats import recognise
+from spiro_diffusion.formats import recognise, written
+from spiro_diffusion.formats.recording import Recording
 
 ROOT = Path(__file__).parents[1]
 SECTION = "## A device's file format"
@@ -32,11 +33,34 @@ def blowbox_file() -> dict:
     return {"serial": "B1", "patient": patient, "tests": tests}
 
 
+def section() -> str:
+    """The section on formats."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return text.split(SECTION)[1].split("\n## ")[0]
+
+
 def blocks() -> list[str]:
     """The Python blocks of the section."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = text.split(SECTION)[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", section(), re.DOTALL)
+
+
+def test_the_next_free_number():
+    said = re.findall(r"nbs/formats/(\d+)_blowbox", section())
+    taken = [int(path.name[:2]) for path in (ROOT / "nbs" / "formats").glob("*.ipynb")]
+    assert said == [f"{max(taken) + 1:02}"]
+
+
+def write_blowbox(recordings: list[Recording], path: Path, overwrite: bool = False) -> Path:
+    """The forced expirations of one person, as the device would have written them."""
+    made = blowbox_file()
+    efforts = []
+    for one in recordings:
+        flow = np.diff(one.volume, prepend=0) / np.diff(one.time, prepend=-1 / RATE)
+        effort = {"n": int(one.trial), "fs": RATE, "flow_lpm": (60 * flow).tolist()}
+        efforts.append(effort | {"fvc_l": one.volume[-1], "fev1_l": one.volume[RATE]})
+    made["tests"][0]["efforts"] = efforts
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return path
 
 
 def test_a_device_s_format(tmp_path, monkeypatch):
@@ -46,7 +70,7 @@ def test_a_device_s_format(tmp_path, monkeypatch):
     monkeypatch.setattr(recognise, "FORMATS", list(recognise.FORMATS))
     Path("blowbox.json").write_text(json.dumps(blowbox_file()), encoding="utf-8")
     names: dict = {"__name__": "own_cell"}
-    reader, use = blocks()
+    reader, use, _ = blocks()
     exec(reader, names)
     exec(use, names)
     first, second = names["recordings"]
@@ -69,3 +93,22 @@ def test_a_device_s_format(tmp_path, monkeypatch):
         recognise.read_recordings("damaged.json")
     with pytest.raises(DataError, match="or JSON of a BlowBox"):
         recognise.read_recordings("none.json")
+
+
+def test_a_writer_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(recognise, "FORMATS", list(recognise.FORMATS))
+    monkeypatch.setattr(written, "WRITERS", dict(written.WRITERS))
+    reader, _, line = blocks()
+    names: dict = {"__name__": "own_cell", "write_blowbox": write_blowbox}
+    exec(reader, names)
+    exec(line, names)
+    recognise.FORMATS.append(names["BLOWBOX"])
+    time = np.arange(0, 6, 1 / RATE)
+    curve = Recording(LITRES * (1 - np.exp(-time / 0.7)), time, "007", trial="3")
+    path = tmp_path / "own.json"
+    assert written.write_recordings([curve], path, "blowbox") == [path]
+    (back,) = recognise.read_recordings(path)
+    assert (back.person, back.trial, back.format) == ("007", "3", "BlowBox JSON")
+    assert np.ptp(back.volume) == pytest.approx(np.ptp(curve.volume), abs=0.01)
+    with pytest.raises(DataError, match="blowbox: JSON of a BlowBox"):
+        written.write_recordings([curve], path, "pdf")

@@ -290,6 +290,8 @@ SOURCES: dict[str, tuple[Callable[[Path], None], str, int, Callable[[Path], byte
         lambda _: WRITTEN["UK Biobank tabs"].encode(),
     ),
     "ndd XML": (read_any_recording, "export", 80, lambda _: WRITTEN["ndd"].encode("utf-16")),
+    "FHIR": (read_any_recording, "export", 80, lambda _: WRITTEN["FHIR"].encode()),
+    "odd FHIR": (read_any_recording, "export", 200, lambda _: WRITTEN["FHIR"].encode()),
     "NPY": (read_signals, "signals.npy", 40, lambda _: npy()),
     "safetensors": (read_weights, "model.safetensors", 120, small_weights),
     "weights of a codec": (

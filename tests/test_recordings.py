@@ -1,6 +1,7 @@
 """Recordings of every format: read as people have them, told apart, refused by name."""
 
 import gzip
+import json
 import random
 import warnings
 
@@ -47,6 +48,19 @@ def ndd_of(volume: np.ndarray, **tags: str) -> str:
     )
 
 
+def fhir_of(volume: np.ndarray) -> str:
+    """A FHIR bundle of one trial of an invented person: their number, then a curve."""
+    sampled = {"origin": {"value": 0, "unit": "mL"}, "period": 10, "dimensions": 1}
+    sampled["data"] = " ".join(f"{1000 * v:.1f}" for v in volume)
+    person = {"resourceType": "Patient", "id": "A7", "gender": "male"}
+    trial = {"resourceType": "Observation", "subject": {"reference": "Patient/A7"}}
+    trial |= {"status": "final", "code": {"text": "curve"}, "valueSampledData": sampled}
+    fvc = {"coding": [{"system": "http://loinc.org", "code": "19868-9"}]}
+    trial["component"] = [{"code": fvc, "valueQuantity": {"value": 3.9, "unit": "L"}}]
+    entries = [{"resource": person}, {"resource": trial}]
+    return json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries})
+
+
 def ukb_cell(order: str, volume: np.ndarray = VOLUME) -> str:
     """A cell of field 3066: order, number of points, four zeros more than that, mL."""
     ml = np.round(1000 * volume).astype(int).tolist()
@@ -78,6 +92,7 @@ WRITTEN = {
     "UK Biobank commas": f'eid,p3066_i0_a0,p3066_i0_a1\n5000011,"{ukb_cell("1")}",\n',
     "UK Biobank line": ukb_cell("blow1"),
     "ndd": ndd_of(VOLUME),
+    "FHIR": fhir_of(VOLUME),
 }
 
 
@@ -212,6 +227,9 @@ def test_uk_biobank_as_the_platform_exports_it(tmp_path):
         (f"eid\tp3066_i0_a0\n1\t{ukb_cell('blow1')[:900]}\n", "says 700 points and holds"),
         (ndd_of(VOLUME[:0]), "holds no forced manoeuvre with samples"),
         (ndd_of(VOLUME)[:-300], "is no whole XML file"),
+        (fhir_of(VOLUME)[:-300], "is no whole JSON file"),
+        (fhir_of(VOLUME[:0]), "has fewer than two samples"),
+        (json.dumps({"time": [0, 1], "volume": [0, 1]}), "is JSON of a program that is not known"),
         ('<!DOCTYPE x [<!ENTITY a "b">]><ndd>&a;</ndd>', "document type definition"),
         ("PK\x03\x04 xl/workbook.xml", "an Excel workbook"),
     ],

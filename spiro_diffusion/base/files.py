@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['HOST', 'DISK_IS_FULL', 'READ_BYTES', 'FIGURE_DPI', 'LOCK_NAME', 'NO_LOCKS', 'writing', 'writing_all', 'check_free',
-           'write_json', 'read_json', 'record_beside', 'shipped_weights', 'sha256_of', 'write_figure', 'figures_folder',
-           'locked']
+__all__ = ['HOST', 'LEFT', 'DISK_IS_FULL', 'READ_BYTES', 'FIGURE_DPI', 'LOCK_NAME', 'NO_LOCKS', 'writing', 'writing_all',
+           'check_free', 'write_json', 'read_json', 'record_beside', 'shipped_weights', 'sha256_of', 'write_figure',
+           'figures_folder', 'locked']
 
 # %% ../../nbs/base/01_files.ipynb #417534f4
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -53,26 +54,74 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _sweep(path: Path) -> None:
-    """Delete what processes of this computer that are no more began to write beside `path`.
+LEFT = re.compile(rf"\.(.*)\.{HOST}-([0-9]+)-[^-.]*\.part(.*)", re.DOTALL)
+"""A temporary name of this computer's: its stem, process and suffix."""
+
+
+def _sweep(folder: Path, names: Collection[str]) -> None:
+    """Delete what processes of this computer that are no more began to write in `folder` for files
+    of these `names`.
 
     A process that is no more but whose number another one has now counts as alive: its file stays
     for the time being. On Windows a process cannot be checked without harm, so nothing is swept
-    there.
+    there, nor in a folder that may be written to but not listed.
     """
     if os.name != "posix":
         return
-    end = f".part{path.suffix}"
-    for left in path.parent.glob(f".*{end}"):
-        stem, _, writer = left.name.removesuffix(end).rpartition(".")
-        host, _, process = writer.rpartition("-")[0].partition("-")
-        is_ours = stem == f".{path.stem}" and host == HOST and process.isdigit()
-        if is_ours and not _is_alive(int(process)):
-            left.unlink(missing_ok=True)
+    try:
+        there = os.listdir(folder)
+    except PermissionError:
+        return
+    for left in filter(None, map(LEFT.fullmatch, there)):
+        stem, process, suffix = left.groups()
+        if stem + suffix in names and not _is_alive(int(process)):
+            (folder / left[0]).unlink(missing_ok=True)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Raise DataError for an error of the system in the body: `folder` cannot be written to."""
+    try:
+        yield
+    except OSError as err:
+        raise DataError(
+            f"{folder} cannot be written to ({err.strerror}): "
+            "choose another folder or free some space"
+        ) from err
+
+
+def _make_room(paths: Sequence[Path]) -> None:
+    """Make the folders of `paths`, and sweep each of them once, however many files go there."""
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, theirs in names.items():
+        with _writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder, theirs)
 
 # %% ../../nbs/base/01_files.ipynb #2d89e564
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system answers where a disk, a quota or the largest size of a file is used up."""
+
+
+@contextmanager
+def _written_beside(path: Path) -> Iterator[Path]:
+    """As `writing`, into a folder that is there and swept."""
+    tmp = _temporary(path)
+    with _writable(path.parent):
+        tmp.touch()
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    except BaseException as err:
+        tmp.unlink(missing_ok=True)
+        if isinstance(err, OSError) and err.errno in DISK_IS_FULL:
+            raise DataError(
+                f"{path} could not be written ({err.strerror}): "
+                "free some space or choose another folder"
+            ) from err
+        raise
 
 
 @contextmanager
@@ -86,27 +135,9 @@ def writing(path: str | Path) -> Iterator[Path]:
     disk is full.
     """
     path = Path(path)
-    tmp = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        tmp.touch()
-    except OSError as err:
-        raise DataError(
-            f"{path.parent} cannot be written to ({err.strerror}): "
-            "choose another folder or free some space"
-        ) from err
-    try:
+    _make_room([path])
+    with _written_beside(path) as tmp:
         yield tmp
-        os.replace(tmp, path)
-    except BaseException as err:
-        tmp.unlink(missing_ok=True)
-        if isinstance(err, OSError) and err.errno in DISK_IS_FULL:
-            raise DataError(
-                f"{path} could not be written ({err.strerror}): "
-                "free some space or choose another folder"
-            ) from err
-        raise
 
 # %% ../../nbs/base/01_files.ipynb #d68b6e03
 @contextmanager
@@ -115,10 +146,11 @@ def writing_all(path: Path, files: Sequence[Path]) -> Iterator[list[Path]]:
 
     Raises DataError that names `path` for an error of the system.
     """
+    _make_room(files)
     try:
         with ExitStack() as stack:
             # the last to be opened is the first to be renamed, and so the one that an error names
-            temporary = [stack.enter_context(writing(file)) for file in reversed(files)]
+            temporary = [stack.enter_context(_written_beside(file)) for file in reversed(files)]
             yield temporary[::-1]
     except OSError as err:
         raise DataError(

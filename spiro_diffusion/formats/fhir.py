@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +33,8 @@ from ..spirometry.manoeuvre import volume_of_flow
 
 # %% auto #0
 __all__ = ['LOINC', 'UCUM', 'PANEL', 'CODES', 'BEFORE', 'INDEX_OF', 'BODY', 'BODY_OF', 'BODY_UNITS', 'ETHNICITY', 'PERCENT',
-           'FACTORS', 'FORMAT', 'MS_A_SECOND', 'Resource', 'FHIR', 'HTEST', 'CATEGORY', 'AMBULATORY', 'L_A_UNIT',
-           'DECIMALS', 'GENDERS', 'Coded', 'read_fhir', 'is_fhir', 'write_fhir']
+           'FACTORS', 'FORMAT', 'MS_A_SECOND', 'MISBUILT', 'Resource', 'TYPE', 'TOKEN', 'FHIR', 'HTEST', 'CATEGORY',
+           'AMBULATORY', 'L_A_UNIT', 'DECIMALS', 'GENDERS', 'Coded', 'read_fhir', 'is_fhir', 'write_fhir']
 
 # %% ../../nbs/formats/16_fhir.ipynb #a431c438
 LOINC = "http://loinc.org"
@@ -90,21 +92,29 @@ FACTORS = {**UNITS["volume"], **UNITS["flow"], "s": 1.0, "ms": 1e-3, "%": PERCEN
 # %% ../../nbs/formats/16_fhir.ipynb #df1d3caa
 FORMAT = "FHIR R4"
 MS_A_SECOND = 1000
+MISBUILT = (AttributeError, TypeError, KeyError, IndexError)
+"""What lists where objects belong, and the like, lead to."""
 Resource = dict[str, Any]
 
 
-def _resources(path: str | Path) -> dict[str, Resource]:
-    """The resources of a file by their URL (or `Type/id`), in its order.
-
-    Raises DataError if it is no JSON, or holds no FHIR resources.
-    """
+def _root_of(path: str | Path) -> Resource:
+    """The resource that a file is. Raises DataError if it is no JSON, or no FHIR resource."""
     text = read_text(path, "name a FHIR bundle in JSON")
     try:
         root = json.loads(text)
-    except json.JSONDecodeError as err:
-        raise DataError(f"{path} is no whole JSON file ({err}): export it again") from err
+    except (ValueError, RecursionError) as err:
+        raise DataError(
+            f"{path} is no whole JSON file ({err}): export it again, as one bundle"
+        ) from err
     if not isinstance(root, dict) or not isinstance(root.get("resourceType"), str):
-        raise DataError(f"{path} is JSON, but no FHIR resource: it has no resourceType")
+        raise DataError(
+            f"{path} is JSON, but no FHIR resource: it has no resourceType; name a FHIR bundle"
+        )
+    return root
+
+
+def _resources(root: Resource) -> dict[str, Resource]:
+    """A resource, or those of a bundle, by their URL (or `Type/id`), in its order."""
     entries = root.get("entry", []) if root["resourceType"] == "Bundle" else [{"resource": root}]
     found: dict[str, Resource] = {}
     for number, entry in enumerate(entries):
@@ -138,7 +148,7 @@ def _value_of(quantity: Mapping[str, Any], factors: Mapping[str, float]) -> floa
     """A quantity in our unit, None if its unit is not among `factors`."""
     unit = plain_unit(str(quantity.get("code") or quantity.get("unit") or "1"))
     value = quantity.get("value")
-    if unit not in factors or not isinstance(value, (int, float)):
+    if unit not in factors or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return value * factors[unit]
 
@@ -173,14 +183,14 @@ def _curve_of(sampled: Mapping[str, Any], where: str) -> tuple[np.ndarray, np.nd
     kind = next((kind for kind in ("volume", "flow") if unit in UNITS[kind]), None)
     if kind is None:
         return None
-    period = sampled.get("period")
-    is_one = sampled.get("dimensions") == 1
-    if not is_one or not isinstance(period, (int, float)) or period <= 0:
+    scale = (sampled.get("period", 0), sampled.get("factor", 1), origin.get("value", 0))
+    period, factor, zero = finite_numbers([str(number) for number in scale], where)
+    if sampled.get("dimensions") != 1 or period <= 0:
         raise DataError(f"{where} has no samples of one dimension with a period: export it again")
     numbers = finite_numbers(str(sampled.get("data", "")).split(), where)
     if len(numbers) < 2:
         raise DataError(f"{where} has fewer than two samples: export it with its curve")
-    values = (numbers * sampled.get("factor", 1) + origin.get("value", 0)) * UNITS[kind][unit]
+    values = (numbers * factor + zero) * UNITS[kind][unit]
     time = np.arange(len(values)) * period / MS_A_SECOND
     return values if kind == "volume" else volume_of_flow(values, time), time
 
@@ -246,22 +256,44 @@ def read_fhir(path: str | Path) -> list[Recording]:
     flow, which is integrated. `visit` is the encounter's identifier, `trial` the observation's.
     Raises DataError if the file is no JSON, holds no such observation, or one that is damaged.
     """
-    resources = _resources(path)
+    root = _root_of(path)
     try:
-        recordings = list(_recordings_in(resources, path))
-    except (AttributeError, TypeError, KeyError, IndexError) as err:  # lists where objects belong
+        recordings = list(_recordings_in(_resources(root), path))
+    except (*MISBUILT, OverflowError) as err:
         raise DataError(f"{path} is not built as FHIR R4 is ({err}): export it again") from err
     if not recordings:
         raise DataError(
-            f"{path} holds no curve: an Observation with SampledData of a volume (L) or a flow "
-            "(L/s) is expected"
+            f"{path} holds no curve: export the test with an Observation whose SampledData are "
+            "volume (L) or flow (L/s)"
         )
     return recordings
 
 
+TYPE = re.compile(r'"resourceType"\s*:\s*"[A-Z]')
+TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?|[][{}]', re.DOTALL)
+"""A text in JSON, with the colon after it if it is a key; or a bracket."""
+
+
+def _outer_keys(head: str) -> set[str]:
+    """The keys of the outermost object in JSON that begins with the text `head`."""
+    keys = set()
+    depth = 0
+    for token in TOKEN.finditer(head):
+        if token[2] and depth == 1:
+            keys.add(token[1])
+        depth += (token[0] in ("{", "[")) - (token[0] in ("}", "]"))
+    return keys
+
+
 def is_fhir(head: str, path: Path) -> bool:
-    """Whether the text `head` begins as a FHIR resource in JSON does."""
-    return head.lstrip().startswith("{") and '"resourceType"' in head
+    """Whether the text `head` begins as a FHIR resource in JSON does.
+
+    The type stands at the outside, or in an entry of a bundle that says its own later. JSON of
+    another kind may hold a resource, too.
+    """
+    if not head.lstrip().startswith("{") or not TYPE.search(head):
+        return False
+    return not _outer_keys(head).isdisjoint(("resourceType", "entry"))
 
 
 FHIR = Format("a FHIR R4 bundle (JSON)", is_fhir, read_fhir)
@@ -432,8 +464,8 @@ def write_fhir(recordings: Sequence[Recording], path: str | Path, overwrite: boo
     """Write synthetic recordings as a FHIR R4 bundle (a collection) in JSON.
 
     Volume is in units of 0.1 mL every 10 ms. A visit or trial without a name comes back under its
-    id. Raises DataError as `check_writable` does, or if the
-    file is there and may not be overwritten.
+    id. Raises DataError as `check_writable` does, or if the file is there and may not be
+    overwritten.
     """
     path = Path(path)
     check_writable(recordings)

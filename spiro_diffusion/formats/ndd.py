@@ -194,7 +194,7 @@ def read_ndd(path: str | Path) -> list[Recording]:
     if root.tag != "ndd":
         raise DataError(
             f"{path} is XML, but not as ndd's software exports it (<ndd>): it begins with "
-            f"<{shown(root.tag)[1:-1]}>"
+            f"<{shown(root.tag)[1:-1]}>; export it as ndd's XML, FHIR as JSON, or as a table"
         )
     recordings = []
     left_out = []

@@ -3,6 +3,7 @@
 # %% ../../nbs/formats/12_recognise.ipynb #3774d40b
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..base.errors import DataError, need_file
@@ -15,7 +16,7 @@ from .ukb import UK_BIOBANK
 from .waveform import WAVEFORM
 
 # %% auto #0
-__all__ = ['FORMATS', 'FIRST_READ', 'known_formats', 'read_recordings']
+__all__ = ['FORMATS', 'FIRST_READ', 'JSON', 'known_formats', 'read_recordings']
 
 # %% ../../nbs/formats/12_recognise.ipynb #650f910f
 FORMATS: list[Format] = [
@@ -27,6 +28,8 @@ FORMATS: list[Format] = [
 """The formats, in the order in which they are asked; a format of your own is one more line."""
 FIRST_READ = 1 << 16
 """Bytes from which a format is recognised."""
+JSON = re.compile(r"\s*(\{|\[\s*[\[{\"0-9-])")
+"""How JSON begins that is more than a single value."""
 
 
 def known_formats() -> str:
@@ -51,4 +54,6 @@ def read_recordings(path: str | Path) -> list[Recording]:
     for one in FORMATS:
         if one.recognises(head, path):
             return one.read(path)
+    if JSON.match(head):
+        raise DataError(f"{path} is JSON of a program that is not known; {way_out}")
     return read_loops(path)

@@ -20,6 +20,18 @@ from spiro_diffusion.base.files import (
     writing_all,
 )
 from ..base.units import some_of
+from ..formats.nhanes import ML_PER_L
+from spiro_diffusion.formats.nhanes_written import (
+    CYCLE,
+    FACTOR,
+    FIRST_SEQN,
+    LABEL,
+    MOST_POINTS,
+    people_tables,
+    steps_text,
+)
+from ..formats.samples import HIGH
+from ..formats.tables import write_xport
 from .report import evenly, plot_report
 from ..spirometry.clock import CLOCK, N_BINS, from_clock
 from ..spirometry.indices import INDICES
@@ -29,10 +41,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['CURVES_AT_ONCE', 'FIRST_SEQN', 'FACTOR', 'MOST_POINTS', 'LARGEST_STEP', 'REST_POINTS', 'WRITERS', 'ENDINGS',
-           'TARGET_MISSED', 'Z_MISSED', 'Z_MISSED_CONDITIONED', 'Z_ODD', 'SUMMARISED', 'spxraw', 'format_of',
-           'refuse_others_record', 'default_name', 'files_of', 'write_curves', 'Cohort', 'read_cohort', 'warnings_of',
-           'summary']
+__all__ = ['CURVES_AT_ONCE', 'REST_POINTS', 'WRITERS', 'ENDINGS', 'TARGET_MISSED', 'Z_MISSED', 'Z_MISSED_CONDITIONED', 'Z_ODD',
+           'SUMMARISED', 'spxraw', 'format_of', 'refuse_others_record', 'default_name', 'files_of', 'write_curves',
+           'Cohort', 'read_cohort', 'warnings_of', 'summary']
 
 # %% ../../nbs/generation/02_cohort.ipynb #3b834419
 def _write_parquet(table: pd.DataFrame, flow: np.ndarray, path: Path) -> None:
@@ -84,10 +95,6 @@ def _write_csv(table: pd.DataFrame, flow: np.ndarray, path: Path, beside: Path) 
             file.write_table(samples.cast(schema))
 
 # %% ../../nbs/generation/02_cohort.ipynb #bef7dea1
-FIRST_SEQN = 900_000_001  # of the first patient; NHANES's own have at most six digits
-FACTOR = 1.085  # ATPS to BTPS, the median of SPAFACT
-MOST_POINTS = 2044  # of a recorded curve
-LARGEST_STEP = 192  # mL per 10 ms, the range of SPXRAW
 REST_POINTS = 100  # recorded after the last mL: one second
 
 
@@ -107,13 +114,10 @@ def spxraw(table: pd.DataFrame, flow: np.ndarray, seqn: np.ndarray) -> pd.DataFr
     requested, the grade is A with a plateau, C without, and D if ATS/ERS 2019 (Graham 2019) would
     not accept its FEV1.
     """
-    whole = np.rint(from_clock(flow)[0] * (1000 / FACTOR)).astype(np.int64)
-    steps = np.clip(np.diff(whole[:, : MOST_POINTS + 1], axis=1), 0, LARGEST_STEP)
+    whole = np.rint(from_clock(flow)[0] * (ML_PER_L / FACTOR)).astype(np.int64)
+    steps = np.clip(np.diff(whole[:, : MOST_POINTS + 1], axis=1), 0, HIGH)
     after_last = (steps[:, ::-1] > 0).argmax(axis=1)
     length = np.minimum(MOST_POINTS - after_last + REST_POINTS, MOST_POINTS)
-    texts = []
-    for row, points in zip(steps, length, strict=True):
-        texts.append(",".join(map(str, row[:points].tolist())))
     criteria = acceptability_on_clock(flow)
     grade = _grades(table, criteria)
     test = pd.Series("Pre", index=table.index)
@@ -129,33 +133,11 @@ def spxraw(table: pd.DataFrame, flow: np.ndarray, seqn: np.ndarray) -> pd.DataFr
         "SPAACC": np.where(grade == "D", "N", "Y"),
         "SPAQEFF": grade.to_numpy(),
         "SPXPTS": length.astype(float),
-        "SPXRAW": texts,
+        "SPXRAW": [steps_text(row[:end]) for row, end in zip(steps, length, strict=True)],
     }
     return pd.DataFrame(columns)
 
 # %% ../../nbs/generation/02_cohort.ipynb #ee2610e7
-def _nhanes_people(first: pd.DataFrame, seqn: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """DEMO and BMX of people: a row of the cohort's table and a SEQN each."""
-    from spiro_diffusion.formats.nhanes import SURVEY
-
-    def known(name: str) -> pd.Series:
-        if name not in first:
-            return pd.Series(np.nan, index=first.index)
-        return pd.to_numeric(first[name], errors="coerce").astype(float)
-
-    demo = {
-        "SEQN": seqn,
-        "SDDSRVYR": float(SURVEY["G"]),
-        "RIDSTATR": 2.0,  # interviewed and examined
-        "RIAGENDR": first["sex"].map({"male": 1.0, "female": 2.0, 1: 1.0, 2: 2.0}),
-        "RIDAGEYR": known("age"),
-        "RIDRETH1": known("ethnicity"),
-        "WTMEC2YR": 1.0,
-    }
-    bmx = {"SEQN": seqn, "BMXWT": known("weight"), "BMXHT": known("height")}
-    return pd.DataFrame(demo), pd.DataFrame(bmx)
-
-
 def _write_nhanes(
     table: pd.DataFrame, flow: np.ndarray, raw: Path, demo: Path, bmx: Path, names: Path
 ) -> None:
@@ -163,15 +145,12 @@ def _write_nhanes(
 
     DEMO and BMX are of version 5, CDC's own, which pandas reads too; SPXRAW needs version 8.
     """
-    from spiro_diffusion.formats.tables import write_xport
-
     place, patients = pd.factorize(table["patient"])
     seqn = FIRST_SEQN + np.arange(len(patients))
-    people, bodies = _nhanes_people(table.groupby(place, sort=True).first(), seqn.astype(float))
-    label = "Synthetic, not NHANES data"
-    write_xport(people, demo, "DEMO_G", label)
-    write_xport(bodies, bmx, "BMX_G", label)
-    write_xport(spxraw(table, flow, seqn[place]), raw, "SPXRAW_G", label)
+    people, bodies = people_tables(table.groupby(place, sort=True).first().assign(SEQN=seqn))
+    write_xport(people, demo, f"DEMO_{CYCLE}", LABEL)
+    write_xport(bodies, bmx, f"BMX_{CYCLE}", LABEL)
+    write_xport(spxraw(table, flow, seqn[place]), raw, f"SPXRAW_{CYCLE}", LABEL)
     pd.DataFrame({"SEQN": seqn, "patient": patients}).to_csv(names, index=False)
 
 # %% ../../nbs/generation/02_cohort.ipynb #141d8549
@@ -222,7 +201,7 @@ def files_of(path: str | Path, file_format: str | None = None) -> tuple[Path, ..
     record = record_beside(path)
     kind = format_of(path, file_format)
     if kind == "nhanes":
-        tables = [path / f"{name}_G_simulated.xpt" for name in ("SPXRAW", "DEMO", "BMX")]
+        tables = [path / f"{name}_{CYCLE}_simulated.xpt" for name in ("SPXRAW", "DEMO", "BMX")]
         return (*tables, path / "patients.csv", record)
     if kind == "csv":
         return (path, path.with_name(f"{path.stem}_table.csv"), record)
