@@ -53,12 +53,14 @@ __all__ = ['SAME', 'MOST_GUIDANCE', 'MOST', 'LEAST', 'ADULT', 'RATIO_APART', 'FA
 class Models:
     """A VQ-VAE and the cLDM trained on its latents, with the SHA-256 of both weights.
 
-    repeat: the network of repeats of the same codec, once sessions are drawn.
+    run_dir: of the run whose models they are, None for others; repeat: the network of repeats of
+    the same codec, once sessions are drawn.
     """
 
     vqvae: VQVAE
     cldm: CLDM
     sha256: dict[str, str]
+    run_dir: str | Path | None = None
     repeat: RepeatModel | None = None
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ def load_models(
         )
     if run_dir is not None:
         _check_made_there(folders["cldm"], Path(run_dir))
-    return Models(codec, network, sha256)
+    return Models(codec, network, sha256, run_dir)
 
 # %% ../../nbs/generation/01_drawing.ipynb #8ecd546e
 SAME = 0.01

@@ -846,7 +846,7 @@ def generate_sessions(
     settings = SessionSettings(sessions, manoeuvres, post, settings_of(1, seed, options))
     models = models or models_of(options)
     table = requested_patients(patients, settings.first, models.cldm.settings)
-    makers = load_makers(models, device_for(device), options.get("run_dir"))
+    makers = load_makers(models, device_for(device))
     rows = table.assign(draw=0)
     flow, found = draw_and_measure(models, rows, settings.first, makers.device)
     shown_columns = [c for c in table if c not in Z_SCORES]
@@ -865,13 +865,14 @@ def generate_sessions(
     return made
 
 
-def load_makers(models: Models, device: Any, run_dir: str | Path | None = None) -> Makers:
-    """The models with the network of repeats, of `<run_dir>/checkpoints` or as shipped.
+def load_makers(models: Models, device: Any) -> Makers:
+    """The models with the network of repeats of the same run, or the one that is shipped.
 
     Raises DataError if that was trained on latents of another VQ-VAE than the models'.
     """
     from spiro_diffusion.generation.repeat import RepeatModel
 
+    run_dir = models.run_dir
     own = None if run_dir is None else Path(run_dir) / "checkpoints" / "repeat"
     there = own is not None and (own / "config.json").is_file()
     if models.repeat is None:
@@ -911,7 +912,7 @@ def more_trials(
     table = check_patients(patient, models.cldm.settings.height_range, settings.first.extrapolate)
     if len(table) != 1:
         raise DataError(f"patient holds {len(table)} people: give the one whose manoeuvre this is")
-    makers = load_makers(models, device_for(device), options.get("run_dir"))
+    makers = load_makers(models, device_for(device))
     flow = to_clock(np.asarray(volume, dtype=float), np.asarray(time, dtype=float))
     known = _Visits(table, np.zeros(1, dtype=int), flow, indices_on_clock(flow))
     made = _assembled(known, makers, settings)
