@@ -21,14 +21,15 @@ from ..spirometry.reference import predicted, zscores
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpecBase
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # %% auto #0
-__all__ = ['FAULT_COLORS', 'PLAIN', 'TEST_TITLES', 'BEST', 'ACCEPTABLE', 'FAILS', 'NUMBER_SIZE', 'NUMBER_GAP', 'ROOM_ABOVE',
-           'ROOM_RIGHT', 'LEAST_TIME', 'SHORT_REASONS', 'TEXT_SIZE', 'SWATCH', 'TRIAL_COLUMNS', 'NOTES', 'NOT_SHOWN',
-           'VALUES', 'VALUE_COLUMNS', 'CHANGE_COLUMNS', 'CHANGED', 'WIDTH', 'PANELS', 'PANELS_OF_TWO', 'LEGEND', 'LINE',
-           'TITLE', 'PAD', 'LEGEND_ORDER', 'ACROSS', 'SMALL_PANELS', 'SMALL_SECONDS', 'WholeTests', 'spread',
-           'plot_session', 'plot_patients']
+__all__ = ['FAULT_COLORS', 'PLAIN', 'TEST_TITLES', 'BEST', 'ACCEPTABLE', 'FAILS', 'Curve', 'NUMBER_SIZE', 'NUMBER_GAP',
+           'ROOM_ABOVE', 'ROOM_RIGHT', 'LEAST_TIME', 'SHORT_REASONS', 'TEXT_SIZE', 'SWATCH', 'TRIAL_COLUMNS', 'NOTES',
+           'NOT_SHOWN', 'VALUES', 'VALUE_COLUMNS', 'CHANGE_COLUMNS', 'CHANGED', 'WIDTH', 'PANELS', 'PANELS_OF_TWO',
+           'LEGEND', 'LINE', 'TITLE', 'PAD', 'LEGEND_ORDER', 'ACROSS', 'SMALL_PANELS', 'SMALL_SECONDS', 'WholeTests',
+           'spread', 'plot_session', 'plot_patients']
 
 # %% ../../nbs/generation/08_sheet.ipynb #594cd284
 FAULT_COLORS = {
@@ -70,6 +71,10 @@ def _look(trial: pd.Series) -> tuple[str, dict[str, Any]]:
     return FAILS, {"color": PLAIN, "lw": 0.9, "ls": "-.", "zorder": 2}
 
 # %% ../../nbs/generation/08_sheet.ipynb #fd5068e4
+Curve = tuple[np.ndarray, np.ndarray]
+"""Time (T,) s from time zero and volume (T,) L."""
+
+
 class WholeTests(Protocol):
     """What can be shown: the tables of `Sessions`, and the raw volume of a row of `trials`."""
 
@@ -108,8 +113,8 @@ class _Visit:
         times = found[["start_s", "end_s"]].astype(float) - trial["t0"]
         return found.assign(start_s=times["start_s"], end_s=times["end_s"])
 
-    def spirogram(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Time (T,) s from time zero and volume (T,) L of a trial."""
+    def spirogram(self, row: int) -> Curve:
+        """The volume of a trial from its time zero."""
         volume, time = self.made.volume(row)
         return time - self.trials.loc[row, "t0"], volume
 
@@ -208,8 +213,8 @@ def _draw_loops(visit: _Visit, test: str, ax: Axes, scale: _Scale) -> None:
     ax.set(xlim=(0, max(MARGIN * scale.volume, LOOP_ASPECT * top)), ylim=(0, top))
 
 
-def _mark_faults(visit: _Visit, trial: pd.Series, ax: Axes, curve: np.ndarray) -> None:
-    """Mark the faults of a trial, but for those of the whole, on its curve (2, T): s and L."""
+def _mark_faults(visit: _Visit, trial: pd.Series, ax: Axes, curve: Curve) -> None:
+    """Mark the faults of a trial, but for those of the whole, on its curve."""
     time, volume = curve
     for label in visit.labels_of(trial).itertuples():
         if label.start_s <= time[0] and label.end_s >= time[-1]:
@@ -245,7 +250,8 @@ def _write_number(ax: Axes, trial: pd.Series, ends: np.ndarray, **text) -> None:
     color = _look(trial)[1]["color"]
     ax.plot(*ends.T, color=color, lw=0.35, alpha=0.7, zorder=1, clip_on=False)
     weight = "bold" if trial["best"] else "normal"
-    ax.text(*ends[1], f"{trial['trial']}", size=NUMBER_SIZE, color=color, weight=weight, **text)
+    x, y = ends[1]
+    ax.text(x, y, f"{trial['trial']}", size=NUMBER_SIZE, color=color, weight=weight, **text)
 
 
 def _number_loops(visit: _Visit, test: str, ax: Axes) -> None:
@@ -341,7 +347,7 @@ def _write_lines(ax: Axes, top: int, columns: tuple[_Column, ...], lines: list[_
     ax.axhline(top + 0.5, color="black", lw=0.6)
     for number, line in enumerate(lines, start=top + 1):
         for column, cell in zip(columns, line.cells, strict=True):
-            style = {"weight": line.weight, "size": TEXT_SIZE}
+            style: dict[str, Any] = {"weight": line.weight, "size": TEXT_SIZE}
             ax.text(column.x, number, cell, ha=column.ha, va="center", **style)
         if line.swatch is not None:
             ax.plot([0, SWATCH], [number, number], **line.swatch)
@@ -529,7 +535,7 @@ def _person(who: pd.Series) -> str:
 
 
 def _draw_test(
-    visit: _Visit, test: str, axes: np.ndarray, seconds: float, other: str | None
+    visit: _Visit, test: str, axes: list[Axes], seconds: float, other: str | None
 ) -> None:
     """Draw a test on two axes, loops and volumes, with the best manoeuvre of the `other` one."""
     who = visit.who
@@ -548,6 +554,11 @@ def _layout() -> ConstrainedLayoutEngine:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     return ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD)
+
+
+def _axes_in(fig: Figure, cells: GridSpecBase) -> list[Axes]:
+    """Axes in each cell of a grid, row by row."""
+    return [fig.add_subplot(cells[k]) for k in range(cells.nrows * cells.ncols)]
 
 
 def _write_tables(visit: _Visit, trials: Axes, values: Axes, lines: int) -> None:
@@ -576,21 +587,23 @@ def plot_session(sessions: WholeTests, patient: Any = None, session: int = 1) ->
     fig = plt.figure(figsize=(WIDTH, TITLE + sum(heights)), layout=_layout())
     grid = fig.add_gridspec(3, 1, height_ratios=heights)
     if two:
-        axes = grid[0].subgridspec(2, 2, height_ratios=PANELS_OF_TWO).subplots().T
+        cells = grid[0].subgridspec(2, 2, height_ratios=PANELS_OF_TWO)
     else:
-        axes = grid[0].subgridspec(1, 2, width_ratios=(1, 1.5)).subplots(squeeze=False)
-    for (loops, volumes), name in zip(axes, tests, strict=True):
-        _draw_test(visit, name, (loops, volumes), SHOWN_SECONDS, "pre" if name == "post" else None)
+        cells = grid[0].subgridspec(1, 2, width_ratios=(1, 1.5))
+    panels = _axes_in(fig, cells)
+    pairs = [panels[0::2], panels[1::2]] if two else [panels]
+    for pair, name in zip(pairs, tests, strict=True):
+        _draw_test(visit, name, pair, SHOWN_SECONDS, "pre" if name == "post" else None)
         if two:
-            loops.set_title(TEST_TITLES[name], size=9)
-    _draw_legend(list(axes.flat), fig.add_subplot(grid[1]))
-    tables = grid[2].subgridspec(1, 2, width_ratios=(1.75, 1)).subplots()
-    _write_tables(visit, *tables, lines)
+            pair[0].set_title(TEST_TITLES[name], size=9)
+    _draw_legend(panels, fig.add_subplot(grid[1]))
+    left, right = _axes_in(fig, grid[2].subgridspec(1, 2, width_ratios=(1.75, 1)))
+    _write_tables(visit, left, right, lines)
     who = visit.who
     name = f"digital patient {who['patient']}: {_person(who)}"
     fig.suptitle(f"Synthetic session {session} of {name}")
     fig.draw_without_rendering()  # numbers need to know how large the panels are
-    for (loops, volumes), name in zip(axes, tests, strict=True):
+    for (loops, volumes), name in zip(pairs, tests, strict=True):
         _number_loops(visit, name, loops)
         _number_volumes(visit, name, volumes)
     return fig
@@ -634,10 +647,10 @@ def plot_patients(sessions: WholeTests, most: int = 6) -> Figure:
         first = sessions.trials["session"][sessions.trials["patient"] == patient].min()
         visit = _visit(sessions, patient, first)
         cell = grid[place // across, place % across]
-        axes = cell.subgridspec(2, 1, height_ratios=SMALL_PANELS).subplots()
-        _draw_test(visit, "pre", axes, SMALL_SECONDS, "post")
-        axes[0].set_title(_caption(visit), size=8)
-        panels += list(axes)
+        pair = _axes_in(fig, cell.subgridspec(2, 1, height_ratios=SMALL_PANELS))
+        _draw_test(visit, "pre", pair, SMALL_SECONDS, "post")
+        pair[0].set_title(_caption(visit), size=8)
+        panels += pair
     _draw_legend(panels, fig.add_subplot(grid[down, :]))
     shown_of = f"{len(patients)} of {len(every)}" if len(patients) < len(every) else len(every)
     fig.suptitle(f"Synthetic sessions of {shown_of} digital patients, grades of ATS/ERS 2019")
