@@ -37,9 +37,13 @@ from spiro_diffusion.metrics.sessions import (
     Beside,
     ReportSettings,
     Trials,
+    bronchodilator_changes,
     figure_order,
     measure_trials,
+    published_changes,
+    second_tests,
     session_aims,
+    session_table,
     sessions_report,
     trials_of_recordings,
     trials_of_simulated,
@@ -47,7 +51,7 @@ from spiro_diffusion.metrics.sessions import (
 from spiro_diffusion.simulator.people import simulate_people
 from spiro_diffusion.simulator.recorded import find_loops
 from spiro_diffusion.simulator.session import simulate_blows
-from spiro_diffusion.spirometry.reference import sex_of
+from spiro_diffusion.spirometry.reference import sex_of, zscores
 
 RESULTS = Path(__file__).parent / "results" / "sessions.json"
 HELD_OUT = ("val", "test")
@@ -62,6 +66,8 @@ USUAL_MASS_INDEX = 24
 """kg/m², of people whose weight is not known."""
 WHITE = 3
 """RIDRETH1 of people whose group is not known."""
+EXTREME_Z = (-4.0, 2.0)
+"""Z-scores of FEV1/FVC that are requested: more extreme ones are brought to these."""
 FIRST_SIMULATED = 900_001
 """SEQN of the first simulated person of a stand-in."""
 
@@ -156,6 +162,28 @@ def comparisons(models: Models, args: argparse.Namespace) -> dict[str, Beside]:
     return found
 
 
+def changes_for(models: Models, args: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """FEV1's published changes after a bronchodilator, and those of generated people like them.
+
+    The generated ones have the age, height and sex of those who were tested twice, and their
+    FEV1/FVC of the first test is requested.
+    """
+    if not (Path(args.data_dir) / "SPX_G.XPT").is_file():
+        return {}
+    tested = second_tests(args.data_dir)
+    found = {"published": published_changes(args.data_dir)}
+    if args.stand_in:
+        return found
+    some = tested.sample(min(args.people, len(tested)), random_state=args.seed)
+    some = some.reset_index(drop=True)
+    who = some[["patient", *ASKED]]
+    ratio = (some["fev1_best"] / some["fvc_best"]).clip(upper=1)
+    who = who.assign(fev1_fvc_z=zscores(who.assign(fev1_fvc=ratio))["fev1_fvc_z"].clip(*EXTREME_Z))
+    made = generate_sessions(who, 1, args.seed, post=True, models=models, device=args.device)
+    trials = measure_trials(made.trials, made.flow)
+    return found | {"generated": bronchodilator_changes(session_table(trials))}
+
+
 def speed(models: Models, rounds: int) -> dict[str, Any]:
     """Processor time of a session of eight over that of eight curves, which take turns."""
 
@@ -189,9 +217,11 @@ def main() -> None:
     start = time.perf_counter()
     models = models_for(args)
     beside = comparisons(models, args)
-    published = args.data_dir if (Path(args.data_dir) / "SPX_G.XPT").is_file() else None
+    if not beside:
+        raise SystemExit("there is nothing to compare: give --run_dir or --loops")
+    changes = changes_for(models, args)
     settings = ReportSettings(args.seed, args.times)
-    numbers = sessions_report(beside, published, settings)
+    numbers = sessions_report(beside, changes, settings)
     numbers |= {
         "stand_in": args.stand_in,
         "left_out": [
@@ -199,7 +229,7 @@ def main() -> None:
             for name, there in (
                 ("simulated sessions", "simulated" in beside),
                 ("recorded sessions", "recorded" in beside),
-                ("published bronchodilator changes", published is not None),
+                ("changes after a bronchodilator", bool(changes)),
             )
             if not there
         ],

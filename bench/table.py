@@ -738,13 +738,14 @@ def letters_and_grades(kinds: Results) -> str:
 
 
 def after_bronchodilator(results: Results) -> str:
-    """FEV1's change in second tests."""
-    first = next(iter(results["comparisons"].values()))["kinds"]
+    """FEV1's change in second tests of people whom NHANES would have invited to one."""
     tables = {
-        "generated": first["made"]["bronchodilator"],
-        "compared with": first["other"]["bronchodilator"],
+        "generated for the same people": results.get("generated_changes", {}),
         "NHANES": results.get("published_changes", {}),
     }
+    for name, found in results["comparisons"].items():
+        for kind, title in (("made", f"generated, as {name}"), ("other", name)):
+            tables[title] = found["kinds"][kind]["bronchodilator"]
     rows = [
         {
             "": f"{kind}, {group}",

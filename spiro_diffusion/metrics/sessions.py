@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from ..base.errors import DataError
 from ..base.seeds import rng_for
 from ..formats.recording import Recording
-from .figures import AMBER, GENERATED, REAL, STYLE, sheet
+from .figures import AMBER, GENERATED, PINK, REAL, STYLE, sheet
 from .recordings import RecordedAim
 from .scores import auc, nearest
 from .utility import LEARNER, findings
 from ..simulator.beside_real import PUBLISHED_MIX, RECORD_TIME
 from ..simulator.people import read_published
-from ..simulator.session import volume_of_records
+from ..simulator.session import eligible_again, volume_of_records
 from spiro_diffusion.spirometry.clock import (
     CLOCK,
     monotone_rows,
@@ -44,12 +44,12 @@ __all__ = ['KEY', 'WHO', 'WITHIN', 'FEWEST_ACCEPTABLE', 'NOT_WHOLE', 'LEAST', 'I
            'MOST_NEAR_COPIES', 'LEAST_FOUND', 'Trials', 'session_of', 'measure_trials', 'trials_of_recordings',
            'trials_of_simulated', 'trials_of_survey', 'whole_efforts', 'within_sessions', 'resampled', 'interval',
            'sds', 'within_table', 'nhanes_quality', 'session_table', 'letters_beside', 'repeatable_shares',
-           'effort_mix', 'seen_by_rules', 'rule_mix', 'bronchodilator_changes', 'published_changes', 'change_table',
-           'trial_features', 'sound', 'Pairs', 'pairs_of', 'forest_scores', 'auc_with_interval', 'pairs_apart',
-           'told_apart', 'halves_apart', 'nearest_in_session', 'copies', 'in_order', 'order_table', 'order_numbers',
-           'fault_features', 'learn_faults', 'faults_found', 'labels_of', 'with_coughs', 'planted', 'Beside',
-           'ReportSettings', 'beside_numbers', 'kind_numbers', 'classifier_numbers', 'sessions_report', 'session_aims',
-           'figure_order']
+           'effort_mix', 'seen_by_rules', 'rule_mix', 'bronchodilator_changes', 'published_changes', 'second_tests',
+           'change_table', 'trial_features', 'sound', 'Pairs', 'pairs_of', 'forest_scores', 'auc_with_interval',
+           'pairs_apart', 'told_apart', 'halves_apart', 'nearest_in_session', 'copies', 'in_order', 'order_table',
+           'order_numbers', 'fault_features', 'learn_faults', 'faults_found', 'labels_of', 'with_coughs', 'planted',
+           'Beside', 'ReportSettings', 'beside_numbers', 'kind_numbers', 'classifier_numbers', 'sessions_report',
+           'session_aims', 'figure_order']
 
 # %% ../../nbs/metrics/12_sessions.ipynb #d2a73f66
 KEY = ("patient", "session", "test")
@@ -400,7 +400,9 @@ CHANGE_QUANTILES = {"median": 0.5, "5 %": 0.05, "95 %": 0.95}
 
 
 def bronchodilator_changes(sessions: pd.DataFrame) -> pd.DataFrame:
-    """A row a session with both tests: patient, percent, ml (of FEV1), obstruction (bool).
+    """A row a session with both tests of people whom NHANES would have invited to the second.
+
+    Columns: patient, percent and ml (the change of the best FEV1), obstruction (bool).
 
     sessions: as `session_table` gives them.
     """
@@ -416,24 +418,35 @@ def bronchodilator_changes(sessions: pd.DataFrame) -> pd.DataFrame:
 
 def _changes(both: pd.DataFrame) -> pd.DataFrame:
     """`bronchodilator_changes` of fvc_best, fev1_best and fev1_best_after (L), age, height, sex."""
+    first = both[["age", "height", "sex"]].assign(
+        gender=sex_of(both), fvc=both["fvc_best"], fev1=both["fev1_best"]
+    )
+    index = first[["fev1"]].assign(fev1_fvc=first["fev1"] / first["fvc"])
     gain = both["fev1_best_after"] - both["fev1_best"]
-    ratio = pd.DataFrame({"fev1_fvc": both["fev1_best"] / both["fvc_best"]})
-    who = both[["age", "height", "sex"]]
-    found = findings(who, ratio.assign(fev1=both["fev1_best"]))
-    return pd.DataFrame(
+    changes = pd.DataFrame(
         {
             "patient": both["patient"],
             "percent": 100 * gain / both["fev1_best"],
             "ml": 1000 * gain,
-            "obstruction": found["obstruction"].to_numpy(),
+            "obstruction": findings(first, index)["obstruction"].to_numpy(),
         }
     )
+    return changes[eligible_again(first)].reset_index(drop=True)
 
 
 def published_changes(folder: str | Path) -> pd.DataFrame:
-    """`bronchodilator_changes` of NHANES 2011-2012, both tests with letters A to C.
+    """`bronchodilator_changes` of NHANES 2011-2012, of `second_tests`.
 
     folder: holds SPX_G, DEMO_G and BMX_G. Raises DataError if one is missing.
+    """
+    return _changes(second_tests(folder))
+
+
+def second_tests(folder: str | Path) -> pd.DataFrame:
+    """Who was tested twice in NHANES 2011-2012, with letters A to C, and the best values in L.
+
+    Columns patient, age, height, sex, fvc_best, fev1_best, fev1_best_after. Raises DataError if
+    SPX_G, DEMO_G or BMX_G is missing in the folder.
     """
     table = read_published(folder)
     complete = table[["SPXNQFV1", "SPXBQFV1", "SPXNQFVC"]].isin(GOOD_LETTERS).all(axis=1)
@@ -443,7 +456,7 @@ def published_changes(folder: str | Path) -> pd.DataFrame:
     columns = {"fvc_best": "SPXNFVC", "fev1_best": "SPXNFEV1", "fev1_best_after": "SPXBFEV1"}
     for name, column in columns.items():
         both[name] = some[column] / 1000
-    return _changes(both)
+    return both
 
 
 def change_table(changes: pd.DataFrame, seed: int = 0, times: int = 300) -> pd.DataFrame:
@@ -932,14 +945,15 @@ def classifier_numbers(
 
 def sessions_report(
     beside: Mapping[str, Beside],
-    published: str | Path | None = None,
+    changes: Mapping[str, pd.DataFrame] | None = None,
     settings: ReportSettings = ReportSettings(),
 ) -> dict[str, Any]:
     """Everything that is measured on sessions, as plain numbers for JSON.
 
-    beside: comparisons by name, with "recorded" among them if there are recordings; published: a
-    folder with SPX_G, DEMO_G and BMX_G, if there is one. The classifier learns from the made
-    sessions of the first comparison. Needs scikit-learn (extra "eval").
+    beside: comparisons by name, with "recorded" among them if there are recordings; changes:
+    `bronchodilator_changes` by kind, "published" and "generated" for the same people. The
+    classifier learns from the made sessions of the first comparison. Needs scikit-learn (extra
+    "eval").
     """
     if not beside:
         raise DataError("there is nothing to compare: give made sessions and other ones")
@@ -947,10 +961,9 @@ def sessions_report(
         name: beside_numbers(pair, settings) for name, pair in beside.items()
     }
     numbers = {"comparisons": numbers, "seed": settings.seed}
-    if published is not None:
-        changes = published_changes(published)
-        table = change_table(changes, settings.seed, settings.times)
-        numbers["published_changes"] = table.to_dict(orient="index")
+    for name, some in (changes or {}).items():
+        table = change_table(some, settings.seed, settings.times)
+        numbers[f"{name}_changes"] = table.to_dict(orient="index")
     labelled = next(iter(beside.values())).made
     numbers["classifier"] = classifier_numbers(labelled, beside, settings)
     return numbers
@@ -1013,13 +1026,12 @@ def _mix_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
     return [*aims, RecordedAim(title, near["both"]["share"], *REPEATABLE_LIMITS)]
 
 
-def _change_aims(numbers: Mapping[str, Any], published: Mapping[str, Any]) -> list[RecordedAim]:
+def _change_aims(made: Mapping[str, Any], published: Mapping[str, Any]) -> list[RecordedAim]:
     """FEV1's median change after a bronchodilator, wanted in the interval of the published one."""
-    made = numbers["kinds"]["made"]["bronchodilator"]
     return [
         RecordedAim(
-            f"FEV1's median change after a bronchodilator, {name}, "
-            f"{made[name]['people']} people, %",
+            f"FEV1's median change after a bronchodilator, {name}, {made[name]['people']} people, "
+            f"% ({made[name]['percent low']:.1f} to {made[name]['percent high']:.1f})",
             made[name]["percent median"],
             row["percent low"],
             row["percent high"],
@@ -1038,7 +1050,7 @@ def session_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
         aims.append(RecordedAim(title, found["copies"]["near_copies"], 0.0, MOST_NEAR_COPIES))
         if place == 0:
             aims += _mix_aims(found)
-            aims += _change_aims(found, numbers.get("published_changes", {}))
+    aims += _change_aims(numbers.get("generated_changes", {}), numbers.get("published_changes", {}))
     for row in numbers["classifier"]:
         if row["learnt from"] == "words":
             trials = "planted coughs" if row["fault"] == "cough" else row["fault"]
@@ -1054,9 +1066,9 @@ def session_aims(numbers: Mapping[str, Any]) -> list[RecordedAim]:
 def figure_order(kinds: Mapping[str, Trials], note: str) -> Figure:
     """Mean losses of FVC and FEV1 by trial number, and SDs within sessions, of each kind.
 
-    kinds: trials by name; note: what the foot says of people, source and seed.
+    kinds: trials by name, four at most; note: what the foot says of people, source and seed.
     """
-    colours = [REAL, GENERATED, AMBER]
+    colours = [REAL, GENERATED, AMBER, PINK]
     counts = ", ".join(f"{k} {t.counts()['sessions']}" for k, t in kinds.items())
     foot = (
         f"Acceptable trials of first tests; sessions with three or more. Sessions: {counts}. {note}"
@@ -1066,10 +1078,12 @@ def figure_order(kinds: Mapping[str, Trials], note: str) -> Figure:
         rows = order_table(in_order(trials.table))
         for ax, index in zip(axes[0], ("fvc", "fev1"), strict=False):
             ax.plot(rows.index, rows[index], color=colour, marker="o", ms=3, label=name)
-            ax.set(xlabel="trial", ylabel=f"loss of {index.upper()} (%)", ylim=(0, None))
+            ax.set(xlabel="trial", ylabel=f"loss of {index.upper()} (%)")
         sd = sds(within_sessions(trials.table[trials.table["acceptable"]]))[0]
         axes[0][2].plot(list(WITHIN), sd, color=colour, marker="o", ms=4, lw=0)
     axes[0][2].set(yscale="log", ylabel="SD within a session")
     axes[0][2].tick_params(axis="x", rotation=30)
+    for ax in axes[0][:2]:
+        ax.set_ylim(bottom=0)
     axes[0][0].legend(frameon=False)
     return fig
