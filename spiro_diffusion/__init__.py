@@ -30,8 +30,7 @@ _MODULES = {
     "simulator.session": ("simulate_blows",),
     "simulator.survey": ("write_nhanes",),
     "generation.drawing": ("load_models",),
-    "generation.session": ("generate_sessions", "more_trials"),
-    "generation.session_files": ("read_sessions",),
+    "generation.session": ("generate_sessions", "more_trials", "read_sessions"),
     "completion.reconstruction": ("reconstruct",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -33,6 +33,7 @@ from ..simulator.people import BEST_INDICES, age_band, people_params
 from spiro_diffusion.simulator.session import (
     BLOW_NORMALS,
     BLOW_UNIFORMS,
+    MOST_LOSS,
     PERSON_NORMALS,
     Plan,
     Protocol,
@@ -40,6 +41,7 @@ from spiro_diffusion.simulator.session import (
     Session,
     count_blows,
     is_half_hearted,
+    median_response,
     numbers_in,
     plan_session,
     trial_losses,
@@ -73,12 +75,12 @@ if TYPE_CHECKING:
     from spiro_diffusion.generation.repeat import RepeatModel
 
 # %% auto #0
-__all__ = ['CHANGING', 'FACTORS', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'MOST_ABOVE', 'SLOTS_NAMED',
-           'SHARED_SLOT', 'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE', 'LEAST_RISE', 'SLOW',
-           'REJECTED', 'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES', 'REASONS', 'CRITERIA', 'KEYS', 'NEAR_LARGEST',
-           'SILENCE', 'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION',
-           'VISITS_AT_ONCE', 'resized', 'SessionSettings', 'keep_one_whole', 'Makers', 'fault_kinds', 'Sessions',
-           'generate_sessions', 'load_makers', 'more_trials']
+__all__ = ['CHANGING', 'FACTORS', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'USUAL_GAP', 'SPREAD_RANGE',
+           'MOST_ABOVE', 'SLOTS_NAMED', 'SHARED_SLOT', 'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE',
+           'LEAST_RISE', 'SLOW', 'REJECTED', 'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES', 'REASONS', 'CRITERIA',
+           'KEYS', 'NEAR_LARGEST', 'SILENCE', 'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD',
+           'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'resized', 'SessionSettings', 'keep_one_whole', 'spread_with_gap',
+           'Makers', 'fault_kinds', 'Sessions', 'read_sessions', 'generate_sessions', 'load_makers', 'more_trials']
 
 # %% ../../nbs/generation/07_session.ipynb #40c3d9c6
 CHANGING = (0.3, 0.9)
@@ -167,8 +169,8 @@ class _Visits:
     def __len__(self) -> int:
         return len(self.people)
 
-    def take(self, rows: slice) -> _Visits:
-        """Some of the visits."""
+    def take(self, rows: slice | np.ndarray) -> _Visits:
+        """Some of the visits, by their places."""
         part = self.people.iloc[rows].reset_index(drop=True)
         best = self.best.iloc[rows].reset_index(drop=True)
         return _Visits(part, self.number[rows], self.flow[rows], best)
@@ -260,6 +262,24 @@ def keep_one_whole(plan: Plan, half_hearted: np.ndarray) -> None:
     half_hearted[chosen] = False
 
 
+USUAL_GAP = 0.02
+"""Of FVC or FEV1, as a loss: sessions whose gap is larger are spread further apart throughout."""
+SPREAD_RANGE = (0.6, 2.0)
+
+
+def spread_with_gap(losses: np.ndarray, person: np.ndarray, faulty: np.ndarray) -> np.ndarray:
+    """Losses (N,) whose distance from the person's gap grows with that gap.
+
+    Who is far from repeating the best is far from repeating the second best as well. person: (N,);
+    faulty: (N,) bool, manoeuvres that do not count for the gap.
+    """
+    gap = np.full(person.max(initial=-1) + 1, np.inf)
+    np.minimum.at(gap, person[~faulty], losses[~faulty])
+    gap = np.where(np.isinf(gap), 0.0, gap)[person]
+    factor = np.clip(np.sqrt(gap / USUAL_GAP), *SPREAD_RANGE)
+    return np.minimum(gap + np.maximum(losses - gap, 0) * factor, MOST_LOSS)
+
+
 def _plan_test(visits: _Visits, name: str, settings: SessionSettings) -> _Test:
     """What the manoeuvres of a test are, the best one among them."""
     session = _session_of(visits, name, settings)
@@ -268,7 +288,8 @@ def _plan_test(visits: _Visits, name: str, settings: SessionSettings) -> _Test:
     keep_one_whole(plan, half_hearted)
     faulty = half_hearted | (plan.grade != "A") | ~plan.other
     losses, _ = trial_losses(session, plan, np.zeros_like(half_hearted), faulty)
-    losses = np.where(plan.other[:, None], losses[:, :2], 0)
+    losses = np.column_stack([spread_with_gap(losses[:, k], plan.person, faulty) for k in range(2)])
+    losses = np.where(plan.other[:, None], losses, 0)
     best = visits.best[["fvc", "fev1"]].to_numpy()[plan.person]
     litres = best * np.exp(-losses)
     litres[:, 1] = np.minimum(litres[:, 1], litres[:, 0] * best[:, 1] / best[:, 0] * MOST_ABOVE)
@@ -352,8 +373,8 @@ def _draw_batch(wanted: _Wanted, makers: Makers, seed: int, steps: int, again: i
     from spiro_diffusion.learning.noise import full_float32, streams_of
 
     names = wanted.visits.people["patient"]
-    own = streams_of(names, wanted.stream).to(makers.device)
-    shared = streams_of(names, wanted.shared).to(makers.device)
+    own = streams_of(names, wanted.stream.tolist()).to(makers.device)
+    shared = streams_of(names, wanted.shared.tolist()).to(makers.device)
     values = torch.from_numpy(_values_of(wanted, makers)).to(makers.device)
     with torch.no_grad(), few_threads(len(names)), full_float32():
         noise = repeat_noise(makers.repeat, own, shared, seed, REPEATS_FROM + again)
@@ -401,14 +422,14 @@ def _take(wanted: _Wanted, rows: np.ndarray) -> _Wanted:
     )
 
 # %% ../../nbs/generation/07_session.ipynb #763862c1
-SLOW = 0.5
-"""Share of B that starts slowly; the others are submaximal (as in the simulated sessions)."""
+SLOW = 0.4
+"""Share of B that starts slowly; the others are submaximal (half in the simulated sessions)."""
 REJECTED = ("cough", "hesitation", "double_breath")
 REJECTED_UNTIL = (0.6, 0.92)
 """Draws up to which D is a cough, and a hesitation; beyond, a double breath."""
 ALSO_EARLY = 0.45
 """Share of D that ends early as well."""
-FAULT_SIZES = FaultSettings(slow_rise=(0.18, 0.4), lost_effort=(0.04, 0.3), missing=(0.01, 0.12))
+FAULT_SIZES = FaultSettings(slow_rise=(0.26, 0.55), lost_effort=(0.06, 0.35), missing=(0.01, 0.12))
 """As they are usually, but for what is not breathed in: in recorded sessions one manoeuvre of a
 hundred lacks 12 % of FVC."""
 
@@ -448,6 +469,7 @@ REASONS = {
     "sharp_start": "large back-extrapolated volume",
     "no_cough": "cough in the first second",
     "end": "no plateau",
+    "one_breath": "second breath",
 }
 """What is said of a manoeuvre that fails a criterion."""
 CRITERIA = (
@@ -457,12 +479,14 @@ CRITERIA = (
     "fet15",
     "near_largest",
     "end",
+    "one_breath",
     "fev1_acceptable",
     "fvc_acceptable",
     "acceptable",
     "rise_time_warning",
 )
-"""Columns of the criteria; `sharp_start` is that of the back-extrapolated volume."""
+"""Columns of the criteria; `sharp_start` is that of the back-extrapolated volume, `one_breath` what
+a technician sees and no rule on the exhaled volume does."""
 KEYS = ("patient", "session", "test")
 
 
@@ -496,6 +520,8 @@ def _measured(trials: pd.DataFrame, flow: np.ndarray) -> pd.DataFrame:
     criteria["near_largest"] = found["fvc"] >= largest - NEAR_LARGEST
     criteria["end"] = criteria["plateau"] | criteria["fet15"] | criteria["near_largest"]
     criteria["fvc_acceptable"] = criteria["sharp_start"] & criteria["end"]
+    criteria["one_breath"] = ~trials["fault"].str.contains("double_breath").to_numpy()
+    criteria["fvc_acceptable"] &= criteria["one_breath"]
     criteria["acceptable"] = criteria["fev1_acceptable"] & criteria["fvc_acceptable"]
     out = pd.concat([trials, found, criteria[list(CRITERIA)]], axis=1)
     scored = [c for c in ("age", "height", "sex", "ethnicity", *INDICES) if c in out]
@@ -694,7 +720,10 @@ def _after(visits: _Visits, makers: Makers, settings: SessionSettings) -> _Visit
     streams = _streams(visits, settings.first.seed, "response")
     own = with_names(_normal(streams, (numbers_in(PERSON_NORMALS),)), PERSON_NORMALS)
     people = visits.people[["age", "height", "sex"]].join(visits.best[["fvc", "fev1"]])
-    fev1, fvc = volume_changes(people, own, Response())
+    response = Response()
+    fev1, fvc = volume_changes(people, own, response)
+    unobstructed = np.maximum(response.fev1 - median_response(people, response), 0)
+    fvc = fvc + response.fvc_with_fev1 * unobstructed  # whom the law of FVC was not fitted to
     litres = people[["fvc", "fev1"]].to_numpy() * np.exp(np.column_stack([fvc, fev1]))
     litres[:, 1] = np.minimum(litres[:, 1], MOST_RATIO * litres[:, 0])
     return _another_best(visits, litres, "after", makers, settings)
@@ -796,6 +825,16 @@ def _with_ends(trials: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     early = labels[labels["fault"] == "early_end"]
     end[early["row"].to_numpy(dtype=int)] = early["end_s"].to_numpy()
     return trials.assign(end_s=np.minimum(np.ceil(end * 100) / 100, END))
+
+
+def read_sessions(path: str | Path) -> Sessions:
+    """The sessions in a Parquet file that `Sessions.save` wrote.
+
+    Raises DataError if it or a table beside it is missing, or if it is something else.
+    """
+    from spiro_diffusion.generation.session_files import read_tables
+
+    return Sessions(*read_tables(path))
 
 
 def _assembled(visits: _Visits, makers: Makers, settings: SessionSettings) -> Sessions:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,12 @@ import pandas as pd
 from ..base.errors import DataError, need_file
 from ..base.files import check_free, read_json, record_beside, write_json, writing_all
 from ..formats.loops import PEOPLE_FILE
+from ..formats.recording import Recording
 from ..formats.written import WRITERS, write_recordings
 from .cohort import refuse_others_record, write_curves
-from .session import Sessions
 
 # %% auto #0
-__all__ = ['SESSION_FORMATS', 'BY_ENDING', 'session_format_of', 'session_files_of', 'save_sessions', 'read_sessions']
+__all__ = ['SESSION_FORMATS', 'BY_ENDING', 'session_format_of', 'session_files_of', 'SavedTests', 'save_sessions', 'read_tables']
 
 # %% ../../nbs/generation/09_session_files.ipynb #3bcadd9f
 SESSION_FORMATS = ("parquet", *WRITERS)
@@ -55,8 +56,21 @@ def session_files_of(path: str | Path, file_format: str | None, labels: bool) ->
     return files
 
 # %% ../../nbs/generation/09_session_files.ipynb #ff84e6ac
+class SavedTests(Protocol):
+    """What is written of `Sessions`."""
+
+    trials: pd.DataFrame
+    flow: np.ndarray
+    tests: pd.DataFrame
+    labels: pd.DataFrame
+    info: dict[str, Any]
+
+    def recordings(self) -> list[Recording]:
+        """Each manoeuvre as a recording."""
+
+
 def save_sessions(
-    sessions: Sessions,
+    sessions: SavedTests,
     path: str | Path,
     overwrite: bool = False,
     file_format: str | None = None,
@@ -90,10 +104,12 @@ def save_sessions(
     return path
 
 
-def read_sessions(path: str | Path) -> Sessions:
-    """The sessions in a Parquet file that `save_sessions` wrote.
+def read_tables(
+    path: str | Path,
+) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Trials, curves, tests, labels and the record of sessions that were saved as Parquet.
 
-    Raises DataError if it or a table beside it is missing, or if it is something else.
+    Raises DataError if the file or a table beside it is missing, or if it is something else.
     """
     import pyarrow.parquet as pq
 
@@ -107,11 +123,10 @@ def read_sessions(path: str | Path) -> Sessions:
             f"{path} holds no sessions in Parquet ({str(err).splitlines()[0]}): "
             "name a file that spiro_generate --sessions wrote"
         ) from err
-    as_text = {"patient": str}
-    tables = []
+    tables = {}
     for what in ("tests", "labels"):
         beside = need_file(_beside(path, what), f"it lies beside {path.name}: copy both")
-        table = pd.read_csv(beside, dtype=as_text)
-        tables.append(table.assign(patient=table["patient"].astype(names.dtype)))
+        table = pd.read_csv(beside, dtype={"patient": str})
+        tables[what] = table.assign(patient=table["patient"].astype(names.dtype))
     info = read_json(record_beside(path)) if record_beside(path).is_file() else {}
-    return Sessions(trials, flow, *tables, dict(info))
+    return trials, flow, tables["tests"], tables["labels"], dict(info)

@@ -8,13 +8,13 @@ __all__ = ['SLOTS', 'TESTS', 'BLOW_UNIFORMS', 'BLOW_NORMALS', 'PERSON_NORMALS', 
            'WHOLE_RANGE', 'LEAST_STEP', 'MOST_STEP', 'FLUTTER_BAND', 'HEART_BAND', 'NOISE_SPREAD', 'FLUTTER_FROM',
            'HEART_FROM', 'SMALL_LUNG', 'PADDED', 'LONGEST_SILENCE', 'SILENCE_AFTER', 'INHALES', 'INHALATION', 'INHALED',
            'COLUMNS', 'STEP_TEXTS', 'BTPS', 'BTPS_SPREAD', 'BTPS_RANGE', 'Protocol', 'with_names', 'numbers_in',
-           'Draws', 'deal_draws', 'Response', 'ratio_limit', 'eligible_again', 'volume_changes', 'after_bronchodilator',
-           'Session', 'count_blows', 'sessions', 'Uniform', 'MildDips', 'by_age', 'mild_dips', 'quiet_trials',
-           'own_shapes', 'search_best', 'best_blows', 'empty_before_six', 'draw_grades', 'Faults', 'weaken_start',
-           'early_ends', 'cough', 'hesitate', 'Plan', 'spoil', 'hold_back', 'plan_session', 'is_half_hearted',
-           'session_losses', 'trial_losses', 'other_targets', 'other_ends', 'other_blows', 'session_blows',
-           'reaches_plateau', 'recording_noise', 'recorded_volume', 'samples_of', 'pad', 'record', 'session_noise',
-           'session_rows', 'record_text', 'blows_of_some', 'simulate_blows', 'volume_of_records']
+           'Draws', 'deal_draws', 'Response', 'ratio_limit', 'eligible_again', 'median_response', 'volume_changes',
+           'after_bronchodilator', 'Session', 'count_blows', 'sessions', 'Uniform', 'MildDips', 'by_age', 'mild_dips',
+           'quiet_trials', 'own_shapes', 'search_best', 'best_blows', 'empty_before_six', 'draw_grades', 'Faults',
+           'weaken_start', 'early_ends', 'cough', 'hesitate', 'Plan', 'spoil', 'hold_back', 'plan_session',
+           'is_half_hearted', 'session_losses', 'trial_losses', 'other_targets', 'other_ends', 'other_blows',
+           'session_blows', 'reaches_plateau', 'recording_noise', 'recorded_volume', 'samples_of', 'pad', 'record',
+           'session_noise', 'session_rows', 'record_text', 'blows_of_some', 'simulate_blows', 'volume_of_records']
 
 # %% ../../nbs/simulator/05_session.ipynb #2e801945
 from collections.abc import Iterator
@@ -253,21 +253,28 @@ def eligible_again(people: pd.DataFrame) -> np.ndarray:
 LOWER_LIMIT_Z = -1.645  # z-score of the lower limit of normal
 
 
-def volume_changes(
-    people: pd.DataFrame, own: np.ndarray, response: Response
-) -> tuple[np.ndarray, np.ndarray]:
-    """Changes of FEV1 and of FVC after a bronchodilator, log scale, (P,) each.
+def median_response(people: pd.DataFrame, response: Response) -> np.ndarray:
+    """The change of FEV1 after a bronchodilator that is expected, log scale, (P,).
 
-    people: age, height, gender or sex, fvc and fev1 (L); own: `PERSON_NORMALS`.
+    people: age, height, gender or sex, fvc and fev1 (L).
     """
-    r = response
     ratio = people[["age", "height", "fvc", "fev1"]].assign(
         sex=sex_of(people), fev1_fvc=np.minimum(people["fev1"] / people["fvc"], 1.0)
     )
     z = zscores(ratio, check_units=False)["fev1_fvc_z"].to_numpy()
     beyond = np.where(np.isnan(z), 0.0, z - LOWER_LIMIT_Z)
-    middle = np.maximum(r.fev1_at_limit + r.fev1_per_z * beyond, r.fev1_least)
-    fev1 = np.clip(middle + r.fev1_spread * own["fev1"], *r.fev1_range)
+    return np.maximum(response.fev1_at_limit + response.fev1_per_z * beyond, response.fev1_least)
+
+
+def volume_changes(
+    people: pd.DataFrame, own: np.ndarray, response: Response
+) -> tuple[np.ndarray, np.ndarray]:
+    """Changes of FEV1 and of FVC after a bronchodilator, log scale, (P,) each.
+
+    people: as for `median_response`; own: `PERSON_NORMALS`.
+    """
+    r = response
+    fev1 = np.clip(median_response(people, r) + r.fev1_spread * own["fev1"], *r.fev1_range)
     excess = fev1 - r.fev1
     fvc = np.clip(r.fvc + r.fvc_with_fev1 * excess + r.fvc_spread * own["fvc"], *r.fvc_range)
     return fev1, fvc
