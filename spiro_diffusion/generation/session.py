@@ -422,16 +422,18 @@ def _take(wanted: _Wanted, rows: np.ndarray) -> _Wanted:
     )
 
 # %% ../../nbs/generation/07_session.ipynb #763862c1
-SLOW = 0.4
+SLOW = 0.28
 """Share of B that starts slowly; the others are submaximal (half in the simulated sessions)."""
 REJECTED = ("cough", "hesitation", "double_breath")
 REJECTED_UNTIL = (0.6, 0.92)
 """Draws up to which D is a cough, and a hesitation; beyond, a double breath."""
 ALSO_EARLY = 0.45
 """Share of D that ends early as well."""
-FAULT_SIZES = FaultSettings(slow_rise=(0.26, 0.55), lost_effort=(0.06, 0.35), missing=(0.01, 0.12))
-"""As they are usually, but for what is not breathed in: in recorded sessions one manoeuvre of a
-hundred lacks 12 % of FVC."""
+FAULT_SIZES = FaultSettings(
+    slow_rise=(0.4, 0.8), rise=(0.05, 0.11), lost_effort=(0.05, 0.3), missing=(0.01, 0.12)
+)
+"""As they are usually, but for slow starts, which nearly all take more than 150 ms, and for what is
+not breathed in: in recorded sessions one manoeuvre of a hundred lacks 12 % of FVC."""
 
 
 def fault_kinds(plan: Plan, half_hearted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
