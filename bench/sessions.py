@@ -1,7 +1,7 @@
 """Generated sessions beside simulated and recorded ones, and how fast they are drawn.
 
     python bench/sessions.py --run_dir runs/all [--data_dir DATA] [--loops FOLDER]
-        [--weights FOLDER] [--people 600] [--visits 3] [--rounds 5]
+        [--people 600] [--visits 3] [--rounds 5]
         [--stand_in] [--figure FOLDER] [--out FILE]
 
 `run_dir` holds data/processed, for whose held-out people sessions are generated and simulated;
@@ -15,9 +15,7 @@ bench/results/sessions.json: numbers with how many people they are of, and nothi
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from spiro_diffusion.base.files import write_json
 from spiro_diffusion.data import find_recorded, load_prepared
 from spiro_diffusion.formats.loops import read_loops
 from spiro_diffusion.generation.drawing import Models, load_models
-from spiro_diffusion.generation.session import generate_sessions
+from spiro_diffusion.generation.session import draw_like, generate_sessions
 from spiro_diffusion.inference import generate
 from spiro_diffusion.metrics.figures import save_figure
 from spiro_diffusion.metrics.sessions import (
@@ -39,6 +37,7 @@ from spiro_diffusion.metrics.sessions import (
     Trials,
     bronchodilator_changes,
     figure_order,
+    given_first,
     measure_trials,
     published_changes,
     second_tests,
@@ -55,11 +54,10 @@ from spiro_diffusion.spirometry.reference import sex_of, zscores
 
 RESULTS = Path(__file__).parent / "results" / "sessions.json"
 HELD_OUT = ("val", "test")
-PATIENT = {"age": 45, "height": 175, "sex": "male"}
 CURVES = 8
 """Manoeuvres of the session that is timed, and curves beside it."""
-MOST_TIMES = 1.3
-"""Wanted: a session takes at most so many times as long as as many curves."""
+TIMED = (1, 64)
+"""Patients that are drawn at once while the time is taken."""
 ASKED = ("age", "height", "sex")
 """What a generator is told of a patient."""
 USUAL_MASS_INDEX = 24
@@ -79,7 +77,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--run_dir", default="..")
     parser.add_argument("--data_dir", default="", help="folder with SPX_G.XPT, DEMO_G and BMX_G")
     parser.add_argument("--loops", help="folder with a table of recorded loops")
-    parser.add_argument("--weights", help="folder that holds vqvae and cldm")
     parser.add_argument("--people", type=int, default=600, help="held-out people, at most")
     parser.add_argument("--visits", type=int, default=3, help="sessions of each recorded person")
     parser.add_argument("--times", type=int, default=300, help="bootstrap")
@@ -90,14 +87,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--figure", help="folder for the figure")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
-
-
-def models_for(args: argparse.Namespace) -> Models:
-    """The models of `weights`, or as shipped."""
-    if not args.weights:
-        return load_models()
-    folder = Path(args.weights)
-    return load_models(vqvae=folder / "vqvae", cldm=folder / "cldm")
 
 
 def patients_of(trials: Trials) -> pd.DataFrame:
@@ -129,7 +118,13 @@ def made_for(
     if args.stand_in:
         return simulated_for(patients, sessions, args.seed + 1)
     made = generate_sessions(
-        patients, sessions, args.seed, post=post, models=models, device=args.device
+        patients,
+        sessions,
+        args.seed,
+        post=post,
+        models=models,
+        device=args.device,
+        extrapolate=True,
     )
     return measure_trials(made.trials, made.flow)
 
@@ -179,49 +174,63 @@ def changes_for(models: Models, args: argparse.Namespace) -> dict[str, pd.DataFr
     who = some[["patient", *ASKED]]
     ratio = (some["fev1_best"] / some["fvc_best"]).clip(upper=1)
     who = who.assign(fev1_fvc_z=zscores(who.assign(fev1_fvc=ratio))["fev1_fvc_z"].clip(*EXTREME_Z))
-    made = generate_sessions(who, 1, args.seed, post=True, models=models, device=args.device)
-    trials = measure_trials(made.trials, made.flow)
-    return found | {"generated": bronchodilator_changes(session_table(trials))}
+    made = made_for(who, 1, True, models, args)
+    return found | {"generated": bronchodilator_changes(session_table(made))}
 
 
-def speed(models: Models, rounds: int) -> dict[str, Any]:
-    """Processor time of a session of eight over that of eight curves, which take turns."""
+def repeats_given(simulated: Trials, models: Models, args: argparse.Namespace) -> dict[str, Any]:
+    """Trees that see a simulated trial beside its repeat, generated or only through the codec."""
 
-    def session(k: int) -> object:
-        return generate_sessions(PATIENT, 1, k, manoeuvres=CURVES, models=models)
+    def generated(people, known, litres, other):
+        return draw_like(people, known, litres, models, args.seed, args.device)
 
-    def curves(k: int) -> object:
-        return generate(PATIENT, CURVES, k, models=models)
+    def codec(people, known, litres, other):
+        return models.vqvae.decode_latents(models.vqvae.latents(other), quantise=False)
 
-    ways: dict[str, Callable[[int], object]] = {"session": session, "curves": curves}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for k in range(rounds + 1):
-        for name, way in ways.items():
+    ways = {"generated": generated, "as the codec keeps it": codec}
+    return given_first(simulated, ways, args.seed, args.times)
+
+
+def speed(models: Models, rounds: int) -> list[dict[str, Any]]:
+    """Processor time of tests of eight over that of eight curves, which take turns."""
+    rows = []
+    for patients in TIMED:
+        table = pd.DataFrame({"age": np.linspace(20, 75, patients), "height": 170.0, "sex": 1})
+        seconds = np.empty((rounds + 1, 2))
+        for k in range(rounds + 1):
             start = time.process_time()
-            way(k)
-            seconds[name].append(time.process_time() - start)
-    ratios = [a / b for a, b in zip(seconds["session"], seconds["curves"], strict=True)][1:]
-    return {
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "session_cpu_ms": 1000 * statistics.median(seconds["session"][1:]),
-        "curves_cpu_ms": 1000 * statistics.median(seconds["curves"][1:]),
-        "ratio": statistics.median(ratios),
-        "most": MOST_TIMES,
-    }
+            generate_sessions(table, 1, k, manoeuvres=CURVES, models=models)
+            middle = time.process_time()
+            generate(table, CURVES, k, models=models)
+            seconds[k] = middle - start, time.process_time() - middle
+        ratios = seconds[1:, 0] / seconds[1:, 1]
+        each = 1000 * np.median(seconds[1:], axis=0) / patients
+        rows.append(
+            {
+                "patients": patients,
+                "threads": torch.get_num_threads(),
+                "rounds": rounds,
+                "test_cpu_ms": float(each[0]),
+                "curves_cpu_ms": float(each[1]),
+                "ratio": float(np.median(ratios)),
+            }
+        )
+    return rows
 
 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    models = models_for(args)
+    models = load_models(args.run_dir)
     beside = comparisons(models, args)
     if not beside:
         raise SystemExit("there is nothing to compare: give --run_dir or --loops")
     changes = changes_for(models, args)
     settings = ReportSettings(args.seed, args.times)
     numbers = sessions_report(beside, changes, settings)
+    if "simulated" in beside and not args.stand_in:
+        numbers["given_first"] = repeats_given(beside["simulated"].other, models, args)
     numbers |= {
         "stand_in": args.stand_in,
         "left_out": [
@@ -234,7 +243,7 @@ def main() -> None:
             if not there
         ],
         "weights_sha256": models.sha256,
-        "speed": speed(models, args.rounds) if args.rounds and not args.stand_in else None,
+        "speed": speed(models, args.rounds) if args.rounds and not args.stand_in else [],
         "seconds": round(time.perf_counter() - start),
     }
     numbers["aims"] = [aim._asdict() for aim in session_aims(numbers)]
@@ -242,7 +251,6 @@ def main() -> None:
     for aim in session_aims(numbers):
         met = "met" if aim.low <= aim.value <= aim.high else "MISSED"
         print(f"{met:7}{aim.value:.4g} ({aim.low:g} to {aim.high:g})  {aim.title}")
-    print(numbers["speed"])
     if args.figure:
         kinds = {}
         for name, pair in beside.items():

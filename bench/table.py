@@ -703,6 +703,21 @@ def pairs_told_apart(name: str, numbers: Results) -> str:
     return f"**Trees that see two trials**, AUC, {name}\n\n" + markdown(rows) + "\n" + copies
 
 
+def repeats_told_apart(given: Results) -> str:
+    """AUCs of trees that see a simulated trial and what takes the place of its repeat."""
+    rows = []
+    for way, areas in given.items():
+        row = {"the other trial": way, "pairs": areas["pairs"]}
+        for seen in ("single", "pair", "differences"):
+            area = areas.get(seen)
+            row[seen] = (
+                f"{area['auc']:.2f} ({area['low']:.2f} to {area['high']:.2f})" if area else ""
+            )
+        rows.append(row)
+    head = "**Trees that see a known trial and another of its person**, AUC, simulated\n\n"
+    return head + markdown(rows) if rows else ""
+
+
 def letters_and_grades(kinds: Results) -> str:
     """NHANES's letters and effort grades of generated sessions, beside published ones."""
     others = {(r["index"], r["test"], r["letter"]): r["share"] for r in kinds["other"]["letters"]}
@@ -788,6 +803,7 @@ def sessions(results: Results) -> str:
     for place, (name, found) in enumerate(results["comparisons"].items()):
         parts += [within_sessions(name, found), pairs_told_apart(name, found)]
         if place == 0:
+            parts.append(repeats_told_apart(results.get("given_first", {})))
             parts.append(letters_and_grades(found["kinds"]))
     parts += [after_bronchodilator(results), order_of_trials(results)]
     rows = [
@@ -804,12 +820,17 @@ def sessions(results: Results) -> str:
         "coughs are planted\n\n" + markdown(rows)
     )
     if times := results["speed"]:
-        parts.append(
-            f"**Speed** ({threads(times['threads'])}, {times['rounds']} rounds in turn, medians): "
-            f"a session of eight takes {times['session_cpu_ms']:.0f} ms of the processor, eight "
-            f"curves {times['curves_cpu_ms']:.0f} ms: {times['ratio']:.2f} times (wanted: at most "
-            f"{times['most']:g}).\n"
-        )
+        rows = [
+            {
+                "patients at once": row["patients"],
+                "a test of eight (ms)": row["test_cpu_ms"],
+                "eight curves (ms)": row["curves_cpu_ms"],
+                "ratio": row["ratio"],
+            }
+            for row in times
+        ]
+        head = f"**Speed** of a patient ({threads(times[0]['threads'])}, medians, in turn)\n\n"
+        parts.append(head + markdown(rows))
     parts.append("**Aims**\n\n" + markdown(aims_table(results["aims"])))
     return "\n".join(part for part in parts if part)
 

@@ -142,7 +142,7 @@ def test_sessions_bench_with_a_stand_in_and_without_data(tmp_path):
     numbers = bench["sessions_report"](
         {"simulated": bench["Beside"](first, second)}, None, settings
     )
-    numbers |= {"stand_in": True, "left_out": ["recorded sessions"], "speed": None}
+    numbers |= {"stand_in": True, "left_out": ["recorded sessions"], "speed": []}
     numbers["aims"] = [aim._asdict() for aim in bench["session_aims"](numbers)]
     write_json(tmp_path / "sessions.json", numbers)
     page = runpy.run_path(str(BENCH / "table.py"))["page"](tmp_path)

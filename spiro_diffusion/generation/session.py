@@ -80,7 +80,8 @@ __all__ = ['CHANGING', 'FACTORS', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAME
            'LEAST_RISE', 'SLOW', 'REJECTED', 'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES', 'REASONS', 'CRITERIA',
            'KEYS', 'NEAR_LARGEST', 'SILENCE', 'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD',
            'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'resized', 'SessionSettings', 'keep_one_whole', 'spread_with_gap',
-           'Makers', 'fault_kinds', 'Sessions', 'read_sessions', 'generate_sessions', 'load_makers', 'more_trials']
+           'Makers', 'fault_kinds', 'Sessions', 'draw_like', 'read_sessions', 'generate_sessions', 'load_makers',
+           'more_trials']
 
 # %% ../../nbs/generation/07_session.ipynb #40c3d9c6
 CHANGING = (0.3, 0.9)
@@ -754,6 +755,29 @@ def _another_best(
     )
     flow = _draw_repeats(wanted, makers, settings.first)
     return replace(visits, flow=flow, best=indices_on_clock(flow))
+
+
+def draw_like(
+    people: pd.DataFrame,
+    flow: np.ndarray,
+    litres: np.ndarray,
+    models: Models,
+    seed: int = 0,
+    device: str | None = None,
+) -> np.ndarray:
+    """One repeat (N, 512) L/s of each known curve (N, 512) L/s, of FVC and FEV1 litres (N, 2) L.
+
+    people: patient, age (years), height (cm), sex (1 male, 2 female), N rows. Repeats are
+    acceptable, as in a session those without a fault are.
+    """
+    from spiro_diffusion.learning.devices import device_for
+
+    makers = load_makers(models, device_for(device))
+    rows = people.reset_index(drop=True)
+    number = np.zeros(len(rows), dtype=int)
+    visits = _Visits(rows, number, np.asarray(flow, dtype=np.float32), indices_on_clock(flow))
+    settings = SessionSettings(first=DrawSettings(seed=seed))
+    return _another_best(visits, litres, "same", makers, settings).flow
 
 
 VISIT_SPREAD = (0.030, 0.034)
