@@ -72,6 +72,7 @@ PAPER = Recipe(
         "ablation": "--run-dir {run} --people 100 --draws 4 --codec-steps 200 --steps 200"
         " --more 400",
         "recorded": "--run_dir {run} --loops {loops} --device {device}",
+        "sessions": "--run_dir {run} --data_dir {data} --people 1200 --visits 3",
     },
 )
 REHEARSAL = Recipe(
@@ -83,6 +84,8 @@ REHEARSAL = Recipe(
         "samplers": "--run-dir {run} --people 10 --draws 2 --many 10 --skip-ddpm",
         "ablation": "--run-dir {run} --people 10 --draws 2 --codec-steps 5 --steps 5 --more 5",
         "recorded": "--run_dir {run} --loops {loops} --draws 50 --simulated 2 --trials 60",
+        "sessions": "--run_dir {run} --data_dir {data} --people 40 --visits 1 --times 10"
+        " --rounds 1",
     },
 )
 OF_RECORDINGS = ("recorded",)
