@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from spiro_diffusion import generate, generate_sessions, more_trials, read_sessions
+from spiro_diffusion.apps.console import answer
+from spiro_diffusion.apps.generate import main
 from spiro_diffusion.base.errors import DataError
 from spiro_diffusion.formats.recognise import read_recordings
 from spiro_diffusion.formats.written import WRITERS
@@ -143,27 +145,29 @@ def test_bad_counts_and_options():
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_the_command_in_each_format(kind, tmp_path):
-    PEOPLE.to_csv(tmp_path / "folk.csv", index=False)
+def test_the_command_in_each_format(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    PEOPLE.to_csv("folk.csv", index=False)
     out = f"tests{WRITERS[kind].suffix}"
-    whole = ["--patients", "folk.csv", "--sessions", 1, "--manoeuvres", 3, "--format", kind]
-    done = command(*whole, "--labels", "--out", out, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "4 synthetic tests, 12 manoeuvres of 4 patients" in done.stdout
-    assert (tmp_path / "tests_labels.csv").is_file()
+    whole = ("--patients", "folk.csv", "--sessions", 1, "--manoeuvres", 3, "--format", kind)
+    done = answer(main, (*whole, "--labels", "--out", out))
+    assert done.status == 0, done.err
+    assert "4 synthetic tests, 12 manoeuvres of 4 patients" in done.out
+    assert Path("tests_labels.csv").is_file()
     if WRITERS[kind].suffix:
-        assert len(read_recordings(tmp_path / out)) == 12
-    again = command(*whole, "--labels", "--out", out, cwd=tmp_path)
-    assert again.returncode == 2
-    assert "exists" in again.stderr
+        assert len(read_recordings(out)) == 12
+    again = answer(main, (*whole, "--labels", "--out", out))
+    assert again.status == 2
+    assert "exists" in again.err
 
 
-def test_the_patients_are_not_written_over(tmp_path):
+def test_the_patients_are_not_written_over(tmp_path, monkeypatch):
     PEOPLE.to_csv(tmp_path / "people.csv", index=False)
     whole = ["--patients", "people.csv", "--sessions", 1, "--out", "tests.csv", "--overwrite"]
-    done = command(*whole, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "would be written over" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = answer(main, whole)
+    assert done.status == 2
+    assert "would be written over" in done.err
 
 
 def test_processes_agree(tmp_path):
