@@ -77,11 +77,11 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['CHANGING', 'FACTORS', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'USUAL_GAP', 'SPREAD_RANGE',
            'MOST_ABOVE', 'SLOTS_NAMED', 'SHARED_SLOT', 'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE',
-           'MOST_PEF', 'LEAST_RISE', 'SLOW', 'REJECTED', 'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES', 'REASONS',
-           'CRITERIA', 'KEYS', 'NEAR_LARGEST', 'SILENCE', 'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO',
-           'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'resized', 'SessionSettings', 'keep_one_whole',
-           'spread_with_gap', 'Makers', 'fault_kinds', 'Sessions', 'draw_like', 'read_sessions', 'generate_sessions',
-           'load_makers', 'more_trials']
+           'MOST_PEF', 'LARGEST_PEF', 'LEAST_RISE', 'SLOW', 'REJECTED', 'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES',
+           'REASONS', 'CRITERIA', 'KEYS', 'NEAR_LARGEST', 'SILENCE', 'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT',
+           'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'resized', 'SessionSettings',
+           'keep_one_whole', 'spread_with_gap', 'Makers', 'fault_kinds', 'Sessions', 'draw_like', 'read_sessions',
+           'generate_sessions', 'load_makers', 'more_trials']
 
 # %% ../../nbs/generation/07_session.ipynb #40c3d9c6
 CHANGING = (0.3, 0.9)
@@ -329,7 +329,9 @@ class Makers:
         """Latents (N, C, 32) of curves (N, 512) L/s."""
         import torch
 
-        latents = self.models.vqvae.latents(flow)
+        from spiro_diffusion.learning.curves import HIGHEST_PEAK
+
+        latents = self.models.vqvae.latents(np.minimum(flow, HIGHEST_PEAK))
         return torch.as_tensor(latents, dtype=torch.float32, device=self.device)
 
 
@@ -389,6 +391,8 @@ REPEATS_AT_ONCE = 256
 MOST_PEF = 1.6
 """Times the known PEF, that a repeat's is at most, and its inverse at least: after a bronchodilator
 one person of twenty exceeds 1.38 (SPX_G)."""
+LARGEST_PEF = 16.0
+"""L/s, that a repeat reaches at most, unless the known manoeuvre exceeds it."""
 LEAST_RISE = 0.02
 """s: nobody's flow rises faster; a repeat that does is a slip of the decoder and is drawn again."""
 
@@ -401,7 +405,8 @@ def _is_plausible(
     pef = found["pef"].to_numpy()
     rises = found["rise_time"].to_numpy() >= LEAST_RISE
     acceptable = criteria["acceptable"].to_numpy() | ~wanted.must_pass[rows]
-    return rises & (pef <= MOST_PEF * known) & (pef >= known / MOST_PEF) & acceptable
+    most = np.maximum(np.minimum(MOST_PEF * known, LARGEST_PEF), known)
+    return rises & (pef <= most) & (pef >= known / MOST_PEF) & acceptable
 
 
 def _draw_repeats(wanted: _Wanted, makers: Makers, settings: DrawSettings) -> np.ndarray:
