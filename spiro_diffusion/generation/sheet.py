@@ -305,7 +305,12 @@ def _draw_other(visit: _Visit, other: str, loops: Axes, volumes: Axes) -> None:
         volumes.plot(*visit.spirogram(row), **style)
 
 # %% ../../nbs/generation/08_sheet.ipynb #d4439af4
-SHORT_REASONS = {"sharp_start": "large BEV", "no_cough": "cough", "end": "no plateau"}
+SHORT_REASONS = {
+    "sharp_start": "large BEV",
+    "no_cough": "cough",
+    "end": "no plateau",
+    "one_breath": "second breath",
+}
 """What is said of a manoeuvre that fails a criterion; BEV is back-extrapolated volume."""
 TEXT_SIZE = 7.5  # points
 SWATCH = 0.035  # share of the width of a table
