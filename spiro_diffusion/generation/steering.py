@@ -14,7 +14,8 @@ from ..learning.devices import kept_on
 from ..spirometry.clock import END, N_BINS
 
 # %% auto #0
-__all__ = ['STEERABLE', 'SMALL', 'STEERED_BELOW', 'SEVERAL_BELOW', 'RIDGE', 'soft_indices', 'check_targets', 'steer']
+__all__ = ['STEERABLE', 'SMALL', 'STEERED_BELOW', 'SEVERAL_BELOW', 'LARGEST_CHANGE', 'RIDGE', 'soft_indices', 'check_targets',
+           'steer']
 
 # %% ../../nbs/generation/00_steering.ipynb #c3bf949d
 STEERABLE = ("fvc", "fev1", "fev1_fvc", "pef")
@@ -60,6 +61,7 @@ def soft_indices(flow: Tensor) -> dict[str, Tensor]:
 # %% ../../nbs/generation/00_steering.ipynb #7472d98d
 STEERED_BELOW = 10.0  # sigma, where a standardised latent has an SD of 1
 SEVERAL_BELOW = 5.0  # sigma, for curves with more than one target
+LARGEST_CHANGE = 5.0  # of an estimate at a call, in standard deviations of a latent
 RIDGE = 1e-3  # added to the diagonal, as a share of it: two targets may require nearly the same
 
 
@@ -87,7 +89,9 @@ def _likeliest_change(gaps: Tensor, gradients: Tensor, spreads: Tensor, sigma: f
     gram = gradients @ spreads.transpose(1, 2)
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-8)
     weights = torch.linalg.solve_ex(gram + ridge.diag_embed(), gaps[..., None])[0]  # does not wait
-    return weights.transpose(1, 2) @ spreads
+    change = weights.transpose(1, 2) @ spreads
+    length = change.norm(dim=2, keepdim=True)
+    return change * (LARGEST_CHANGE / length.clamp_min(LARGEST_CHANGE))
 
 
 def steer(
