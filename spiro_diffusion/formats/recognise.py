@@ -45,6 +45,8 @@ def read_recordings(path: str | Path) -> list[Recording]:
     none of them, and as their readers do.
     """
     way_out = f"recordings are read from {known_formats()}"
+    if Path(path).is_dir():
+        raise DataError(f"{path} is a folder: name a file in it; {way_out}")
     path = need_file(path, way_out)
     data = first_bytes(path, FIRST_READ)
     for start, what in FIRST_BYTES.items():

@@ -3,6 +3,7 @@
 # %% ../../nbs/generation/07_session.ipynb #16aaa682
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ from spiro_diffusion.spirometry.indices import (
     volume_at,
 )
 from spiro_diffusion.spirometry.quality import (
+    acceptability_on_clock,
     measure_on_clock,
     repeatability,
 )
@@ -78,10 +80,10 @@ if TYPE_CHECKING:
 __all__ = ['CHANGING', 'FACTORS', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'USUAL_GAP', 'SPREAD_RANGE',
            'MOST_ABOVE', 'SLOTS_NAMED', 'SHARED_SLOT', 'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE',
            'MOST_PEF', 'LARGEST_PEF', 'LEAST_RISE', 'SLOW', 'REJECTED', 'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES',
-           'REASONS', 'CRITERIA', 'KEYS', 'NEAR_LARGEST', 'SILENCE', 'WORDS_SAID', 'GRADES_SAID', 'PLACE_SLOT',
-           'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'resized', 'SessionSettings',
-           'keep_one_whole', 'spread_with_gap', 'Makers', 'fault_kinds', 'Sessions', 'draw_like', 'read_sessions',
-           'generate_sessions', 'load_makers', 'more_trials']
+           'REASONS', 'CRITERIA', 'SEEN_BY_A_TECHNICIAN', 'KEYS', 'NEAR_LARGEST', 'SILENCE', 'WORDS_SAID',
+           'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'ROLES',
+           'resized', 'SessionSettings', 'keep_one_whole', 'spread_with_gap', 'Makers', 'fault_kinds', 'Sessions',
+           'draw_like', 'read_sessions', 'generate_sessions', 'load_makers', 'more_trials']
 
 # %% ../../nbs/generation/07_session.ipynb #40c3d9c6
 CHANGING = (0.3, 0.9)
@@ -518,14 +520,22 @@ CRITERIA = (
 )
 """Columns of the criteria; `sharp_start` is that of the back-extrapolated volume, `one_breath` what
 a technician sees and no rule on the exhaled volume does."""
+SEEN_BY_A_TECHNICIAN = {
+    "no_cough": "cough",
+    "sharp_start": "hesitation",
+    "one_breath": "double_breath",
+}
+"""Faults that count against a criterion, whether or not the rule on exhaled volume sees them."""
 KEYS = ("patient", "session", "test")
 
 
 def _why(criteria: pd.DataFrame) -> np.ndarray:
     """Why each manoeuvre fails, (N,) text, "" where it does not."""
-    failed = {name: ~criteria[name].to_numpy() for name in REASONS}
+    failed = {name: ~criteria[name].to_numpy() for name in REASONS if name in criteria}
     said = np.full(len(criteria), "", dtype=object)
     for name, reason in REASONS.items():
+        if name not in failed:
+            continue
         joined = np.where(said == "", reason, said + ", " + reason)
         said = np.where(failed[name], joined, said)
     return said
@@ -550,9 +560,11 @@ def _measured(trials: pd.DataFrame, flow: np.ndarray) -> pd.DataFrame:
     criteria = criteria.rename(columns={"bev": "sharp_start"})
     criteria["near_largest"] = found["fvc"] >= largest - NEAR_LARGEST
     criteria["end"] = criteria["plateau"] | criteria["fet15"] | criteria["near_largest"]
-    criteria["fvc_acceptable"] = criteria["sharp_start"] & criteria["end"]
-    criteria["one_breath"] = ~trials["fault"].str.contains("double_breath").to_numpy()
-    criteria["fvc_acceptable"] &= criteria["one_breath"]
+    for name, fault in SEEN_BY_A_TECHNICIAN.items():
+        without = ~trials["fault"].str.contains(fault).to_numpy()
+        criteria[name] = criteria.get(name, True) & without
+    criteria["fev1_acceptable"] = criteria["sharp_start"] & criteria["no_cough"]
+    criteria["fvc_acceptable"] = criteria["sharp_start"] & criteria["end"] & criteria["one_breath"]
     criteria["acceptable"] = criteria["fev1_acceptable"] & criteria["fvc_acceptable"]
     out = pd.concat([trials, found, criteria[list(CRITERIA)]], axis=1)
     scored = [c for c in ("age", "height", "sex", "ethnicity", *INDICES) if c in out]
@@ -909,7 +921,9 @@ def _assembled(visits: _Visits, makers: Makers, settings: SessionSettings) -> Se
     labels = pd.concat([part[2] for part in parts], ignore_index=True)
     trials = _with_ends(trials, labels)
     keys = trials.iloc[labels["row"].to_numpy(dtype=int)][[*KEYS, "trial"]].reset_index(drop=True)
+    ends = trials["end_s"].to_numpy()[labels["row"].to_numpy(dtype=int)]
     labels = pd.concat([keys, labels.drop(columns="row")], axis=1)
+    labels["end_s"] = np.minimum(labels["end_s"].to_numpy(dtype=float), ends)
     trials["sex"] = np.where(trials["sex"] == 1, "male", "female")
     tests = _graded(trials)
     return Sessions(trials, flow, tests, labels, {})
@@ -936,9 +950,11 @@ def generate_sessions(
     """
     from spiro_diffusion.learning.devices import device_for
 
+    if "draws" in options:
+        raise TypeError("there is no option 'draws': how many manoeuvres is said by manoeuvres")
     settings = SessionSettings(sessions, manoeuvres, post, settings_of(1, seed, options))
     models = models or models_of(options)
-    table = requested_patients(patients, settings.first, models.cldm.settings)
+    table = _without_roles(requested_patients(patients, settings.first, models.cldm.settings))
     makers = load_makers(models, device_for(device))
     rows = table.assign(draw=0)
     flow, found = draw_and_measure(models, rows, settings.first, makers.device)
@@ -956,6 +972,19 @@ def generate_sessions(
         "repeat_sha256": makers.repeat.weights_sha256,
     }
     return made
+
+
+ROLES = ("effort", "test", "blow")
+"""What a manoeuvre is in a session, and so no condition of one."""
+
+
+def _without_roles(table: pd.DataFrame) -> pd.DataFrame:
+    """Patients without columns that sessions decide themselves, with a note on each."""
+    given = [name for name in ROLES if name in table]
+    notes = [f"column {name} is not used: a session has manoeuvres of its own" for name in given]
+    out = table.drop(columns=given)
+    out.attrs["notes"] = [*table.attrs.get("notes", []), *notes]
+    return out
 
 
 def load_makers(models: Models, device: Any) -> Makers:
@@ -1002,11 +1031,19 @@ def more_trials(
     _need_between("n", n, MOST_MANOEUVRES - 1)
     settings = SessionSettings(1, int(n) + 1, False, settings_of(1, seed, options))
     models = models or models_of(options)
-    table = check_patients(patient, models.cldm.settings.height_range, settings.first.extrapolate)
+    heights = models.cldm.settings.height_range
+    table = _without_roles(check_patients(patient, heights, settings.first.extrapolate))
     if len(table) != 1:
         raise DataError(f"patient holds {len(table)} people: give the one whose manoeuvre this is")
     makers = load_makers(models, device_for(device))
     flow = to_clock(np.asarray(volume, dtype=float), np.asarray(time, dtype=float))
+    reasons = _why(acceptability_on_clock(flow).rename(columns={"bev": "sharp_start"}))[0]
+    if reasons:
+        warnings.warn(
+            f"the manoeuvre is not acceptable ({reasons}), and is taken for the person's best: "
+            "give a whole one, or complete it with reconstruct",
+            stacklevel=2,
+        )
     known = _Visits(table, np.zeros(1, dtype=int), flow, indices_on_clock(flow))
     made = _assembled(known, makers, settings)
     further = (made.trials["slot"] > 0).to_numpy()

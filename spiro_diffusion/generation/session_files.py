@@ -14,7 +14,8 @@ from ..base.files import check_free, read_json, record_beside, write_json, writi
 from ..formats.loops import PEOPLE_FILE
 from ..formats.recording import Recording
 from ..formats.written import WRITERS, write_recordings
-from .cohort import refuse_others_record, write_curves
+from .cohort import WRITERS as WRITERS_OF_CURVES
+from .cohort import refuse_others_record
 
 # %% auto #0
 __all__ = ['SESSION_FORMATS', 'BY_ENDING', 'session_format_of', 'session_files_of', 'SavedTests', 'save_sessions', 'read_tables']
@@ -89,18 +90,20 @@ def save_sessions(
     check_free(files, overwrite)
     record = sessions.info | {"of": path.name, "format": kind}
     record["files"] = [file.name for file in files if file != record_beside(path)]
-    if kind == "parquet":
-        write_curves(sessions.trials, sessions.flow, path)
-    else:
-        write_recordings(sessions.recordings(), path, kind, overwrite)
-    beside = [file for file in files[1:] if file.name != PEOPLE_FILE]
-    with writing_all(path, beside) as parts:
-        by_name = dict(zip((file.name for file in beside), parts, strict=True))
+    tables = [file for file in files if file.name != PEOPLE_FILE]
+    if kind != "parquet":
+        tables = tables[1:]
+    with writing_all(path, tables) as parts:
+        by_name = dict(zip((file.name for file in tables), parts, strict=True))
         write_json(by_name[record_beside(path).name], record)
         if kind == "parquet":
             sessions.tests.to_csv(by_name[_beside(path, "tests").name], index=False)
         if _beside(path, "labels").name in by_name:
             sessions.labels.to_csv(by_name[_beside(path, "labels").name], index=False)
+        if kind == "parquet":
+            WRITERS_OF_CURVES["parquet"](sessions.trials, sessions.flow, by_name[path.name])
+        else:
+            write_recordings(sessions.recordings(), path, kind, overwrite)
     return path
 
 
