@@ -56,7 +56,7 @@ RESULTS = Path(__file__).parent / "results" / "sessions.json"
 HELD_OUT = ("val", "test")
 CURVES = 8
 """Manoeuvres of the session that is timed, and curves beside it."""
-TIMED = (1, 64)
+TIMED = (1, 128)
 """Patients that are drawn at once while the time is taken."""
 ASKED = ("age", "height", "sex")
 """What a generator is told of a patient."""

@@ -267,7 +267,7 @@ def keep_one_whole(plan: Plan, half_hearted: np.ndarray) -> None:
 
 USUAL_GAP = 0.02
 """Of FVC or FEV1, as a loss: sessions whose gap is larger are spread further apart throughout."""
-SPREAD_RANGE = (0.6, 2.0)
+SPREAD_RANGE = (0.6, 1.4)
 
 
 def spread_with_gap(losses: np.ndarray, person: np.ndarray, faulty: np.ndarray) -> np.ndarray:
@@ -453,7 +453,7 @@ def _take(wanted: _Wanted, rows: np.ndarray) -> _Wanted:
     )
 
 # %% ../../nbs/generation/07_session.ipynb #763862c1
-SLOW = 0.28
+SLOW = 0.2
 """Share of B that starts slowly; the others are submaximal (half in the simulated sessions)."""
 REJECTED = ("cough", "hesitation", "double_breath")
 REJECTED_UNTIL = (0.6, 0.92)
@@ -461,10 +461,11 @@ REJECTED_UNTIL = (0.6, 0.92)
 ALSO_EARLY = 0.45
 """Share of D that ends early as well."""
 FAULT_SIZES = FaultSettings(
-    slow_rise=(0.4, 0.8), rise=(0.05, 0.11), lost_effort=(0.05, 0.3), missing=(0.01, 0.12)
+    slow_rise=(0.4, 0.8), rise=(0.05, 0.11), lost_effort=(0.03, 0.2), missing=(0.01, 0.08)
 )
-"""As they are usually, but for slow starts, which nearly all take more than 150 ms, and for what is
-not breathed in: in recorded sessions one manoeuvre of a hundred lacks 12 % of FVC."""
+"""As they are usually, but for slow starts, which nearly all take more than 150 ms, and for how weak
+and how shallow a submaximal effort is: set so that FVC, FEV1, PEF, rise time and FEF50/PEF of
+acceptable manoeuvres vary within a session as they do in recorded ones."""
 
 
 def fault_kinds(plan: Plan, half_hearted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
