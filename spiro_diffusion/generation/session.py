@@ -463,8 +463,8 @@ ALSO_EARLY = 0.45
 FAULT_SIZES = FaultSettings(
     slow_rise=(0.4, 0.8), rise=(0.05, 0.11), lost_effort=(0.03, 0.2), missing=(0.01, 0.08)
 )
-"""As they are usually, but for slow starts, which nearly all take more than 150 ms, and for how weak
-and how shallow a submaximal effort is: set so that FVC, FEV1, PEF, rise time and FEF50/PEF of
+"""As they are usually, but for slow starts, which nearly all take more than 150 ms, and for how
+weak and how shallow a submaximal effort is: set so that FVC, FEV1, PEF, rise time and FEF50/PEF of
 acceptable manoeuvres vary within a session as they do in recorded ones."""
 
 
