@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -27,10 +27,11 @@ from spiro_diffusion.generation.drawing import (
     requested_patients,
     settings_of,
 )
-from .faults import N_DRAWS, FaultSettings, apply_faults, breath_in
+from .faults import N_DRAWS, FaultSettings, apply_faults, raw_volume
 from ..learning.conditions import encode_patients
 from ..learning.patients import Z_SCORES, check_patients, patient_name
 from ..simulator.people import BEST_INDICES, age_band, people_params
+from ..simulator.session import BEST_SLOT as PLACE_SLOT
 from spiro_diffusion.simulator.session import (
     BLOW_NORMALS,
     BLOW_UNIFORMS,
@@ -64,6 +65,7 @@ from spiro_diffusion.spirometry.indices import (
     volume_at,
 )
 from spiro_diffusion.spirometry.quality import (
+    REPEATABLE,
     acceptability_on_clock,
     measure_on_clock,
     repeatability,
@@ -80,10 +82,10 @@ if TYPE_CHECKING:
 __all__ = ['CHANGING', 'FACTORS', 'MOST_MANOEUVRES', 'MOST_SESSIONS', 'TEST_NAMES', 'GRADES', 'USUAL_GAP', 'SPREAD_RANGE',
            'MOST_ABOVE', 'SLOTS_NAMED', 'SHARED_SLOT', 'BEST_SLOT', 'REPEATS_FROM', 'LOSSES_LEARNT', 'REPEATS_AT_ONCE',
            'MOST_PEF', 'LARGEST_PEF', 'LEAST_RISE', 'SLOW', 'REJECTED', 'REJECTED_UNTIL', 'ALSO_EARLY', 'FAULT_SIZES',
-           'REASONS', 'CRITERIA', 'SEEN_BY_A_TECHNICIAN', 'KEYS', 'NEAR_LARGEST', 'SILENCE', 'WORDS_SAID',
-           'GRADES_SAID', 'PLACE_SLOT', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'ROLES',
-           'resized', 'SessionSettings', 'keep_one_whole', 'spread_with_gap', 'Makers', 'fault_kinds', 'Sessions',
-           'draw_like', 'read_sessions', 'generate_sessions', 'load_makers', 'more_trials']
+           'REASONS', 'CRITERIA', 'SEEN_BY_A_TECHNICIAN', 'KEYS', 'RECORDED_AT_ONCE', 'SILENCE', 'WORDS_SAID',
+           'GRADES_SAID', 'MOST_RATIO', 'VISIT_SPREAD', 'VISIT_CORRELATION', 'VISITS_AT_ONCE', 'ROLES', 'resized',
+           'SessionSettings', 'keep_one_whole', 'spread_with_gap', 'Makers', 'fault_kinds', 'Sessions', 'draw_like',
+           'read_sessions', 'generate_sessions', 'load_makers', 'more_trials']
 
 # %% ../../nbs/generation/07_session.ipynb #40c3d9c6
 CHANGING = (0.3, 0.9)
@@ -399,16 +401,12 @@ LEAST_RISE = 0.02
 """s: nobody's flow rises faster; a repeat that does is a slip of the decoder and is drawn again."""
 
 
-def _is_plausible(
-    found: pd.DataFrame, criteria: pd.DataFrame, wanted: _Wanted, rows: np.ndarray
-) -> np.ndarray:
-    """Which of some repeats, `rows` of those wanted, can be of these lungs, and are acceptable."""
-    known = wanted.visits.best["pef"].to_numpy()[rows]
+def _is_possible(found: pd.DataFrame, known: np.ndarray) -> np.ndarray:
+    """Which repeats, of indices `found`, can be of lungs whose known PEF is (N,) L/s."""
     pef = found["pef"].to_numpy()
     rises = found["rise_time"].to_numpy() >= LEAST_RISE
-    acceptable = criteria["acceptable"].to_numpy() | ~wanted.must_pass[rows]
     most = np.maximum(np.minimum(MOST_PEF * known, LARGEST_PEF), known)
-    return rises & (pef <= most) & (pef >= known / MOST_PEF) & acceptable
+    return rises & (pef <= most) & (pef >= known / MOST_PEF)
 
 
 def _draw_repeats(wanted: _Wanted, makers: Makers, settings: DrawSettings) -> np.ndarray:
@@ -418,10 +416,11 @@ def _draw_repeats(wanted: _Wanted, makers: Makers, settings: DrawSettings) -> np
     brought to size.
     """
     flow = np.empty_like(wanted.visits.flow)
-    plausible = np.zeros(len(flow), dtype=bool)
+    known_pef = wanted.visits.best["pef"].to_numpy()
+    accepted = np.zeros(len(flow), dtype=bool)
     possible = np.zeros(len(flow), dtype=bool)
     for again in range(settings.redraws + 1):
-        remaining = np.flatnonzero(~plausible)
+        remaining = np.flatnonzero(~accepted)
         if not len(remaining):
             break
         for start in range(0, len(remaining), REPEATS_AT_ONCE):
@@ -430,10 +429,9 @@ def _draw_repeats(wanted: _Wanted, makers: Makers, settings: DrawSettings) -> np
             drawn = _draw_batch(some, makers, settings.seed, settings.steps, again)
             flow[part] = resized(drawn, some.litres[:, 0], some.litres[:, 1])
         found, criteria = measure_on_clock(flow[remaining])
-        plausible[remaining] = _is_plausible(found, criteria, wanted, remaining)
-        possible[remaining] = _is_plausible(
-            found, criteria.assign(acceptable=True), wanted, remaining
-        )
+        possible[remaining] = _is_possible(found, known_pef[remaining])
+        passed = criteria["acceptable"].to_numpy() | ~wanted.must_pass[remaining]
+        accepted[remaining] = possible[remaining] & passed
     left = np.flatnonzero(~possible)
     if len(left):
         known = wanted.visits.flow[left]
@@ -559,7 +557,7 @@ def _measured(trials: pd.DataFrame, flow: np.ndarray) -> pd.DataFrame:
     keys = [trials[name] for name in KEYS]
     largest = found["fvc"].groupby(keys, sort=False).transform("max")
     criteria = criteria.rename(columns={"bev": "sharp_start"})
-    criteria["near_largest"] = found["fvc"] >= largest - NEAR_LARGEST
+    criteria["near_largest"] = found["fvc"] >= largest - REPEATABLE
     criteria["end"] = criteria["plateau"] | criteria["fet15"] | criteria["near_largest"]
     for name, fault in SEEN_BY_A_TECHNICIAN.items():
         without = ~trials["fault"].str.contains(fault).to_numpy()
@@ -574,10 +572,6 @@ def _measured(trials: pd.DataFrame, flow: np.ndarray) -> pd.DataFrame:
     out["why"] = _why(criteria)
     out["best"] = _is_best(out)
     return out
-
-
-NEAR_LARGEST = 0.150
-"""L: a FVC within it of the largest of the session needs no plateau (Graham 2019)."""
 
 
 def _gaps(values: np.ndarray, number: np.ndarray, count: int) -> np.ndarray:
@@ -620,6 +614,8 @@ def _graded(trials: pd.DataFrame) -> pd.DataFrame:
     return tests
 
 # %% ../../nbs/generation/07_session.ipynb #ad768359
+RECORDED_AT_ONCE = 256
+"""Manoeuvres whose volume at 100 Hz is computed together, 4 MB."""
 SILENCE = 1.0
 """s that are recorded after the last air."""
 WORDS_SAID = ("effort", "acceptable", "plateau", "fault", "best")
@@ -648,26 +644,44 @@ class Sessions:
     def __len__(self) -> int:
         return len(self.trials)
 
+    def _second_breaths(self) -> pd.DataFrame:
+        """The labels of second breaths, with `row`, the row of `trials` that each belongs to."""
+        keys = [*KEYS, "trial"]
+        breaths = self.labels[self.labels["fault"] == "double_breath"]
+        trials = pd.MultiIndex.from_frame(self.trials[keys])
+        return breaths.assign(row=trials.get_indexer(pd.MultiIndex.from_frame(breaths[keys])))
+
+    def _volumes(
+        self, rows: range, breaths: pd.DataFrame
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `volume`, of each of some rows; breaths: as `_second_breaths` gives them."""
+        own = breaths[breaths["row"].isin(rows)]
+        own = own.assign(row=own["row"] - rows.start)
+        volumes, time = raw_volume(self.flow[rows.start : rows.stop], own)
+        ends = self.trials["end_s"].to_numpy()[rows.start : rows.stop]
+        for volume, end in zip(volumes, ends, strict=True):
+            shown_until = time <= end + 1e-9
+            yield volume[shown_until], time[shown_until]
+
     def volume(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Raw volume (T,) L and time (T,) s at 100 Hz of the manoeuvre in a row of `trials`."""
-        volume, time = from_clock(self.flow[row : row + 1])
-        trial = self.trials.iloc[row]
-        shown_until = time <= trial["end_s"] + 1e-9
-        whole = np.maximum.accumulate(volume[0])
-        same = np.ones(len(self.labels), dtype=bool)
-        for name in (*KEYS, "trial"):
-            same &= (self.labels[name] == trial[name]).to_numpy()
-        for breath in self.labels[same & (self.labels["fault"] == "double_breath")].itertuples():
-            whole = whole - breath_in(time, breath.start_s, breath.end_s, breath.size)
-        return whole[shown_until], time[shown_until]
+        """Raw volume (T,) L and time (T,) s at 100 Hz of the manoeuvre in a row of `trials`.
+
+        Raises IndexError if there is no such row.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"there is no row {row} in {len(self)} trials")
+        return next(self._volumes(range(row, row + 1), self._second_breaths()))
 
     def recordings(self) -> list[Recording]:
         """Each manoeuvre as a recording of volume at 100 Hz, a breath in included."""
         known = [c for c in ("age", "height", "weight", "sex", "ethnicity") if c in self.trials]
         graded = self.tests.set_index(list(KEYS))[list(GRADES_SAID)].to_dict("index")
+        breaths = self._second_breaths()
+        every = range(len(self))
+        parts = [every[k : k + RECORDED_AT_ONCE] for k in every[::RECORDED_AT_ONCE]]
+        volumes = [one for part in parts for one in self._volumes(part, breaths)]
         records = []
-        for row, trial in enumerate(self.trials.to_dict("records")):
-            volume, time = self.volume(row)
+        for trial, (volume, time) in zip(self.trials.to_dict("records"), volumes, strict=True):
             said = {name: float(trial[name]) for name in INDICES}
             said |= {name: trial[name] for name in WORDS_SAID}
             said |= graded[tuple(trial[name] for name in KEYS)]
@@ -753,10 +767,6 @@ def _test_rows(
     found = found.assign(row=place[found["row"].to_numpy(dtype=int)])
     trials = trials.iloc[order].reset_index(drop=True)
     return trials, flow[order], found
-
-
-PLACE_SLOT = 3
-"""Of the draws "gap": where the best manoeuvre comes."""
 
 
 def _after(visits: _Visits, makers: Makers, settings: SessionSettings) -> _Visits:
